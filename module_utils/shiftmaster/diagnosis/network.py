@@ -418,10 +418,15 @@ def http(setting) -> dict:
         if target.get("deep") and result.body:
             try:
                 entry["parts"] = {
-                    part: {"status": check.get("status"), "error": str(check.get("error") or "")[:300]}
+                    part: {
+                        "status": check.get("status"),
+                        "error": str(check.get("error") or "")[:300],
+                        # Migrations that the database has and the release has not.
+                        "unknown": [str(name)[:100] for name in list(check.get("unknown") or ())[:5]],
+                    }
                     for part, check in (json.loads(result.body).get("checks") or {}).items()
                 }
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, TypeError):
                 pass
         found[name] = entry
 

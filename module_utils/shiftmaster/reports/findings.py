@@ -528,6 +528,12 @@ def add_changes(finding: dict, host: dict, topology: dict) -> None:
             for one in files[:5]
             if one["path"] not in shown
         ]
+    deep = (host["parts"].get("http") or {}).get("deep") or {}
+    unknown = ((deep.get("parts") or {}).get("migrations") or {}).get("unknown")
+    if unknown:
+        names = ", ".join(unknown)
+        finding["evidence"].append("migrations in the database that the live release does not have: %s" % names)
+        finding["evidence_ja"].append("稼働中のリリースにないマイグレーションがデータベースにあります: %s" % names)
     tags = [tag for part, tag in _TAGS if any(part in one["path"] for one in files)]
     command = "ansible-playbook deploy.yml --tags " + ",".join(tags)
     if tags and command not in finding["fix"]:

@@ -271,6 +271,12 @@ def test_a_symptom_without_a_known_cause_lists_what_was_changed():
     (first,) = found(host({"parts": slow}))
     assert first["rule"] == "ApplicationSlow" and "/etc/nginx/conf.d/own.conf" in str(first["evidence"])
     assert "ansible-playbook deploy.yml --tags nginx" in first["fix"]
+    deep = {
+        "status": 200,
+        "parts": {"migrations": {"status": "healthy", "error": "", "unknown": ["roster.0099_later"]}},
+    }
+    (first,) = found(host({"parts": {**slow, "http": {"deep": deep}}}))
+    assert all("roster.0099_later" in str(first[field]) for field in ("evidence", "evidence_ja"))
     # Where a cause is known, it is none of it; and without a symptom it is nobody's business.
     caused = found(
         host(

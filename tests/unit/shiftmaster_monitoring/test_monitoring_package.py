@@ -196,6 +196,23 @@ def test_a_pending_migration_is_named(get, project):
         sys.modules.pop("roster.migrations.0002_late", None)
 
 
+def test_a_migration_that_the_code_does_not_have_is_named(get, project):
+    from django.db import connection
+    from django.db.migrations.recorder import MigrationRecorder
+
+    recorder = MigrationRecorder(connection)
+    # The second is of no application that is installed.
+    recorder.record_applied("roster", "0099_later")
+    recorder.record_applied("removed", "0001_initial")
+    try:
+        found = get("/health/deep/").data["checks"]["migrations"]
+        assert (found["status"], found["unknown"]) == ("healthy", ["roster.0099_later"])
+    finally:
+        recorder.record_unapplied("roster", "0099_later")
+        recorder.record_unapplied("removed", "0001_initial")
+    assert "unknown" not in get("/health/deep/").data["checks"]["migrations"]
+
+
 def test_a_check_of_the_site(get):
     with changed(SHIFTMASTER_HEALTH_CHECKS=["database", "site_checks.storage"]):
         module = type(sys)("site_checks")
