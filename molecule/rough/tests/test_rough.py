@@ -10,7 +10,7 @@ import pytest
 from support import APP, PASSWORD, SCENARIO_HOME, Operations, load, wait_for
 
 RELEASE = f"{APP}/active/release"
-LEFT_OUT = ("docs", "staticfiles")
+LEFT_OUT = ("docs", "pgdata", "staticfiles", "venv")
 
 
 @pytest.fixture(scope="module")
