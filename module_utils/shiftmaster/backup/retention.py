@@ -128,7 +128,7 @@ def first_of_each(found: Iterable, now: float, months: int, years: int) -> dict:
         for timestamp, name in sorted(found):
             if timestamp <= now:
                 periods.setdefault(time.strftime(format_, time.gmtime(timestamp)), name)
-        for period in sorted(periods)[-count:] if count else ():
+        for period in list(periods)[-count:] if count else ():
             firsts.setdefault(periods[period], period)
     return firsts
 
