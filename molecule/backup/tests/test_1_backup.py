@@ -269,7 +269,7 @@ def flip(backups):
 
 PGBACKREST = "/var/backups/shiftmaster/pgbackrest"
 # Its unit has a mount namespace, which may have been made before a mount of a test.
-RESTART = "systemctl restart postgresql; until pg_isready -q; do sleep 0.5; done"
+RESTART = "systemctl restart postgresql@17-main; until pg_isready -q; do sleep 0.5; done"
 
 
 @pytest.mark.parametrize(
@@ -312,8 +312,8 @@ def test_the_repository_is_full(backups, first):
     """Half a backup is none; what there is stays."""
     small = "/root/small"
     backups.shell(
-        # Stopped: what it archives in the meantime would be in one of both only.
-        f"systemctl stop postgresql; mkdir -p {small} && "
+        # What it archives in the meantime would be in one of both only; a stop of postgresql.service does not wait.
+        f"systemctl stop postgresql@17-main; mkdir -p {small} && "
         f"mount -t tmpfs -o size=$(( $(du -sm {PGBACKREST} | cut -f1) + 3 ))m tmpfs {small} && "
         f"chmod 750 {small} && chown postgres: {small} && cp -a {PGBACKREST}/. {small} && "
         f"mount --bind {small} {PGBACKREST}; {RESTART}"
@@ -329,7 +329,7 @@ def test_the_repository_is_full(backups, first):
     finally:
         # What was archived meanwhile comes along.
         move = f"umount {PGBACKREST} && cp -a {small}/. {PGBACKREST} && umount {small}"
-        backups.shell(f"systemctl stop postgresql; {move}; {RESTART}")
+        backups.shell(f"systemctl stop postgresql@17-main; {move}; {RESTART}")
     backups.run(only="database")
 
 
