@@ -39,7 +39,7 @@ _BLOCK = 1 << 20
 # What root copies of a release's static files at most; a sparse file costs the application nothing, its copy does.
 STATIC_BYTES, STATIC_FILES = 2 << 30, 50_000
 REQUIREMENTS_BYTES = 4 << 20
-# Files of a virtual environment that root writes anew at most, and the size of one, to link it into another release.
+# Files of a virtual environment that root writes again at most, and the size of one, to link it into another release.
 _SCRIPTS, _SCRIPT_BYTES = 1000, 1 << 20
 # A requirement with hashes: pip takes nothing of the source for it. Or an index.
 _HASHED = re.compile(
@@ -539,7 +539,7 @@ def find_environment(layout: Layout, state: State, key: str) -> Optional[str]:
 def link_environment(source: str, target: str) -> None:
     """Fill the virtual environment of a release with hard links to the files of another one's, which is sealed.
 
-    Files that name their own place (scripts, pyvenv.cfg) are written anew. Raises OSError or ValueError where that
+    Files that name their own place (scripts, pyvenv.cfg) are written again. Raises OSError or ValueError where that
     cannot be done.
     """
     old, new = os.path.join(source, "venv"), os.path.join(target, "venv")
