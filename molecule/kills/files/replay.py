@@ -25,6 +25,8 @@ import time
 CALLS = "/root/replay/calls"
 RELEASES = "/var/www/shiftmaster/releases/"
 WHO = "replay"
+# By the kind of a call or its module: whose arguments it takes.
+LIKE = {"release": "query", "migrations": "plan", "reverse": "apply", "present": "present.build"}
 
 
 def keep():
@@ -50,10 +52,16 @@ class Run:
         self.options, self.operation = options, operation
         self.id = "%s-%s" % (time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()), secrets.token_hex(3))
 
-    def call(self, module, kind, like=None, /, **changes):
-        """Call a module with the arguments of the recorded run and these changes; a failure ends this run."""
+    def call(self, module, kind, /, **changes):
+        """Call a module with the arguments of the recorded run and these changes; a failure ends this run.
+
+        A call that the recorded run had no reason for takes the arguments of another one.
+        """
+        like = os.path.join(CALLS, "shiftmaster_%s.%s" % (module, kind))
+        if not os.path.exists(like):
+            like = os.path.join(CALLS, "shiftmaster_%s.%s" % (module, LIKE.get(kind, LIKE[module])))
         module = "shiftmaster_" + module
-        with open(os.path.join(CALLS, module + "." + (like or kind)), encoding="utf-8") as stream:
+        with open(like, encoding="utf-8") as stream:
             arguments = json.load(stream)
         given = arguments["ANSIBLE_MODULE_ARGS"]
         given["mode" if module == "shiftmaster_migrations" else "state"] = kind.split(".")[0]
@@ -98,45 +106,55 @@ class Run:
         if not lock["acquired"]:
             sys.exit("FAILED %s" % lock["holder_text"])
         if lock["taken_over"]:
-            self.call("release", "audited", "query", event="lock_taken_over", reason=json.dumps(lock["taken_over"]))
+            self.call("release", "audited", event="lock_taken_over", reason=json.dumps(lock["taken_over"]))
 
     def unlock(self):
         self.call("lock", "absent")
 
     # plan.yml
-    def look(self):
-        left = self.call("release", "query")
-        reasons = left["pending_changes"]
-        if not reasons:
-            plan = self.call("migrations", "plan", release=RELEASES + left["release"])
+    def plan(self, **options):
+        """Query the live release, and the reasons for which a deploy would have something to do."""
+        self.left = self.call("release", "query", **options)
+        reasons = self.left.get("pending_changes", [])
+        if "pending_changes" in self.left and not reasons:
+            plan = self.call("migrations", "plan", release=RELEASES + self.left["release"], target_release=None)
             reasons = ["%s.%s is pending" % (one["app"], one["name"]) for one in plan["pending"]]
         return reasons
 
+    def look(self):
+        return self.plan()
+
+    # recover.yml
+    def recover(self):
+        return self.left["unfinished"] and self.call("release", "recovered", background=True)["changed"]
+
     # build.yml
-    def build(self):
-        present = self.call("release", "present")
-        if not present["release"]:
-            present = self.call("release", "present.build", stamp=self.id.split("-")[0])
-        return present
+    def build(self, recovered):
+        found = self.call("release", "present", archive=None)["release"] if recovered else self.left["found"]
+        if not found:
+            found = self.call("release", "present.build", stamp=self.id.split("-")[0])["release"]
+        return found
 
     # migrate.yml
-    def migrate(self, present, recovered):
-        release, current = RELEASES + present["release"], RELEASES + present["current"]
-        plan = self.call("migrations", "plan", release=release)
-        if release != current:
+    def migrate(self, name, recovered):
+        release, current = RELEASES + name, RELEASES + self.left["current"]
+        plan = self.call("migrations", "plan", release=release, target_release=current)
+        if release != current and plan["ahead"]:
             compare = self.call("migrations", "compare", release=current, target_release=release)
             if not compare["safe_to_rollback"]:
                 sys.exit("FAILED %s" % compare["reason"])
         if not plan["allowed"]:
             sys.exit("FAILED %s" % plan["reason"])
         applied = plan["applied"]
-        if plan["pending"] or recovered["changed"]:
+        if plan["pending"] or recovered:
             if plan["pending"]:
-                whose = self.call("migrations", "compare", release=None, target_release=current)
-                own = whose["safe_to_rollback"] and not whose["behind"]
-                name = "before-" + present["release"]
-                self.call("dump", "present", name=name, release=present["current"] if own else "")
-            applied = self.call("migrations", "apply", release=release, run_handlers=recovered["changed"])["applied"]
+                own = plan["unchanged"]
+                if not own:
+                    whose = self.call("migrations", "compare", release=None, target_release=current)
+                    own = whose["safe_to_rollback"] and not whose["behind"]
+                dump = {"name": "before-" + name, "release": self.left["current"] if own else ""}
+                self.call("dump", "present", **dump)
+            applied = self.call("migrations", "apply", release=release, run_handlers=recovered)["applied"]
         return applied
 
     # cutover.yml, finish.yml
@@ -145,30 +163,31 @@ class Run:
         subprocess.run(["systemctl", "enable", "--quiet", "--now", "shiftmaster.service"], check=True)
         if active["changed"]:
             print("watch", flush=True)
-            self.call("release", "watched", "active")
-        self.call("release", "finished", applied_migrations=applied)
-        self.call("release", "pruned", applied_migrations=applied)
+            self.call("release", "watched")
+        if self.call("release", "finished", applied_migrations=applied)["prunable"]:
+            self.call("release", "pruned", applied_migrations=applied)
 
     def deploy(self):
         self.lock()
-        if self.look():
-            recovered = self.call("release", "recovered")
-            present = self.build()
-            self.switch(present["release"], self.migrate(present, recovered))
+        if self.plan():
+            recovered = self.recover()
+            name = self.build(recovered)
+            self.switch(name, self.migrate(name, recovered))
         self.unlock()
 
     # rollback.yml; what reverse reverts is additions: the older code has run next to them.
     def rollback(self):
         self.lock()
-        self.call("release", "recovered")
-        chosen = self.call("release", "target", "query", release=self.options["to"], revision=None)
+        self.plan(revision=None)
+        self.recover()
+        chosen = self.call("release", "target", release=self.options["to"], revision=None)
         release, current = RELEASES + chosen["release"], RELEASES + chosen["current"]
         compare = self.call("migrations", "compare", release=current, target_release=release)
         if not compare["safe_to_rollback"] or compare["behind"]:
             sys.exit("FAILED %s" % compare["reason"])
         self.switch(chosen["release"], compare["applied"])
         if self.options.get("reverse"):
-            self.call("migrations", "reverse", "apply", release=current, target_release=release)
+            self.call("migrations", "reverse", release=current, target_release=release)
         self.unlock()
 
 
