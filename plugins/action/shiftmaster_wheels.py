@@ -154,7 +154,7 @@ def refuse_hostile_options(lines, environment):
     """
     for line in lines:
         words = line.split()
-        options = [number for number, word in enumerate(words) if word[0] in "\"'-"]
+        options = [number for number, word in enumerate(words) if word[0] == "-"]
         for word in words[options[0] :] if options else []:
             allowed = OPTIONS if options[0] == 0 else ("--hash",)
             if word[0] == "-" and word.partition("=")[0] not in allowed or re.search(r"[\"'\\]|:none:", word):

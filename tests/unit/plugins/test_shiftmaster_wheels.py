@@ -17,6 +17,7 @@ import offenders
 import pytest
 import shiftmaster_preflight as preflight
 import shiftmaster_wheels as wheels
+from support import ROOT
 
 
 def interpreter(version="3.13.5", machine="x86_64", glibc="2.41"):
@@ -359,6 +360,15 @@ def test_code_of_a_package_never_runs_on_the_controller(collect, tmp_path, monke
         check,
     )  # fmt: skip
     assert names(collect({"requirements.txt": "beta\n"}, **given)) == ["beta"]
+
+
+def test_the_requirements_of_the_example_are_allowed():
+    """With hashes behind the quotes of a marker, as tools write them."""
+    text = (ROOT / "examples/shiftmaster/versions/2.1.0/requirements.txt").read_text()
+    lines = wheels.logical_lines(text)
+    assert any("; python_full_version < '3.11.3' --hash" in line for line in lines)
+    wheels.refuse_what_is_no_package(lines)
+    wheels.refuse_hostile_options(lines, {})
 
 
 def test_requirements_that_fill_the_memory_are_refused(collect, directory):
