@@ -15,7 +15,7 @@ description:
     nginx responds with the hash of this very set, serves the certificate that is on disk, and until all workers of the
     earlier generation have stopped taking connections. nginx itself reports none of that; a reload that failed leaves
     only a line in the error log.
-  - A changed drop-in of the unit cannot reach a running process; then, and only then, nginx is restarted.
+  - A changed setting of the unit's drop-in cannot reach a running process; then, and only then, nginx is restarted.
   - Where the verification fails, the earlier files are placed, loaded and verified, and the task fails with what nginx
     logged.
   - One file of the set, O(servers_file), names the servers that a public nginx balances over. Servers are taken out of
@@ -51,7 +51,7 @@ options:
   binary: {description: The nginx program., type: path, default: /usr/sbin/nginx}
   service: {description: The systemd unit that is started when nginx does not run., type: str, default: nginx.service}
   unit_drop_in:
-    description: The one of O(files) that belongs to the systemd unit. A change of it restarts nginx.
+    description: The one of O(files) that belongs to the systemd unit. A changed setting in it restarts nginx.
     type: path
   pid_file: {description: Where the master process writes its number., type: path, default: /run/nginx.pid}
   error_log:
@@ -413,6 +413,11 @@ def serves_another(certificate, address, name):
     return probe.serves_another(certificate, *split_address(address), name, timeout=3.0) is not False
 
 
+def settings_of(unit):
+    """Return the lines of a unit file without its comments."""
+    return [line for line in map(str.strip, unit.splitlines()) if line and line[0] not in "#;"]
+
+
 class Tree:
     def __init__(self, module):
         self.module = module
@@ -687,6 +692,14 @@ class Tree:
                 markers[location] = (path, match.group(1))
         self.bring_up("restart" if action == "start" else action, markers)
 
+    def drop_in_differs(self):
+        """Return whether the drop-in sets something else than before: for a comment no request has to fail."""
+        path = self.p["unit_drop_in"]
+        if path not in self.files.changes:
+            return False
+        contents = [item["content"] for item in self.p["files"] if item["path"] == path]
+        return settings_of(self.files.before(path)) != settings_of(contents[0])
+
     def decide(self, installed):
         """Return what has to happen to the service, and why."""
         p, changes = self.p, self.files.changes
@@ -697,7 +710,7 @@ class Tree:
             return "start", reasons + ["nginx does not run"]
         # A run was interrupted between the change of the unit's files and the time when systemd reads them.
         stale = p["unit_drop_in"] and units.properties(p["service"], "NeedDaemonReload")["NeedDaemonReload"] == "yes"
-        if p["unit_drop_in"] in changes or stale:
+        if stale or self.drop_in_differs():
             return "restart", reasons + ["the unit's drop-in is new"]
         if any(path.startswith(self.root + "/") for path in changes):
             return "reload", reasons
@@ -739,6 +752,8 @@ class Tree:
             files.swap()
         else:
             files.apply(lambda: self.bring_up(action), lambda: self.restore(action))
+        if action in ("none", "reload") and self.p["unit_drop_in"] in files.changes:
+            units.systemctl("daemon-reload")
         return result
 
 

@@ -274,6 +274,17 @@ def test_a_new_drop_in_restarts(apply, nginx, tmp_path):
     assert not apply(files=files)["changed"]
 
 
+def test_another_comment_in_the_drop_in_restarts_nothing(apply, nginx, tmp_path):
+    drop_in = tmp_path / "unit.d/own.conf"
+    apply(files=[{"path": str(drop_in), "content": "# Old.\n[Service]\nNice=-10\n"}], unit_drop_in=str(drop_in))
+    nginx.commands.clear()
+    files = [{"path": str(drop_in), "content": "# New.\n\n[Service]\nNice=-10\n"}]
+    result = apply(files=files, unit_drop_in=str(drop_in))
+    assert (result["changed"], result["action"], nginx.commands) == (True, "none", ["daemon-reload"])
+    files[0]["content"] = "# New.\n\n[Service]\nNice=-5\n"
+    assert apply(files=files, unit_drop_in=str(drop_in))["action"] == "restart"
+
+
 def test_a_file_elsewhere_needs_no_reload(apply, nginx, tmp_path):
     apply()
     files = [
