@@ -87,8 +87,8 @@ class Replay:
     """The module calls of a real run, on the host alone."""
 
     DIRECTORY = "/root/replay"
-    # The preflight, and the role's own files.
-    NOT_OF_A_RELEASE = ("shiftmaster_preflight.", "managed_files.")
+    # The preflight, which queries the lock, too, and the role's own files.
+    NOT_OF_A_RELEASE = ("shiftmaster_preflight.", "shiftmaster_lock.", "managed_files.")
     # Settings of a run as the options of its calls. Another salt is another configuration, as another setting is.
     OPTIONS = {
         "shiftmaster_web_threads": "salt", "shiftmaster_keep_releases": "keep", "shiftmaster_hooks": "hooks",
@@ -118,7 +118,7 @@ class Replay:
         # A run on the host makes the calls that the playbook has made, where there is as much to do.
         self.back(reverse=True)
         made = [line.split()[0] for line in self.run("deploy", salt="record").splitlines() if "." in line]
-        assert made == calls
+        assert made == calls, f"made: {made}, recorded: {calls}"
         self.operations.shell(f"cat > {self.DIRECTORY}/of", stdin=self.source())
 
     @staticmethod
