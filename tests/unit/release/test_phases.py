@@ -248,6 +248,28 @@ def test_the_phases_of_roles_in_the_preflight_and_in_a_play_of_their_name(site):
     assert code == 0 and phases(lines) == ["✔ 事前チェック, 変更なし", "✔ データベース, 変更なし"], lines
 
 
+def test_a_role_that_is_skipped_divides_no_phase(site):
+    """PostgreSQL's role imports one of base, for a repository that most sites do not use."""
+    (site.path / "roles/base/tasks").mkdir(parents=True)
+    (site.path / "roles/postgresql/tasks").mkdir(parents=True)
+    (site.path / "roles/base/tasks/main.yml").write_text(json.dumps([TASK]))
+    skipped = {"ansible.builtin.import_role": {"name": "base"}, "when": False}
+    (site.path / "roles/postgresql/tasks/main.yml").write_text(json.dumps([TASK, skipped, TASK]))
+    code, lines = site.run(play({"ansible.builtin.import_role": {"name": "postgresql"}}))
+    assert code == 0 and phases(lines) == ["✔ Database, nothing changed"], lines
+
+
+def test_why_a_module_did_not_start_is_shown_where_facts_are_gathered(site):
+    """The messages of the modules that gather facts are in results of their own."""
+    facts = play(TASK).replace('"gather_facts": false', '"gather_facts": true')
+    for fault, options in {
+        "make demo": ("-c", "community.docker.docker", "-e", "ansible_host=no-such-container"),
+        "apt-get -y install python3": ("-e", "ansible_python_interpreter=/usr/bin/nopython"),
+    }.items():
+        code, lines = site.run(facts, "deploy.yml", "--limit", "a", *options, ANSIBLE_PIPELINING="true")
+        assert code and lines[-1].startswith("Next:") and fault in lines[-1], lines
+
+
 def test_an_unreachable_host_is_named_and_the_lines_are_japanese_where_asked_for(site):
     options = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1, "run_language": "ja"}
     code, lines = site.run(
