@@ -268,6 +268,22 @@ def test_check_mode_sends_nothing_and_says_what_it_would(tell, receivers):
 
 
 @pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"SHIFTMASTER_CALLED_AS": "./shiftmaster -E hospital"}, "./shiftmaster -E hospital rollback"),
+        ({"AWX_PRIVATE_DATA_DIR": "/runner"}, "ansible-playbook rollback.yml"),
+    ],
+)
+def test_commands_in_every_channel_reach_the_hosts_of_the_run(tell, monkeypatch, environment, expected):
+    """Without an inventory they would reach the demo."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    messages = tell(check_mode=True, event="deploy", status="failed", details={"version": "2.1.0"})["messages"]
+    assert set(messages) == {"slack", "email", "pagerduty"}
+    assert [channel for channel, message in messages.items() if expected not in json.dumps(message)] == []
+
+
+@pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"slack": {"url": "hooks"}}, {"slack": "slack.url is no URL"}),
