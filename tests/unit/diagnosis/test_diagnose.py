@@ -561,6 +561,18 @@ def test_logs_with_owner_and_mode(tmp_path):
     assert disk._name(pwd.getpwuid, 4123456789) == "4123456789"
 
 
+def test_logs_that_logrotate_knows(tmp_path):
+    status = tmp_path / "status"
+    status.write_text(
+        'logrotate state -- version 2\n"/var/log/a b.log" 2026-11-29-23:0:0\n"/home/x.log" 2026-11-29-23:0:0\n'
+    )
+    setting = SimpleNamespace(log_dir=str(tmp_path), path=lambda _path: str(status))
+    found = disk.rotation(setting)
+    assert found["known"] == ["/var/log/a b.log"] and found["rotated_days_ago"] == 0
+    status.unlink()
+    assert disk.rotation(setting)["known"] == []
+
+
 def test_headers_of_a_response_are_shown_but_for_cookies(monkeypatch):
     headers = {"server": "nginx", "content-type": "application/json", "set-cookie": "sessionid=abc"}
     answer = probe.HttpResult(200, 0.01, "{}", None, "", headers)
