@@ -371,6 +371,20 @@ def test_a_full_disk_is_freed_where_it_is_full_and_never_of_the_write_ahead_log(
     assert any(line.startswith("find /tmp ") for line in tmp["fix"])
 
 
+@pytest.mark.parametrize(
+    ("unit", "count", "fix"),
+    [
+        ("import.service", 3, "systemctl stop import.service"),
+        ("import.service", 1, "systemctl show --property MemoryMax import.service"),
+        ("prometheus.service", 9, "systemctl show --property MemoryMax prometheus.service"),
+    ],
+)
+def test_a_unit_of_others_that_is_killed_again_and_again_is_stopped(unit, count, fix):
+    kill = dict(CASES["OomKill"]["fires"]["parts"]["kills"]["kills"][0], unit=unit, count=count, name="python3")
+    (first, *_) = found(host({"parts": {"kills": {"kills": [kill]}}}))
+    assert first["rule"] == "OomKill" and first["fix"][-1] == fix
+
+
 def test_a_log_that_logrotate_does_not_know_is_emptied_by_a_command_that_works(tmp_path):
     """logrotate would leave it alone; nothing of it is lost, and a link in its place leads nowhere."""
     (log,) = [one for one in found(host({"parts": full("/var/log/x", files=["/var/log/x/import.log"])})) if one["root"]]
