@@ -485,6 +485,15 @@ def test_the_journal_shows_the_newest_kill_first(monkeypatch):
     ]  # fmt: skip
 
 
+def test_whether_a_unit_that_was_killed_still_runs(monkeypatch):
+    text = of_kernel(100, "/system.slice/export.service", 7) + of_kernel(900, "/system.slice/report.service", 8)
+    answers = {"journalctl": "\n".join(reversed(text.splitlines())), "systemctl": "inactive\n\nactive\n"}
+    monkeypatch.setattr(probe, "run", lambda argv, *_more: (0, answers[argv[0]], ""))
+    assert {kill["unit"]: kill["active"] for kill in host.kills(Setting({}))["kills"]} == {
+        "export.service": "inactive", "report.service": "active",
+    }  # fmt: skip
+
+
 def test_kills_are_reported_by_the_kernel_and_systemd_alone(monkeypatch):
     """Whatever a service prints is in the same journal."""
     printed = "900.0 h celery[7]: Out of memory: Killed process 1 (postgres) total-vm:1kB\n"
