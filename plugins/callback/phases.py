@@ -247,8 +247,16 @@ def message_lines(result: dict) -> list[str]:
 
 def text_lines(message) -> list[str]:
     """A message of a debug task as lines."""
-    if isinstance(message, (list, tuple)) and not any(isinstance(part, (dict, list)) for part in message):
+
+    def plain(values) -> bool:
+        return not any(isinstance(value, (dict, list, tuple)) for value in values)
+
+    if isinstance(message, (list, tuple)) and plain(message):
         return [line for part in message for line in lines_of(part)]
+    if isinstance(message, dict):
+        values = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in message.items()}
+        if all(map(plain, values.values())):
+            return text_lines([f"{name}: {'; '.join(map(str, value))}" for name, value in values.items()])
     if isinstance(message, (dict, list)):
         return lines_of(json.dumps(message, indent=2, ensure_ascii=False))
     return lines_of(str(message).rstrip("\n"))

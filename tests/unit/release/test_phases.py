@@ -373,6 +373,20 @@ def test_the_lines_of_a_failure(callback, result, expected):
     assert callback.message_lines(result) == expected
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("a\nb", ["a", "b"]),
+        (["a", "b"], ["a", "b"]),
+        ({"restored": "all", "found": ["x", "2 rows"], "seconds": 4.8},
+         ["restored: all", "found: x; 2 rows", "seconds: 4.8"]),
+        ({"a": {"b": 1}}, ["{", '  "a": {', '    "b": 1', "  }", "}"]),
+    ],
+)  # fmt: skip
+def test_the_lines_of_a_message(callback, message, expected):
+    assert callback.text_lines(message) == expected
+
+
 def test_on_a_terminal_the_phase_counts_and_ctrl_c_loses_nothing(site):
     first, second = pty.openpty()
     run = subprocess.Popen(
