@@ -192,6 +192,9 @@ def test_init_writes_inventory_variables_and_an_encrypted_vault(copy):
     assert values["shiftmaster_repository"] == "https://git.example.org/s.git"
     assert values["shiftmaster_version"] == "2.1.0"
     assert ".secrets/hospital/" in values["tls_provided_key_src"]
+    # What remains can be typed as it is printed.
+    assert stat.S_IMODE((copy.root / ".secrets/hospital").stat().st_mode) == 0o700
+    assert all(f".secrets/hospital/shiftmaster.{end}" in done.stdout for end in ("crt", "key"))
     vault, password = copy.root / "group_vars/hospital/vault.yml", copy.home / ".shiftmaster.vault-password"
     assert vault.read_text().startswith("$ANSIBLE_VAULT;") and stat.S_IMODE(password.stat().st_mode) == 0o600
     view = [Path(sys.executable).with_name("ansible-vault"), "view", "--vault-password-file", password, vault]
