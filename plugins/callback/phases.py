@@ -101,7 +101,8 @@ RELEASE_FILES = {
 PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary"}
 # They end with an error where they found something, which is what they are for.
 REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml"}
-LINES_OF_A_FAILURE = 14
+# With the lines after them, the cause is in the last 15. What the preflight found is shown completely.
+LINES_OF_A_FAILURE = 8
 # Actions that decide and report only: a phase of nothing else has no line.
 CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
 # What to do next where the first failure matches a regular expression, in English and Japanese: of any task, and of a
@@ -659,9 +660,10 @@ class CallbackModule(Default):
             lines = [line for line in failure["lines"] if line not in seen]
             seen += lines
             shown += [f"{self.text('on', hosts=hosts)}{line}" if not n else f"  {line}" for n, line in enumerate(lines)]
-        rest = max(0, len(shown) - LINES_OF_A_FAILURE) + max(0, len(self.failures) - 2)
+        limit = len(shown) if first["preflight"] else LINES_OF_A_FAILURE
+        rest = max(0, len(shown) - limit) + max(0, len(self.failures) - 2)
         self.screen.line()
-        for line in shown[:LINES_OF_A_FAILURE]:
+        for line in shown[:limit]:
             self.screen.line(line, "red")
         if rest:
             self.screen.line(f"  ({self.text('more', n=rest)})")

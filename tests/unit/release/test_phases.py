@@ -165,6 +165,14 @@ def test_a_failed_deploy_is_its_phases_and_the_failure_once_at_the_end(site):
     assert (hour - time.gmtime(site.log().stat().st_mtime).tm_hour) % 24 in (8, 9)
 
 
+def test_the_cause_is_in_the_last_lines_and_a_preflight_is_complete(site):
+    text = play({"ansible.builtin.fail": {"msg": ["the cause", *(f"evidence {number}" for number in range(20))]}})
+    code, lines = site.run(text, "deploy.yml", "--limit", "a")
+    assert code == 2 and "a: the cause" in lines[-15:], lines
+    code, lines = site.run(text.replace('"Play"', '"Preflight"'), "deploy.yml", "--limit", "a")
+    assert code == 2 and {"a: the cause", "  evidence 19"} <= set(lines), lines
+
+
 def test_no_log_holds_on_the_screen_and_in_the_file(site):
     hidden = {"no_log": True}
     code, lines = site.run(
