@@ -332,8 +332,10 @@ def deploy_under_load(version: str) -> int:
     else:
         print(f"  requests          not measured: {(directory / 'errors').read_text().strip()}")
     switched = re.findall(r'"event": "switched".*"time": "([^"]+)"', docker("exec", HOST, "cat", AUDIT).stdout)
-    at = datetime.datetime.fromisoformat(switched[-1]) if switched else None
-    switch = at.astimezone() if at and at.timestamp() >= started - 1 else "no switch: the old version stays active"
+    at = datetime.datetime.fromisoformat(switched[-1]).timestamp() if switched else 0
+    switch = "no switch: the old version stays active"
+    if at >= started - 1:
+        switch = docker("exec", HOST, "date", f"--date=@{at}", "+%F %T %Z").stdout.strip()
     print(f"  switched at       {switch}")
     if sent.returncode:
         print("  tasks             not measured: they could not be sent")
