@@ -117,12 +117,7 @@ def shiftmaster(*arguments: str) -> int:
 
 
 def settings() -> dict:
-    return json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
-
-
-def keep(**values) -> None:
-    HOME.mkdir(parents=True, exist_ok=True)
-    SETTINGS.write_text(json.dumps({**settings(), **values}, indent=2) + "\n")
+    return json.loads(SETTINGS.read_text())
 
 
 def status() -> str:
@@ -178,7 +173,7 @@ def start_container() -> None:
         docker("start", HOST)
     else:
         ports = {f"demo_{name}_port": port(f"DEMO_{name.upper()}_PORT", own) for name, (_, own) in PORTS.items()}
-        keep(**ports)
+        SETTINGS.write_text(json.dumps(ports, indent=2) + "\n")
         # Another host of that name may have been known.
         forget_facts()
         say(f"Starting the container {HOST}")
@@ -259,10 +254,12 @@ def wait_for_answer() -> None:
 
 
 def up() -> int:
-    version = os.environ.get("VERSION") or settings().get("version", FIRST_VERSION)
     HOME.mkdir(parents=True, exist_ok=True)
     pack_application()
     start_container()
+    # Another version may have been deployed since: it stays.
+    active = docker("exec", HOST, "sed", "-n", "s/^SHIFTMASTER_VERSION=//p", f"{RELEASE}/env", check=False).stdout
+    version = os.environ.get("VERSION") or active.strip().strip("\"'") or FIRST_VERSION
     code = deploy(version)
     if code:
         return code
@@ -296,10 +293,7 @@ Try next:
 
 def deploy(version: str, *options: str) -> int:
     say(f"Deploying ShiftMaster {version}")
-    code = shiftmaster("deploy", version, *options)
-    if code == 0:
-        keep(version=version)
-    return code
+    return shiftmaster("deploy", version, *options)
 
 
 def deploy_under_load(version: str) -> int:
@@ -332,8 +326,10 @@ def deploy_under_load(version: str) -> int:
     else:
         print(f"  requests          not measured: {(directory / 'errors').read_text().strip()}")
     switched = re.findall(r'"event": "switched".*"time": "([^"]+)"', docker("exec", HOST, "cat", AUDIT).stdout)
-    at = datetime.datetime.fromisoformat(switched[-1]) if switched else None
-    switch = at.astimezone() if at and at.timestamp() >= started - 1 else "no switch: the old version stays active"
+    at = datetime.datetime.fromisoformat(switched[-1]).timestamp() if switched else 0
+    switch = "no switch: the old version stays active"
+    if at >= started - 1:
+        switch = docker("exec", HOST, "date", f"--date=@{at}", "+%F %T %Z").stdout.strip()
     print(f"  switched at       {switch}")
     if sent.returncode:
         print("  tasks             not measured: they could not be sent")
@@ -397,12 +393,7 @@ def main() -> int:
     if command == "rollback":
         need_running()
         to, schema = os.environ.get("TO"), os.environ.get("SCHEMA")
-        code = shiftmaster("rollback", *([to] if to else []), *(["--extra-vars", f"schema={schema}"] if schema else []))
-        if code == 0:
-            # What runs now is queried from the host, so that `make demo` again does not undo it.
-            running = docker("exec", HOST, "sed", "-n", "s/^SHIFTMASTER_VERSION=//p", f"{RELEASE}/env")
-            keep(version=running.stdout.strip().strip("\"'"))
-        return code
+        return shiftmaster("rollback", *([to] if to else []), *(["--extra-vars", f"schema={schema}"] if schema else []))
     if command in ("health", "backup", "restore"):
         need_running()
         return shiftmaster(command, *(["--extra-vars", f"into=scratch confirm={HOST}"] if command == "restore" else []))

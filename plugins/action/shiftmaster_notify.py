@@ -30,7 +30,7 @@ import ansible.module_utils
 
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
-from ansible.module_utils.shiftmaster.host.action import ControllerAction
+from ansible.module_utils.shiftmaster.host.action import ControllerAction, runnable
 from ansible.module_utils.shiftmaster.notify import text
 from ansible.module_utils.shiftmaster.notify.send import compose, deliver, wrong_channels
 
@@ -85,6 +85,15 @@ ARGUMENTS = {
 }
 
 
+def with_commands(value):
+    """A message in which commands reach this run's hosts: its readers have set no inventory."""
+    if isinstance(value, dict):
+        return {key: with_commands(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(with_commands, value))
+    return runnable(value) if isinstance(value, str) else value
+
+
 class ActionModule(ControllerAction):
     ARGUMENTS = ARGUMENTS
 
@@ -92,7 +101,9 @@ class ActionModule(ControllerAction):
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         problems = wrong_channels(parameters)
         messages = {
-            channel: message for channel, message in compose(parameters, now).items() if channel not in problems
+            channel: with_commands(message)
+            for channel, message in compose(parameters, now).items()
+            if channel not in problems
         }
         if self._task.check_mode:
             return {"sent": [], "problems": problems, "seconds": 0.0, "messages": messages}

@@ -186,14 +186,14 @@ def check(arguments, task_vars, templar_of, basedir, extra=()):
             )
     # For the roles such a variable has its default: one problem, and not one for each of its letters.
     for name, default in wired.items():
-        given = task_vars.get(name)
+        given = task_vars.get(name, default)
         try:
-            given = templar.template(given) if isinstance(given, str) else default
+            given = templar.template(given) if isinstance(given, str) else given
         except Exception:
             continue  # The roles that read it name it.
         if not isinstance(given, type(default)):
             kind, shape = ("list", '["..."]') if isinstance(default, list) else ("mapping", '{"...": "..."}')
-            problems.append("%s is a %s and not text: -e '{\"%s\": %s}'" % (name, kind, name, shape))
+            problems.append("%s is a %s: -e '{\"%s\": %s}'" % (name, kind, name, shape))
             task_vars = {**task_vars, name: default}
     for name in arguments.get("rules") or []:
         problems += rule_problems(task_vars[name], templar, task_vars)

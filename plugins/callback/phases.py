@@ -101,7 +101,8 @@ RELEASE_FILES = {
 PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary"}
 # They end with an error where they found something, which is what they are for.
 REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml"}
-LINES_OF_A_FAILURE = 14
+# With the lines after them, the cause is in the last 15. What the preflight found is shown completely.
+LINES_OF_A_FAILURE = 8
 # Actions that decide and report only: a phase of nothing else has no line.
 CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
 # What to do next where the first failure matches a regular expression, in English and Japanese: of any task, and of a
@@ -118,7 +119,7 @@ HINTS = (
     (r"[Nn]o python interpreters? found|python3?: ([a-z]+ )?not found|module interpreter .*not found",
      "install Python: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
      "Python の導入: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'"),
-    (r"Docker daemon|No such container|[Cc]ontainer .* is not running|docker: command not found",
+    (r"Docker daemon|No such container|[Cc]ontainer .* is not running|docker:? command not found",
      "{name} is a container that is not running: `make demo` starts the demo; for other hosts name their inventory "
      "(./shiftmaster -E NAME, or -i inventory/NAME)",
      "コンテナー {name} が起動していません。デモは make demo で起動します。"
@@ -233,8 +234,13 @@ def message_lines(result: dict) -> list[str]:
     failed = [item for item in result.get("results") or [] if isinstance(item, dict) and item.get("failed")]
     if failed:
         return list(dict.fromkeys(line for item in failed for line in message_lines(item)))
+    # Facts are gathered by modules of their own, whose messages are in theirs.
+    if result.get("failed_modules"):
+        return list(dict.fromkeys(line for item in result["failed_modules"].values() for line in message_lines(item)))
     message = result.get("msg") or ""
     lines = [part for line in (message if isinstance(message, list) else [message]) for part in lines_of(line)]
+    # A module that did not start: the reason is what the connection or the interpreter printed.
+    lines += lines_of(str(result.get("module_stderr") or "").strip())[-5:]
     if result.get("rc") and "cmd" in result:
         lines += lines_of(str(result.get("stderr") or "").strip() or str(result.get("stdout") or "").strip())[-5:]
     return [line for line in lines if line]
@@ -242,8 +248,16 @@ def message_lines(result: dict) -> list[str]:
 
 def text_lines(message) -> list[str]:
     """A message of a debug task as lines."""
-    if isinstance(message, (list, tuple)) and not any(isinstance(part, (dict, list)) for part in message):
+
+    def plain(values) -> bool:
+        return not any(isinstance(value, (dict, list, tuple)) for value in values)
+
+    if isinstance(message, (list, tuple)) and plain(message):
         return [line for part in message for line in lines_of(part)]
+    if isinstance(message, dict):
+        values = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in message.items()}
+        if all(map(plain, values.values())):
+            return text_lines([f"{name}: {'; '.join(map(str, value))}" for name, value in values.items()])
     if isinstance(message, (dict, list)):
         return lines_of(json.dumps(message, indent=2, ensure_ascii=False))
     return lines_of(str(message).rstrip("\n"))
@@ -411,6 +425,12 @@ class CallbackModule(Default):
         if self.phase and self.phase["key"] == key:
             return
         self._close()
+        # A role whose tasks were skipped is no phase, and divides none.
+        while self.closed and not self._has_line(self.closed[-1]):
+            self.closed.pop()
+        if self.closed and self.closed[-1]["key"] == key:
+            self.phase = self.closed.pop()
+            return
         self.phase = {"key": key, "begin": time.time(), "changed": 0, "results": 0, "seen": False, "messages": []}
         self.facts["cutover"] = self.facts.get("cutover") or key == "cutover"
         self.screen.refresh()
@@ -421,10 +441,16 @@ class CallbackModule(Default):
             self.closed.append({**self.phase, "end": time.time()})
         self.phase = None
 
+    def _failed_in(self, phase: dict) -> bool:
+        return any(failure["phase"] == phase["begin"] for failure in self.failures)
+
+    def _has_line(self, phase: dict) -> bool:
+        return bool(phase["results"] or phase["changed"] or phase["messages"] or self._failed_in(phase))
+
     def _show_closed(self) -> None:
         for phase in self.closed:
-            failed = any(failure["phase"] == phase["begin"] for failure in self.failures)
-            if (phase["results"] or phase["changed"] or phase["messages"] or failed) and phase["key"] != "summary":
+            failed = self._failed_in(phase)
+            if self._has_line(phase) and phase["key"] != "summary":
                 n, prefix = phase["changed"], "would_change" if context.CLIARGS.get("check") else "change"
                 changes = self.text(prefix if n == 1 else prefix + "s", n=n) if n else self.text("unchanged")
                 line = f"{self.text(phase['key'])}, {self.text('failed') if failed else changes}"
@@ -634,9 +660,10 @@ class CallbackModule(Default):
             lines = [line for line in failure["lines"] if line not in seen]
             seen += lines
             shown += [f"{self.text('on', hosts=hosts)}{line}" if not n else f"  {line}" for n, line in enumerate(lines)]
-        rest = max(0, len(shown) - LINES_OF_A_FAILURE) + max(0, len(self.failures) - 2)
+        limit = len(shown) if first["preflight"] else LINES_OF_A_FAILURE
+        rest = max(0, len(shown) - limit) + max(0, len(self.failures) - 2)
         self.screen.line()
-        for line in shown[:LINES_OF_A_FAILURE]:
+        for line in shown[:limit]:
             self.screen.line(line, "red")
         if rest:
             self.screen.line(f"  ({self.text('more', n=rest)})")

@@ -46,7 +46,9 @@ def sized(number: float) -> str:
 
 def lines(manifest: dict, directory: str) -> list:
     """The report, a line each."""
-    found = ["%s: %s" % ("Date", manifest["started"])]
+    # In the zone of the host, as logs and schedules.
+    started = time.localtime(manifests.seconds_of(manifest["started"]))
+    found = ["Date: %s" % time.strftime("%Y-%m-%d %H:%M:%S %Z", started)]
     for name, part in manifest["parts"].items():
         text = "%s: %s" % (NAMES[name], WORDS.get(part["result"], "FAILED"))
         if part["result"] in manifests.GOOD:

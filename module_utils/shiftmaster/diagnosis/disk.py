@@ -172,7 +172,7 @@ def largest(setting) -> dict:
 
 
 def rotation(setting) -> dict:
-    """The application's logs and when logs were last rotated."""
+    """The application's logs, when logs were last rotated, and which ones logrotate knows."""
     logs = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(setting.log_dir):
@@ -188,10 +188,11 @@ def rotation(setting) -> dict:
                         "group": _name(grp.getgrgid, status.st_gid),
                     }
                 )
-    age = None
-    with contextlib.suppress(OSError):
-        age = round((time.time() - os.stat(setting.path("/var/lib/logrotate/status")).st_mtime) / 86400.0, 1)
-    return {"logs": sorted(logs, key=lambda one: -one["bytes"])[:30], "rotated_days_ago": age}
+    age, known = None, []
+    with contextlib.suppress(OSError), open(setting.path("/var/lib/logrotate/status"), errors="replace") as stream:
+        age = round((time.time() - os.fstat(stream.fileno()).st_mtime) / 86400.0, 1)
+        known = re.findall(r'(?m)^"(/var/log/[^"\n]+)" ', stream.read(1 << 20))[:500]
+    return {"logs": sorted(logs, key=lambda one: -one["bytes"])[:30], "rotated_days_ago": age, "known": known}
 
 
 def _name(lookup, number: int) -> str:

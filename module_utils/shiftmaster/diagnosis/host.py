@@ -341,7 +341,11 @@ def kills(setting) -> dict:
     own = ["_TRANSPORT=kernel", "+", "_PID=1"]
     text = journal(["--output=short-unix", "--since=-6h", "--lines=200", words, *own], 4.0)
     # With --grep and --lines it begins with the newest.
-    return {"kills": parse_kills("\n".join(reversed(text.splitlines())))}
+    found = parse_kills("\n".join(reversed(text.splitlines())))
+    units = [kill["unit"] for kill in found if kill["unit"]]
+    show = ["systemctl", "show", "--property=ActiveState", "--value", "--", *units]
+    states = dict(zip(units, probe.run(show, 2.0)[1].split())) if units else {}
+    return {"kills": [dict(kill, active=states.get(kill["unit"], "")) for kill in found]}
 
 
 # --- open files ------------------------------------------------------------------------------------------------------

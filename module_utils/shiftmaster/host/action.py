@@ -21,8 +21,11 @@ AD_HOC = re.compile(r"(?<![\w./-])ansible (?=\S+ (?:--become|-m) )")
 def runnable(text: str) -> str:
     """Names each command of Ansible in a text as this run was started, so that it reaches the same hosts.
 
-    That is by ./shiftmaster, or by the same program, inventory and directory.
+    That is by ./shiftmaster, or by the same program, inventory and directory. A job of AWX has them in a container that
+    ends with it.
     """
+    if "AWX_PRIVATE_DATA_DIR" in os.environ:
+        return text
     wrapper = os.environ.get("SHIFTMASTER_CALLED_AS")
     if wrapper:
         text = PLAYBOOK.sub(lambda found: "%s %s" % (wrapper, found[2]), text)

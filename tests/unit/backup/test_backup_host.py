@@ -247,6 +247,16 @@ def test_parts_of_other_hosts_are_parts(host):
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def japan():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "JST-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("japan")
 def test_the_report_is_the_guides():
     manifest = manifests.begin("r1", "h", ["database", "files"], 0)
     manifests.verified(manifest, "database", "restore_test", True, "", 5)
@@ -254,7 +264,7 @@ def test_the_report_is_the_guides():
     manifests.end(manifest, "files", "failed", 6, [("failed", "disk full", "")])
     manifests.finish(manifest, 7)
     assert report.lines(manifest, "/var/backups/shiftmaster") == [
-        "Date: 1970-01-01T00:00:00Z",
+        "Date: 1970-01-01 09:00:00 JST",
         "Database: SUCCESS (full, 3.0 MiB, restored and verified)",
         "Files: FAILED: disk full",
         "Total size: 3.0 MiB",

@@ -485,6 +485,15 @@ def test_the_journal_shows_the_newest_kill_first(monkeypatch):
     ]  # fmt: skip
 
 
+def test_whether_a_unit_that_was_killed_still_runs(monkeypatch):
+    text = of_kernel(100, "/system.slice/export.service", 7) + of_kernel(900, "/system.slice/report.service", 8)
+    answers = {"journalctl": "\n".join(reversed(text.splitlines())), "systemctl": "inactive\n\nactive\n"}
+    monkeypatch.setattr(probe, "run", lambda argv, *_more: (0, answers[argv[0]], ""))
+    assert {kill["unit"]: kill["active"] for kill in host.kills(Setting({}))["kills"]} == {
+        "export.service": "inactive", "report.service": "active",
+    }  # fmt: skip
+
+
 def test_kills_are_reported_by_the_kernel_and_systemd_alone(monkeypatch):
     """Whatever a service prints is in the same journal."""
     printed = "900.0 h celery[7]: Out of memory: Killed process 1 (postgres) total-vm:1kB\n"
@@ -559,6 +568,18 @@ def test_logs_with_owner_and_mode(tmp_path):
     assert (found["name"], found["bytes"], found["mode"]) == ("error.log", 10, "-rw-r-----")
     assert found["owner"] == pwd.getpwuid(os.getuid()).pw_name and found["group"] == grp.getgrgid(os.getgid()).gr_name
     assert disk._name(pwd.getpwuid, 4123456789) == "4123456789"
+
+
+def test_logs_that_logrotate_knows(tmp_path):
+    status = tmp_path / "status"
+    status.write_text(
+        'logrotate state -- version 2\n"/var/log/a b.log" 2026-11-29-23:0:0\n"/home/x.log" 2026-11-29-23:0:0\n'
+    )
+    setting = SimpleNamespace(log_dir=str(tmp_path), path=lambda _path: str(status))
+    found = disk.rotation(setting)
+    assert found["known"] == ["/var/log/a b.log"] and found["rotated_days_ago"] == 0
+    status.unlink()
+    assert disk.rotation(setting)["known"] == []
 
 
 def test_headers_of_a_response_are_shown_but_for_cookies(monkeypatch):

@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 import receivers as local
+import rendered
 import shiftmaster_notify as module
+import yaml
 from ansible.module_utils.shiftmaster.notify import text as notify_text
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -266,6 +268,22 @@ def test_check_mode_sends_nothing_and_says_what_it_would(tell, receivers):
 
 
 @pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"SHIFTMASTER_CALLED_AS": "./shiftmaster -E hospital"}, "./shiftmaster -E hospital rollback"),
+        ({"AWX_PRIVATE_DATA_DIR": "/runner"}, "ansible-playbook rollback.yml"),
+    ],
+)
+def test_commands_in_every_channel_reach_the_hosts_of_the_run(tell, monkeypatch, environment, expected):
+    """Without an inventory they would reach the demo."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    messages = tell(check_mode=True, event="deploy", status="failed", details={"version": "2.1.0"})["messages"]
+    assert set(messages) == {"slack", "email", "pagerduty"}
+    assert [channel for channel, message in messages.items() if expected not in json.dumps(message)] == []
+
+
+@pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"slack": {"url": "hooks"}}, {"slack": "slack.url is no URL"}),
@@ -458,3 +476,16 @@ def test_the_role_tells_each_channel_what_it_is_for_and_fails_no_run(play, recei
     assert said.count("msg: goes on") == 2 and "changed=0" in said
     # Not even with -v.
     assert not [secret for secret in (KEY, HOOK, PASSWORD) if secret in done.stdout + done.stderr]
+
+
+@pytest.mark.parametrize(("live", "silenced"), [(["", ""], False), (["", "20261129T140921Z-ec83d94ca5"], True)])
+def test_a_first_deploy_queries_no_alertmanager(live, silenced):
+    """It warned that nothing is silenced: there is nothing yet, and Alertmanager is installed later in that run."""
+    tasks = yaml.safe_load((ROOT / "roles/release/tasks/plan.yml").read_text(encoding="utf-8"))
+    (task,) = [task for task in tasks if task["name"] == "Plan | Silence what this run causes"]
+    names = ["app1", "app2"]
+    facts = {name: {"release_facts": {"previous": {"name": was}, "plan": {"up_to_date": False}}}
+             for name, was in zip(names, live, strict=True)}  # fmt: skip
+    templar = rendered.templar("release", hostvars=facts, ansible_play_hosts_all=names, inventory_hostname="app1",
+                               shiftmaster_lock_host="app1", notify_alertmanager_host="mon1")  # fmt: skip
+    assert all(templar.evaluate_conditional(one) for one in rendered.trusted(task["when"])) is silenced

@@ -46,7 +46,7 @@ def test_the_summary_of_a_release_has_the_language_of_its_reader(language, expec
     init_plugin_loader()
     text = render(
         "release", "summary.txt.j2", release_facts=facts, release_summary_language=language, ansible_check_mode=False,
-        ansible_inventory_sources=["inventory/single"], playbook_dir=str(ROOT / "playbooks"), shiftmaster_source={},
+        shiftmaster_source={},
         shiftmaster_run={"operation": "deploy", "started": 0},
     )  # fmt: skip
     assert any(line.startswith(expected) and line.endswith("rollback.yml") for line in text.splitlines())

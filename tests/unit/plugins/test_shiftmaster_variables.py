@@ -90,6 +90,8 @@ WIRED_CASES = {
         "shiftmaster_log_files": "{{ monitoring_container_hosts }}",
         "site_rules": [{"loop": "{{ monitoring_container_hosts }}", "msg": "no host is called {{ item }}"}],
     },
+    "mapping": {**GIVEN, "monitoring_container_hosts": {"a": 1}},
+    "nothing": {**GIVEN, "monitoring_container_hosts": None},
 }
 
 
@@ -147,8 +149,9 @@ def test_names_of_the_wiring_are_those_of_group_vars_all(problems):
     ]
 
 
-def test_text_in_place_of_a_list_is_one_problem_by_the_name_of_its_variable(problems):
-    (problem,) = problems["text"]
+@pytest.mark.parametrize("given", ["text", "mapping", "nothing"])
+def test_another_type_than_a_list_is_one_problem_by_the_name_of_its_variable(problems, given):
+    (problem,) = problems[given]
     assert problem.startswith("monitoring_container_hosts is a list") and '{"monitoring_container_hosts": [' in problem
 
 

@@ -165,6 +165,14 @@ def test_a_failed_deploy_is_its_phases_and_the_failure_once_at_the_end(site):
     assert (hour - time.gmtime(site.log().stat().st_mtime).tm_hour) % 24 in (8, 9)
 
 
+def test_the_cause_is_in_the_last_lines_and_a_preflight_is_complete(site):
+    text = play({"ansible.builtin.fail": {"msg": ["the cause", *(f"evidence {number}" for number in range(20))]}})
+    code, lines = site.run(text, "deploy.yml", "--limit", "a")
+    assert code == 2 and "a: the cause" in lines[-15:], lines
+    code, lines = site.run(text.replace('"Play"', '"Preflight"'), "deploy.yml", "--limit", "a")
+    assert code == 2 and {"a: the cause", "  evidence 19"} <= set(lines), lines
+
+
 def test_no_log_holds_on_the_screen_and_in_the_file(site):
     hidden = {"no_log": True}
     code, lines = site.run(
@@ -246,6 +254,28 @@ def test_the_phases_of_roles_in_the_preflight_and_in_a_play_of_their_name(site):
     database = play(TASK, {"ansible.builtin.include_role": {"name": "postgresql"}}).replace('"Play"', '"Database"')
     code, lines = site.run(json.dumps(json.loads(preflight) + json.loads(database)), SHIFTMASTER_LANGUAGE="ja")
     assert code == 0 and phases(lines) == ["✔ 事前チェック, 変更なし", "✔ データベース, 変更なし"], lines
+
+
+def test_a_role_that_is_skipped_divides_no_phase(site):
+    """PostgreSQL's role imports one of base, for a repository that most sites do not use."""
+    (site.path / "roles/base/tasks").mkdir(parents=True)
+    (site.path / "roles/postgresql/tasks").mkdir(parents=True)
+    (site.path / "roles/base/tasks/main.yml").write_text(json.dumps([TASK]))
+    skipped = {"ansible.builtin.import_role": {"name": "base"}, "when": False}
+    (site.path / "roles/postgresql/tasks/main.yml").write_text(json.dumps([TASK, skipped, TASK]))
+    code, lines = site.run(play({"ansible.builtin.import_role": {"name": "postgresql"}}))
+    assert code == 0 and phases(lines) == ["✔ Database, nothing changed"], lines
+
+
+def test_why_a_module_did_not_start_is_shown_where_facts_are_gathered(site):
+    """The messages of the modules that gather facts are in results of their own."""
+    facts = play(TASK).replace('"gather_facts": false', '"gather_facts": true')
+    for fault, options in {
+        "make demo": ("-c", "community.docker.docker", "-e", "ansible_host=no-such-container"),
+        "apt-get -y install python3": ("-e", "ansible_python_interpreter=/usr/bin/nopython"),
+    }.items():
+        code, lines = site.run(facts, "deploy.yml", "--limit", "a", *options, ANSIBLE_PIPELINING="true")
+        assert code and lines[-1].startswith("Next:") and fault in lines[-1], lines
 
 
 def test_an_unreachable_host_is_named_and_the_lines_are_japanese_where_asked_for(site):
@@ -349,6 +379,20 @@ def test_the_language(callback, option, environment, expected):
 )
 def test_the_lines_of_a_failure(callback, result, expected):
     assert callback.message_lines(result) == expected
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("a\nb", ["a", "b"]),
+        (["a", "b"], ["a", "b"]),
+        ({"restored": "all", "found": ["x", "2 rows"], "seconds": 4.8},
+         ["restored: all", "found: x; 2 rows", "seconds: 4.8"]),
+        ({"a": {"b": 1}}, ["{", '  "a": {', '    "b": 1', "  }", "}"]),
+    ],
+)  # fmt: skip
+def test_the_lines_of_a_message(callback, message, expected):
+    assert callback.text_lines(message) == expected
 
 
 def test_on_a_terminal_the_phase_counts_and_ctrl_c_loses_nothing(site):

@@ -40,9 +40,17 @@ def test_history_has_a_header_and_the_version_of_each_release(program, tmp_path,
 
 def test_status_shows_times_of_the_host(program, monkeypatch, capsys):
     monkeypatch.setattr(program, "State", lambda layout: SimpleNamespace(transition=None))
-    monkeypatch.setattr(program.releases, "describe", lambda layout, state: [])
+    releases = [
+        {"name": name, "version": version, "status": "live", "current": version == "2.1.0", "reason": ""}
+        for name, version in (("r1", "2.0.0"), ("r2", "2.1.0"))
+    ]
+    monkeypatch.setattr(program.releases, "describe", lambda layout, state: releases)
     when = "Sun 2026-11-29 10:41:38.425485 UTC"
     found = {"ActiveState": "active", "SubState": "running", "ActiveEnterTimestamp": when, "StateChangeTimestamp": ""}
     monkeypatch.setattr(program.units, "properties", lambda *_: found)
     program.status(None, {})
-    assert "since 2026-11-29 19:41:38 JST" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "since 2026-11-29 19:41:38 JST" in out
+    # One of them is live.
+    before, now = out.splitlines()[:2]
+    assert before.split() == ["r1", "2.0.0", "was", "live"] and now.split() == ["*", "r2", "2.1.0", "live"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import datetime
 import functools
+import getpass
+import gzip
 import re
+import subprocess
 from pathlib import Path
 
 import offenders
@@ -366,6 +369,40 @@ def test_a_full_disk_is_freed_where_it_is_full_and_never_of_the_write_ahead_log(
     (tmp,) = found(host({"parts": full("/tmp", files=["/tmp/core.1234"])}))
     assert "/tmp/core.1234" in tmp["cause"]["en"] and "apt-get clean" not in tmp["fix"]
     assert any(line.startswith("find /tmp ") for line in tmp["fix"])
+
+
+@pytest.mark.parametrize(
+    ("unit", "count", "fix"),
+    [
+        ("import.service", 3, "systemctl stop import.service"),
+        ("import.service", 1, "systemctl show --property MemoryMax import.service"),
+        ("prometheus.service", 9, "systemctl show --property MemoryMax prometheus.service"),
+    ],
+)
+def test_a_unit_of_others_that_is_killed_again_and_again_is_stopped(unit, count, fix):
+    kill = dict(CASES["OomKill"]["fires"]["parts"]["kills"]["kills"][0], unit=unit, count=count, name="python3")
+    (first, *_) = found(host({"parts": {"kills": {"kills": [kill]}}}))
+    assert first["rule"] == "OomKill" and first["fix"][-1] == fix
+    # Once it is stopped there is nothing to do; shiftmaster's own services have to run.
+    stopped = names(found(host({"parts": {"kills": {"kills": [dict(kill, active="inactive")]}}})))
+    assert ("OomKill" in stopped) == unit.startswith("prometheus")
+
+
+def test_a_log_that_logrotate_does_not_know_is_emptied_by_a_command_that_works(tmp_path):
+    """logrotate would leave it alone; nothing of it is lost, and a link in its place leads nowhere."""
+    (log,) = [one for one in found(host({"parts": full("/var/log/x", files=["/var/log/x/import.log"])})) if one["root"]]
+    assert log["rule"] == "DiskFullByLog" and len(log["fix"]) == 1 and "logrotate" not in log["fix"][0]
+    assert "None" not in str(log["evidence"]) and "on it" not in str(log["evidence"])
+    assert "logrotate" in str(log["cause"]["en"])
+    log_file, kept = tmp_path / "import.log", tmp_path / "kept"
+    log_file.write_bytes(b"x" * 100000)
+    kept.mkdir()
+    command = log["fix"][0].replace("/var/log/x/import.log", str(log_file)).replace("/root/", f"{kept}/")
+    # Changing the user needs root.
+    command = re.sub(r"runuser -u (\S+ -c %U \S+) -- ", r"test \1 = " + getpass.getuser() + " && ", command)
+    subprocess.run(["bash", "-c", command], check=True, timeout=60)
+    (copy_of_it,) = kept.iterdir()
+    assert log_file.stat().st_size == 0 and len(gzip.decompress(copy_of_it.read_bytes())) == 100000
 
 
 def test_the_limit_of_nginx_is_that_of_its_configuration():

@@ -380,6 +380,22 @@ def demo_script():
     return demo
 
 
+@pytest.mark.parametrize(
+    ("active", "wanted", "expected"), [('"2.1.0"\n', "", "2.1.0"), ("", "", "2.0.0"), ('"2.1.0"\n', "2.0.0", "2.0.0")]
+)
+def test_a_demo_that_is_started_again_keeps_its_version(monkeypatch, tmp_path, active, wanted, expected):
+    """./shiftmaster -E demo deploy had deployed it, and make demo brought the one before back."""
+    demo, deployed = demo_script(), []
+    monkeypatch.setenv("VERSION", wanted)
+    monkeypatch.setattr(demo, "HOME", tmp_path)
+    monkeypatch.setattr(demo, "SETTINGS", tmp_path / "settings.json")
+    monkeypatch.setattr(demo, "docker", lambda *_words, **_options: SimpleNamespace(stdout=active))
+    for name in ("pack_application", "start_container"):
+        monkeypatch.setattr(demo, name, lambda: None)
+    monkeypatch.setattr(demo, "deploy", lambda version: deployed.append(version) or 1)
+    assert demo.up() == 1 and deployed == [expected]
+
+
 def test_the_demo_reaches_its_own_host_alone(monkeypatch):
     """Whoever has exported the inventory of real hosts must not change those by `make demo-deploy`."""
     demo, ran = demo_script(), []

@@ -21,7 +21,7 @@ STUB = """#!{python}
 import json, os, sys, time
 if "--help" in sys.argv:
     sys.exit(print("--check --diff --forks --ask-become-pass"))
-if sys.argv[-1].startswith("shiftmasterctl"):
+if "shiftmasterctl" in sys.argv[-1]:
     print("app1 | CHANGED | rc=0 >>\\nwhat it shows")
 with open("{out}", "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]) + "\\n")
@@ -111,7 +111,10 @@ def test_status_and_history_come_from_the_hosts(copy, command):
     done = copy.run(command, "-E", "single")
     assert done.returncode == 0 and done.stdout == "app1:\nwhat it shows\n"
     ((program, arguments, _, _),) = copy.calls()
-    assert program == "ansible" and arguments[-1] == f"shiftmasterctl {command}" and "--become" in arguments
+    assert program == "ansible" and arguments[-1].endswith(f"; shiftmasterctl {command}") and "--become" in arguments
+    # Here, where it is not installed, as on a host before its first deploy.
+    done = subprocess.run(["sh", "-c", arguments[-1]], env={"PATH": "/usr/bin:/bin"}, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"") and b"nothing is deployed" in done.stdout
     assert f'"{command}"' in (ROOT / "roles/shiftmaster/files/shiftmasterctl").read_text()
 
 
@@ -192,6 +195,9 @@ def test_init_writes_inventory_variables_and_an_encrypted_vault(copy):
     assert values["shiftmaster_repository"] == "https://git.example.org/s.git"
     assert values["shiftmaster_version"] == "2.1.0"
     assert ".secrets/hospital/" in values["tls_provided_key_src"]
+    # What remains can be typed as it is printed.
+    assert stat.S_IMODE((copy.root / ".secrets/hospital").stat().st_mode) == 0o700
+    assert all(f".secrets/hospital/shiftmaster.{end}" in done.stdout for end in ("crt", "key"))
     vault, password = copy.root / "group_vars/hospital/vault.yml", copy.home / ".shiftmaster.vault-password"
     assert vault.read_text().startswith("$ANSIBLE_VAULT;") and stat.S_IMODE(password.stat().st_mode) == 0o600
     view = [Path(sys.executable).with_name("ansible-vault"), "view", "--vault-password-file", password, vault]

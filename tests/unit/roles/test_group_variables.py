@@ -184,6 +184,23 @@ def test_one_host_that_watches_itself_listens_for_nobody_else(tmp_path):
     assert opened & {9090, 9093, 9094, 9100, 9113, 9115, 9121, 9187, 9443} == set(), one["firewall_rules"]
 
 
+def test_people_reach_the_monitoring_of_a_single_host(tmp_path):
+    """The firewall opened the ports, and Prometheus listened on the loopback interface alone."""
+    (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database cache monitoring".split()))
+    values = {"monitoring_admin_sources": ["10.0.0.5"], "shiftmaster_domain": "shift.example.test"}
+    one = wiring(str(tmp_path / "hosts"), asked=WATCHED, **values)["one"]
+    opened = {port for rule in one["firewall_rules"] if rule.get("sources") == ["10.0.0.5"] for port in rule["ports"]}
+    assert {9090, 9093} <= opened and one["prometheus_listen_address"] == ""
+    assert one["alertmanager_listen_addresses"] == [":9093"]
+
+
+def test_the_demo_notifies_nobody():
+    """It has no mail server, and the alert that messages fail was in each of its diagnoses."""
+    channels = ["alertmanager_email_to", "alertmanager_slack_api_url", "alertmanager_pagerduty_routing_key"]
+    (found,) = inventories.variables(ROOT / "inventory/demo", channels).values()
+    assert not any(found.values()), found
+
+
 @pytest.fixture(scope="module")
 def two_hundred(tmp_path_factory):
     """198 application hosts next to one with everything else, and one that watches: as its host sees them."""
