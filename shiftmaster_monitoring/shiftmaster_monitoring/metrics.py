@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 # 0.2, 0.5, 1 and 2 are limits of alerts; around them it is fine enough to show the distance.
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
@@ -32,4 +32,9 @@ task_wait = Histogram(
     "How long tasks waited, from being sent (or from the time that they were to start at) to their start.",
     ["queue"],
     buckets=TASK_SECONDS,
+)
+beat_due = Gauge(
+    "shiftmaster_celery_beat_due_timestamp_seconds",
+    "When the scheduler is to look at its schedule next; it stays where a due task could not be sent. 0: none runs.",
+    multiprocess_mode="max",
 )

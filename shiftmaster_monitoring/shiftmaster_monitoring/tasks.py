@@ -40,6 +40,7 @@ def connect() -> None:
         ("worker_ready", ready),
         ("heartbeat_sent", alive),
         ("worker_shutdown", stopped),
+        ("beat_init", scheduling),
     ):
         getattr(signals, name).connect(receiver, weak=False, dispatch_uid="shiftmaster_monitoring." + name)
 
@@ -141,3 +142,28 @@ def stopped(**_more) -> None:
     if _beats is not None:
         with contextlib.suppress(OSError):
             os.unlink(_beats)
+
+
+def scheduling(sender=None, **_more) -> None:
+    """Let the scheduler note when it is to look at its schedule next, as long as all that was due has been sent."""
+    with trouble.contained("the scheduler cannot be watched"):
+        scheduler, unsent = sender.scheduler, set()
+        tick, send = scheduler.tick, scheduler.apply_async
+        metrics.beat_due.set(time.time())
+
+        def sent(entry, *args, **more):
+            # Celery logs an error here and continues with the next entry.
+            unsent.add(entry.name)
+            result = send(entry, *args, **more)
+            unsent.discard(entry.name)
+            return result
+
+        def ticked(*args, **more):
+            seconds = tick(*args, **more)
+            with trouble.contained("a round of the scheduler cannot be noted"):
+                shared.store.look()
+                if not unsent:
+                    metrics.beat_due.set(time.time() + (seconds or 0))
+            return seconds
+
+        scheduler.apply_async, scheduler.tick = sent, ticked

@@ -16,6 +16,7 @@ import time
 
 from ..health import checks
 from ..host import probe, symptoms
+from ..monitoring.host_metrics import name_server, name_servers
 from .engine import Absent
 from .host import read_file
 
@@ -276,39 +277,9 @@ def firewall(setting) -> dict:
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
-_QUERY = b"\x53\x4d\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x09localhost\x00\x00\x01\x00\x01"
-
-
-def name_server(address: str, seconds: float = 4.5, count: int = 30) -> dict:
-    """Return to how many queries a name server responds, and how soon; that it knows no such name is a response.
-
-    They are sent over a second, as a busy host sends them: so many show how many packets get lost.
-    """
-    family, answered, first = socket.AF_INET6 if ":" in address else socket.AF_INET, 0, None
-    sent = 0
-    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
-        waiting, end = {}, time.monotonic() + seconds
-        while time.monotonic() < end and (waiting or sent < count):
-            if sent < count:
-                connection = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
-                connection.connect((address.partition("%")[0], 53))
-                connection.send(_QUERY)
-                waiting[connection], sent = time.monotonic(), sent + 1
-            left = 0.03 if sent < count else max(0.0, end - time.monotonic())
-            for connection in select.select(list(waiting), [], [], left)[0]:
-                with contextlib.suppress(OSError):
-                    if connection.recv(512)[:2] == _QUERY[:2]:
-                        took = round(time.monotonic() - waiting[connection], 2)
-                        answered, first = answered + 1, took if first is None else min(first, took)
-                del waiting[connection]
-            if answered and sent == count:
-                end = min(end, time.monotonic() + 1.5)
-    return {"address": address, "answers": answered > 0, "seconds": first, "tried": sent, "lost": sent - answered}
-
-
 def names(setting) -> dict:
     """Whether the names that this host needs have an address, and how long that takes."""
-    servers = re.findall(r"^\s*nameserver\s+(\S+)", read_file(setting.path("/etc/resolv.conf")), re.M)
+    servers = name_servers(read_file(setting.path("/etc/resolv.conf")))
     found = []
 
     def ask(name, own=False):
@@ -330,7 +301,7 @@ def names(setting) -> dict:
     hostname = socket.gethostname()
     # Its own name is shown; nothing of ShiftMaster needs it.
     calls = [(ask, name) for name in setting.names] + [(ask, hostname, True)]
-    probe.together(calls + [(ask_server, address) for address in servers[:3]], 5.0)
+    probe.together(calls + [(ask_server, address) for address in servers], 5.0)
     heard = list(found)
     heard += [
         {"name": name, "own": False, "error": "no response within 5 s", "seconds": 5.0}
@@ -338,7 +309,7 @@ def names(setting) -> dict:
         if name not in {entry["name"] for entry in heard if not entry["own"]}
     ]
     return {
-        "servers": [answering.get(one) or {"address": one, "answers": False, "seconds": None} for one in servers[:3]],
+        "servers": [answering.get(one) or {"address": one, "answers": False, "seconds": None} for one in servers],
         "hostname": hostname,
         "names": sorted(
             (entry for entry in heard if not entry["own"]), key=lambda entry: setting.names.index(entry["name"])
@@ -368,7 +339,8 @@ def certificates(setting) -> dict:
             on_disk = []
         if one.get("port"):
             try:
-                shown = probe.certificate_served("localhost", int(one["port"]), one.get("server_name"), 3.0)
+                served_by = {"server_name": one.get("server_name"), "postgres": one["name"] == "postgresql"}
+                shown = probe.certificate_served("localhost", int(one["port"]), timeout=3.0, **served_by)
                 entry["shown"] = _validity(shown, now)
                 entry["differs"] = bool(on_disk) and shown.fingerprint != on_disk[0].fingerprint
                 name = one.get("server_name")

@@ -9,6 +9,7 @@ import time
 
 from ..backup import manifest as backup_manifest
 from ..host import probe
+from ..monitoring import host_metrics
 from ..monitoring.prometheus import PrometheusError
 from .database import ask
 from .history import prometheus_of
@@ -45,28 +46,12 @@ def parse_logins(text: str) -> dict:
 
 def updates(setting) -> dict:
     """Upgrades that wait, by this host's last index of its repositories."""
-    # Without its caches it writes nothing.
-    command = ["apt-get", "--simulate", "--quiet"]
-    for option in ("Debug::NoLocking=true", "Dir::Cache::pkgcache=", "Dir::Cache::srcpkgcache=", "Dir::Log=/dev/null"):
-        command += ["-o", option]
-    code, text, error = probe.run([*command, "dist-upgrade"], 12.0)
-    if code != 0:
-        raise probe.ProbeError("error", "apt", error.strip()[:200])
-    age = None
-    for path in ("/var/lib/apt/periodic/update-success-stamp", "/var/lib/apt/lists"):
-        with contextlib.suppress(OSError):
-            age = round((time.time() - os.stat(setting.path(path)).st_mtime) / 3600.0, 1)
-            break
+    fetched = host_metrics.package_lists_timestamp(setting.path)
     return dict(
-        parse_updates(text), heard_hours_ago=age, reboot_required=os.path.exists(setting.path("/run/reboot-required"))
+        host_metrics.pending_updates(),
+        heard_hours_ago=fetched and round((time.time() - fetched) / 3600.0, 1),
+        reboot_required=os.path.exists(setting.path("/run/reboot-required")),
     )
-
-
-def parse_updates(text: str) -> dict:
-    """Return what `apt-get --simulate` would install."""
-    rows = re.findall(r"^Inst (\S+) (?:\[[^\]]*\] )?\(\S+ ([^)]*)\)", text, re.M)
-    security = [name for name, source in rows if "security" in source.lower()]
-    return {"waiting": len(rows), "security": len(security), "security_packages": security[:20]}
 
 
 # These tables are the application's, and the query is a superuser's. TABLESAMPLE accepts no view; format() reads a

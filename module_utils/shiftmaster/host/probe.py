@@ -1085,10 +1085,11 @@ def certificate_served(
     timeout: float = 5.0,
     verify: bool = False,
     ca_file: Optional[str] = None,
+    postgres: bool = False,
 ) -> Certificate:
     """Return the certificate that a server shows for a name; verify checks its chain and its names as well."""
     try:
-        return parse_certificate(certificate_der(host, port, server_name, timeout, verify, ca_file))
+        return parse_certificate(certificate_der(host, port, server_name, timeout, verify, ca_file, postgres))
     except ValueError as error:
         raise ProbeError("unhealthy", "invalid", "%s:%s shows %s" % (host, port, error))
 

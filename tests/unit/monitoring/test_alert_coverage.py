@@ -117,13 +117,13 @@ def test_each_metric_that_this_repository_writes_is_used_or_has_a_reason():
     """What goes into node exporter's textfiles: an alert, a panel, or an entry of not_decided."""
     written = set(
         re.findall(
-            r"\bshiftmaster_(?:backup|restore_test|health_check|log_canary|logstash|filebeat|elasticsearch|container)_\w+",
+            r"\bshiftmaster_(?:backup|restore_test|health_check|log_canary|logstash|filebeat|elasticsearch|container|host)_\w+",
             " ".join(
                 (ROOT / path).read_text(encoding="utf-8")
                 for path in (
                     "module_utils/shiftmaster/backup/manifest.py", "module_utils/shiftmaster/logging/canary.py",
                     "module_utils/shiftmaster/logging/log_watch.py", "roles/health/templates/health.prom.j2",
-                    "roles/exporter/files/container_metrics.py",
+                    "roles/exporter/files/container_metrics.py", "module_utils/shiftmaster/monitoring/host_metrics.py",
                 )
             ),
         )

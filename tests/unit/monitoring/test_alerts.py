@@ -268,13 +268,13 @@ def test_promtool_accepts_the_rules_and_passes_their_tests(capsys):
 
 # On every host, by Debian's base system, this repository's packages, or the service that the alert is about.
 KNOWN = set(
-    """ansible ansible-playbook apt-get awk cat certbot chronyc curl date df docker du filebeat find findmnt free grep
-    head ip journalctl ls mount nft nginx openssl pg_lsclusters pgrep promtool ps redis-cli shiftmasterctl
+    """ansible ansible-playbook apt-get awk cat certbot chronyc curl date df docker du filebeat find findmnt free getent
+    grep head ip journalctl ls mount nft nginx openssl pg_lsclusters pgrep promtool ps redis-cli shiftmasterctl
     sort ss sudo systemctl systemd-cgtop systemd-tmpfiles tail top uniq uptime xargs""".split()
 )
 UNITS = re.compile(
     r"^(shiftmaster(-\*|-(web|worker|beat)@\*)?|nginx|postgresql|redis-server|docker|chrony|certbot|logrotate|networking"
-    r"|apt-daily-upgrade|mtail(\.service)?|elasticsearch|logstash|kibana|filebeat|shiftmaster-log-watch(\.timer)?"
+    r"|apt-daily(-upgrade)?|mtail(\.service)?|elasticsearch|logstash|kibana|filebeat|shiftmaster-(log-watch|host-metrics)(\.timer)?"
     r"|grafana-server\.service|prometheus(-\*|-alertmanager)?"
     r"|prometheus-(\*|node|postgres|redis|nginx|blackbox)-exporter(\.service)?)$"
 )
@@ -338,8 +338,9 @@ def test_commands_are_shell():
 def test_variables_that_are_named_exist(alert):
     known = documents().variables()
     said = " ".join([*commands(alert), *(text["en"] for _, text in texts(alert))])
-    # Logs are files, not variables.
-    named = set(re.findall(r"\b(?:shiftmaster|postgresql|redis|base|nginx|firewall|tls)_[a-z_]+\b(?!\.log)", said))
+    # Logs and metrics are files, not variables.
+    roles = "shiftmaster|postgresql|redis|base|nginx|firewall|tls"
+    named = set(re.findall(rf"\b(?:{roles})_[a-z_]+\b(?!\.(?:log|prom))", said))
     assert named - known == set()
 
 

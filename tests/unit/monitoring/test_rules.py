@@ -157,6 +157,7 @@ BAD = [
     ("exporter", {**EXPORTER, "exporter_listen_addresses": []}, "exporter_listen_addresses is empty"),
     ("exporter", {**EXPORTER, "exporter_instances": [{"name": "postgres"}]}, "exporter_postgres_password is empty"),
     ("exporter", {**EXPORTER, "exporter_instances": [{"name": "redis"}]}, "exporter_redis_password is empty"),
+    ("exporter", {**EXPORTER, "exporter_mail_servers": ["mail:25", "mail; reboot"]}, "mail; reboot is not host:port"),
     ("exporter", {**EXPORTER, "exporter_container_timeout_seconds": 900}, "exporter_container_timeout_seconds"),
     ("backup", {**BACKUP, "backup_cipher_passphrase": "short"}, "less than 16 characters"),
     ("backup", {**BACKUP, "backup_cipher_passphrase": "with space " * 2}, "has a space"),
@@ -185,8 +186,8 @@ BAD = [
     ("firewall", {"firewall_rules": [{"name": "a", "port": 80, "sources": ["db.example.jp"]}]}, "is no address"),
 ]  # fmt: skip
 GOOD = [
-    ("redis", REDIS), ("postgresql", {"postgresql_version": 17}), ("exporter", EXPORTER), ("backup", BACKUP),
-    ("nginx", NGINX),
+    ("redis", REDIS), ("postgresql", {"postgresql_version": 17}), ("backup", BACKUP), ("nginx", NGINX),
+    ("exporter", {**EXPORTER, "exporter_mail_servers": ["mail.x.jp:25", "[::1]:465"]}),
     ("firewall", {"firewall_rules": [{"name": "a", "ports": ["80-90"], "sources": ["192.0.2.0/24"]}]}),
 ]  # fmt: skip
 FACTS = {"ansible_facts": {"distribution_major_version": "13"}}

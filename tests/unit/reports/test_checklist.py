@@ -12,7 +12,7 @@ import shiftmaster_checklist
 import yaml
 from ansible.module_utils.shiftmaster.diagnosis import history, upkeep
 from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS, Setting
-from ansible.module_utils.shiftmaster.monitoring import kpi
+from ansible.module_utils.shiftmaster.monitoring import host_metrics, kpi
 from ansible.module_utils.shiftmaster.reports import checklist, findings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -479,4 +479,4 @@ def test_security_updates_are_distinguished_from_others():
         "Inst openssl [3.5.1-1] (3.5.1-1+deb13u2 Debian-Security:13/stable-security [amd64])\n"
         "Inst vim [2:9.1] (2:9.2 Debian:13.2/stable [amd64])\nConf openssl (3.5.1 Debian-Security:13 [amd64])\n"
     )
-    assert upkeep.parse_updates(text) == {"waiting": 2, "security": 1, "security_packages": ["openssl"]}
+    assert host_metrics.parse_updates(text) == {"waiting": 2, "security": 1, "security_packages": ["openssl"]}

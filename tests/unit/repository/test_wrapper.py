@@ -231,3 +231,30 @@ def test_ctrl_c_ends_init_and_writes_nothing(copy):
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130 and b"Traceback" not in err and b"Nothing was written" in err
     assert not (copy.root / "inventory/site").exists()
+
+
+def test_keys_are_compared_as_they_are_typed_and_never_shown(copy):
+    key = {"vault_backup_cipher_passphrase": "c" * 64, "vault_backup_restic_password": "r" * 64}
+    inventory = {"_meta": {"hostvars": {"app1": {}, "backup1": key}}}
+    stub = copy.root / ".venv/bin/ansible-inventory"
+    stub.write_text(f"#!{sys.executable}\nprint({json.dumps(inventory)!r})\n")
+    stub.chmod(0o755)
+    sheet = copy.run("-E", "single", "keys")
+    fingerprints = dict(reversed(line.split()[:2]) for line in sheet.stdout.splitlines() if "vault_" in line)
+    assert sheet.returncode == 0 and set(fingerprints) == set(key)
+    # The same key for two purposes is no secret that the sheet shows.
+    assert len(set(fingerprints.values())) == 2
+    good = copy.run("-E", "single", "keys", answers="c" * 64 + "\n" + "r" * 64 + "\n")
+    assert good.returncode == 0 and good.stdout.count("the same") == 2
+    bad = copy.run("-E", "single", "keys", answers="\n" + "r" * 63 + "x\n")
+    assert bad.returncode == 1 and "the same" not in bad.stdout
+    for run in (sheet, good, bad):
+        assert "c" * 60 not in run.stdout + run.stderr and "r" * 60 not in run.stdout + run.stderr
+
+
+def test_without_keys_there_is_no_sheet(copy):
+    stub = copy.root / ".venv/bin/ansible-inventory"
+    for output, code in (('{"_meta": {"hostvars": {"app1": {}}}}', 0), ("", 1)):
+        stub.write_text(f"#!{sys.executable}\nprint({output!r})\nraise SystemExit({code})\n")
+        stub.chmod(0o755)
+        assert copy.run("-E", "single", "keys").returncode == 1

@@ -245,6 +245,27 @@ def test_exporters_that_know_no_password_are_left_out(site):
     assert instances(site["mon1"], "redis") == ["db1"]
 
 
+def test_hosts_watch_the_certificates_of_their_services_and_their_mail_servers(tmp_path):
+    (tmp_path / "hosts").write_text("[web]\na\n[app]\na\n[database]\nd\n[cache]\nd\n[monitoring]\nm\n")
+    asked = ("exporter_tls_listeners", "exporter_mail_servers", "diagnosis_certificates")
+    mail = {"shiftmaster_email_host": "mail.x.jp", "alertmanager_smtp_smarthost": "relay.x.jp:587"}
+    found = wiring(str(tmp_path / "hosts"), asked=asked, shiftmaster_domain="x", **mail)
+    host_certificate = {"file": "/etc/ssl/shiftmaster/host.crt"}
+    listeners = [
+        {"name": "postgresql", "port": 5432, **host_certificate},
+        {"name": "redis", "port": 6379, **host_certificate},
+    ]
+    assert found["d"] == {
+        "exporter_tls_listeners": listeners, "exporter_mail_servers": [], "diagnosis_certificates": listeners,
+    }  # fmt: skip
+    assert found["a"]["exporter_tls_listeners"] == [] and found["a"]["exporter_mail_servers"] == ["mail.x.jp:25"]
+    assert [one["name"] for one in found["a"]["diagnosis_certificates"]] == ["site"]
+    assert found["m"]["exporter_mail_servers"] == ["relay.x.jp:587"]
+    # The default is no mail server.
+    alone = wiring(str(tmp_path / "hosts"), "a", asked, shiftmaster_domain="x")["a"]
+    assert alone["exporter_mail_servers"] == []
+
+
 def test_the_page_is_known_by_the_only_host_that_answers_it(site, demo):
     assert instances(site["mon1"], "blackbox-http") == ["edge1"]
     assert instances(demo["mon1"], "blackbox-http") == ["shift.example.test"]

@@ -286,6 +286,26 @@ def test_containers_are_read_in_less_time_than_lies_between():
     assert settings(render("container.timer.j2"))["OnUnitActiveSec"] == ["15s"]
 
 
+def test_metrics_of_the_host_are_written_while_the_node_exporter_runs():
+    given = {
+        "exporter_tls_listeners": [{"name": "redis", "port": 6379, "file": "/etc/ssl/shiftmaster/host.crt"}],
+        "exporter_mail_servers": ["mail.example.jp:587", "[2001:db8::1]:25"],
+    }
+    files = {one["path"].rpartition("/")[2]: one["content"] for one in value("__exporter_unit_files", "node", **given)}
+    assert set(files) == {"shiftmaster.conf", "shiftmaster-host-metrics.service", "shiftmaster-host-metrics.timer"}
+    assert settings(files["shiftmaster.conf"])["Wants"] == ["shiftmaster-host-metrics.timer"]
+    program, path, config = words(files["shiftmaster-host-metrics.service"])
+    assert path == "/var/lib/prometheus/node-exporter/shiftmaster_host.prom"
+    assert json.loads(config) == {
+        "listeners": given["exporter_tls_listeners"],
+        "mail_servers": given["exporter_mail_servers"],
+    }
+    assert settings(files["shiftmaster-host-metrics.service"])["CapabilityBoundingSet"] == [""]
+    assert len(value("__exporter_unit_files", "redis")) == 1 and "Wants" not in settings(
+        render("drop-in.conf.j2", "redis")
+    )
+
+
 # --- mtail ----------------------------------------------------------------------------------------------------------
 
 

@@ -230,6 +230,49 @@ def test_a_killed_worker_is_no_worker_after_a_while(project):
         assert value(project.scrape(), "shiftmaster_celery_workers") == 0
 
 
+# --- the scheduler ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def beat(project, numbers):
+    """A scheduler that sends a task each second; sets cannot be sent."""
+    with open(project.directory / "shiftmaster_site_settings.py", "a", encoding="utf-8") as stream:
+        entry = "{'task': 'project_celery.add', 'schedule': 1.0, 'args': (%s, 1)}" % numbers
+        stream.write("\nCELERY_BEAT_SCHEDULE = {'add': %s}\n" % entry)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "project_celery", "beat", "--schedule=schedule", "--pidfile="],
+        env=project.shared(), cwd=project.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
+
+
+def due(metrics):
+    return value(metrics, "shiftmaster_celery_beat_due_timestamp_seconds") or 0
+
+
+def test_a_scheduler_that_works_is_always_due_about_now(project, client):
+    with beat(project, "1") as child:
+        began = time.time()
+        metrics = until(project, lambda found: due(found) > began and client.llen("celery") > 2, 120)
+        assert due(metrics) >= time.time() - 5 and client.llen("celery") > 2
+        os.kill(child.pid, signal.SIGSTOP)
+        stopped = time.time()
+        time.sleep(1.5)
+        assert 0 < due(project.scrape()) < stopped + 1.5
+    assert due(project.scrape()) == 0
+
+
+def test_a_scheduler_that_cannot_send_what_is_due_stays_due(project, client):
+    with beat(project, "{1}"):
+        due_at = due(until(project, due, 120))
+        time.sleep(3)
+        assert 0 < due(project.scrape()) <= due_at + 1 and client.llen("celery") == 0
+
+
 # --- the broker ------------------------------------------------------------------------------------------------------
 
 

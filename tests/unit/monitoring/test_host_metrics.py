@@ -1,0 +1,157 @@
+"""Metrics of what a host depends on: packages, name servers, mail servers, certificates."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+from ansible.module_utils.shiftmaster.host import probe
+from ansible.module_utils.shiftmaster.monitoring import host_metrics
+
+NONE = {"listeners": [], "mail_servers": []}
+
+
+@contextlib.contextmanager
+def serving(handle):
+    """A server on localhost that treats each connection so; yields its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _address = listener.accept()
+                    with connection, contextlib.suppress(OSError):
+                        handle(connection)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """This host has no packages and no name servers."""
+    monkeypatch.setattr(host_metrics, "pending_updates", lambda: {"security": 0})
+    monkeypatch.setattr(host_metrics, "name_servers", lambda text: [])
+
+
+# --- packages --------------------------------------------------------------------------------------------------------
+
+
+def test_updates_are_counted_once_an_hour(monkeypatch, elsewhere):
+    counts = iter([2, 5])
+    monkeypatch.setattr(host_metrics, "pending_updates", lambda: {"security": next(counts)})
+    text = host_metrics.text_of(host_metrics.collect(NONE, ""))
+    assert f"\n{host_metrics.UPDATES} 2\n" in text
+    again = host_metrics.text_of(host_metrics.collect(NONE, text))
+    assert f"\n{host_metrics.UPDATES} 2\n" in again
+    now = time.time()
+    for moved in (3601, -60):  # Also after a clock was put back.
+        monkeypatch.setattr(host_metrics.time, "time", lambda moved=moved: now + moved)
+        monkeypatch.setattr(host_metrics, "pending_updates", lambda: {"security": 5})
+        assert f"\n{host_metrics.UPDATES} 5\n" in host_metrics.text_of(host_metrics.collect(NONE, again))
+
+
+def test_without_apt_the_rest_is_written(monkeypatch, elsewhere, capsys):
+    def fails():
+        raise probe.ProbeError("error", "apt", "E: dpkg was interrupted")
+
+    monkeypatch.setattr(host_metrics, "pending_updates", fails)
+    text = host_metrics.text_of(host_metrics.collect(NONE, ""))
+    assert "shiftmaster_host_reboot_required 0\n" in text and f"\n{host_metrics.UPDATES} -1\n" in text
+    # Nobody takes that for a count: the next run counts again.
+    monkeypatch.setattr(host_metrics, "pending_updates", lambda: {"security": 3})
+    assert host_metrics.collect(NONE, text)[host_metrics.UPDATES, ""] == 3
+    assert "dpkg was interrupted" in capsys.readouterr().err
+
+
+# --- name servers and mail servers -----------------------------------------------------------------------------------
+
+
+def test_only_name_servers_that_programs_use_are_queried():
+    text = "# nameserver 192.0.2.9\n nameserver 192.0.2.1\noptions rotate\nnameserver ::1\nnameserver a\nnameserver b\n"
+    assert host_metrics.name_servers(text) == ["192.0.2.1", "::1", "a"]
+
+
+def test_a_name_server_is_up_where_it_responds(monkeypatch, elsewhere):
+    monkeypatch.setattr(host_metrics, "name_servers", lambda text: ["192.0.2.1", "192.0.2.2"])
+    monkeypatch.setattr(host_metrics, "name_server", lambda address, *more: {"answers": address.endswith("1")})
+    found = host_metrics.collect(NONE, "")
+    assert found[host_metrics.NAME_SERVER, 'server="192.0.2.1"'] == 1
+    assert found[host_metrics.NAME_SERVER, 'server="192.0.2.2"'] == 0
+
+
+@pytest.mark.parametrize(
+    ("greeting", "up"),
+    [(b"220 mail ESMTP\r\n", 1), (b"220-mail\r\n" * 100000, 1), (b"421 too busy\r\n", 0), (b"", 0), (b"HTTP/1.1", 0)],
+)
+def test_a_mail_server_is_up_where_it_greets(elsewhere, greeting, up):
+    with serving(lambda connection: connection.sendall(greeting)) as port:
+        server = f"localhost:{port}"
+        found = host_metrics.collect({"listeners": [], "mail_servers": [server]}, "")
+    assert found[host_metrics.MAIL_SERVER, f'server="{server}"'] == up
+    # Nobody is there any more.
+    assert host_metrics.greets(f"[127.0.0.1]:{port}") is False
+
+
+def test_a_mail_server_that_is_silent_is_given_up(elsewhere, monkeypatch):
+    monkeypatch.setattr(host_metrics.probe, "Deadline", lambda seconds, real=probe.Deadline: real(0.3))
+    with serving(lambda connection: connection.recv(1)) as port:
+        assert host_metrics.greets(f"localhost:{port}") is False
+
+
+# --- certificates ----------------------------------------------------------------------------------------------------
+
+
+def made(directory, days):
+    key, certificate = directory / f"{days}.key", directory / f"{days}.crt"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=d",
+         "-days", str(days), "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate, key
+
+
+@pytest.mark.parametrize("name", ["postgresql", "redis"])
+def test_what_a_service_presents_is_told_from_what_is_in_its_file(tmp_path, elsewhere, name):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*made(tmp_path, 3))
+    renewed, _key = made(tmp_path, 90)
+
+    def handle(connection):
+        if name == "postgresql":
+            assert connection.recv(8)[4:] == (80877103).to_bytes(4, "big")
+            connection.sendall(b"S")
+        context.wrap_socket(connection, server_side=True).close()
+
+    with serving(handle) as port:
+        config = {"listeners": [{"name": name, "port": port, "file": str(renewed)}], "mail_servers": []}
+        found = host_metrics.collect(config, "")
+    days = {
+        how: round((found[host_metrics.CERTIFICATE, f'listener="{name}",of="{how}"'] - time.time()) / 86400)
+        for how in ("presented", "file")
+    }
+    assert days == {"presented": 3, "file": 90}
+    # A service that is down has alerts of its own.
+    assert host_metrics.certificate_ends(config["listeners"][0]) == {}
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_the_file_is_in_prometheus_format(tmp_path, elsewhere):
+    path = tmp_path / "shiftmaster_host.prom"
+    assert host_metrics.main(str(path), json.dumps({"listeners": [], "mail_servers": ["localhost:1"]})) == 0
+    lines = path.read_text().splitlines()
+    assert 'shiftmaster_host_mail_server_up{server="localhost:1"} 0' in lines
+    series = [line for line in lines if not line.startswith("#")]
+    types = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(types) == len(set(types)) and {line.split("{")[0].split()[0] for line in series} == set(types)
+    assert path.stat().st_mode & 0o777 == 0o644
