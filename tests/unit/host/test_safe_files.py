@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import threading
@@ -363,3 +364,19 @@ def test_a_tree_is_removed_by_rm_and_nothing_that_is_mounted_in_it(tmp_path, mon
     safe_files.remove_tree(str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError):
         safe_files.remove_tree(str(tmp_path / "none"), missing_ok=False)
+
+
+def test_a_checksum_is_that_of_the_content(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    assert safe_files.sha256(str(tmp_path / "file")) == hashlib.sha256(b"content").hexdigest()
+
+
+def test_a_directory_that_is_made_is_reported(tmp_path):
+    made = str(tmp_path / "made")
+    assert [safe_files.make_directory(made, 0o750) for _ in range(2)] == [True, False]
+
+
+def test_a_walk_leaves_no_descriptor_open(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    list(safe_files.walk(str(tmp_path)))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
