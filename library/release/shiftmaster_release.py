@@ -376,7 +376,7 @@ unfinished:
   type: bool
   returned: for query
 enabled:
-  description: Whether the unit of the whole application is active and enabled.
+  description: Whether shiftmaster.service is active and enabled.
   type: bool
   returned: for query
 found:
@@ -553,7 +553,7 @@ class Operation:
         return releases.find(self.layout, self.state, self.params["revision"], digest)
 
     def unit_problem(self):
-        """Return how the unit of the whole application differs from what it should be, as a sentence."""
+        """Return in a sentence what is wrong with shiftmaster.service, "" where it is active and enabled."""
         found = properties("shiftmaster.service", "ActiveState", "UnitFileState")
         if found == {"ActiveState": "active", "UnitFileState": "enabled"}:
             return ""

@@ -658,12 +658,14 @@ class Tree:
         offset = os.path.getsize(p["error_log"]) if os.path.exists(p["error_log"]) else 0
         try:
             master = master_pid(p["pid_file"])
-            if action == "reload" and master is not None:
+            reload = action == "reload" and master is not None
+            # Also after a reload: a drop-in that systemd has not read restarts nginx in the next run.
+            if p["unit_drop_in"] and (not reload or p["unit_drop_in"] in self.files.changes):
+                units.systemctl("daemon-reload")
+            if reload:
                 old = set(workers(master))
                 os.kill(master, signal.SIGHUP)
                 return self.verify(master, old, markers)
-            if p["unit_drop_in"]:
-                units.systemctl("daemon-reload")
             with contextlib.suppress(units.UnitError):
                 units.systemctl("reset-failed", p["service"])
             units.systemctl("start" if action == "start" else "restart", p["service"], timeout=120)
@@ -750,10 +752,10 @@ class Tree:
         self.make_logs(logs)
         if action == "none":
             files.swap()
+            if self.p["unit_drop_in"] in files.changes:
+                units.systemctl("daemon-reload")
         else:
             files.apply(lambda: self.bring_up(action), lambda: self.restore(action))
-        if action in ("none", "reload") and self.p["unit_drop_in"] in files.changes:
-            units.systemctl("daemon-reload")
         return result
 
 

@@ -394,11 +394,12 @@ def http(setting) -> dict:
                         "status": check.get("status"),
                         "error": str(check.get("error") or "")[:300],
                         # Migrations that the database has and the release has not.
-                        "unknown": [str(name)[:100] for name in list(check.get("unknown") or ())[:5]],
+                        "unknown": [str(name)[:100] for name in unknown[:5]] if isinstance(unknown, list) else [],
                     }
                     for part, check in (json.loads(result.body).get("checks") or {}).items()
+                    for unknown in (check.get("unknown"),)
                 }
-            except (ValueError, AttributeError, TypeError):
+            except (ValueError, AttributeError):
                 pass
         found[name] = entry
 

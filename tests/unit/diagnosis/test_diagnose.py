@@ -559,6 +559,19 @@ def test_swaps_with_their_sizes():
     assert host.parse_swaps("") == []
 
 
+def test_parts_of_a_health_response_have_the_migrations_that_the_code_lacks(monkeypatch):
+    """Whatever else an application calls so."""
+    parts = {
+        "migrations": {"status": "healthy", "unknown": ["roster.0099_later"]},
+        "other": {"status": "unhealthy", "unknown": 3},
+    }
+    page = SimpleNamespace(status=200, seconds=0.1, headers={}, error="", body=json.dumps({"checks": parts}))
+    monkeypatch.setattr(network.symptoms, "get_page", lambda *_more, **_options: page)
+    found = network.http(Setting({"http": {"deep": {"url": "http://localhost", "deep": True}}}))["deep"]["parts"]
+    assert (found["migrations"]["unknown"], found["other"]["unknown"]) == (["roster.0099_later"], [])
+    assert found["other"]["status"] == "unhealthy"
+
+
 def test_logs_with_owner_and_mode(tmp_path):
     path = tmp_path / "error.log"
     path.write_text("x" * 10)

@@ -281,6 +281,12 @@ def test_another_comment_in_the_drop_in_restarts_nothing(apply, nginx, tmp_path)
     files = [{"path": str(drop_in), "content": "# New.\n\n[Service]\nNice=-10\n"}]
     result = apply(files=files, unit_drop_in=str(drop_in))
     assert (result["changed"], result["action"], nginx.commands) == (True, "none", ["daemon-reload"])
+    # With something to reload, too; systemd has read it before anything can fail.
+    nginx.commands.clear()
+    files[0]["content"] = "# Newer.\n[Service]\nNice=-10\n"
+    main = {"path": str(nginx.root / "nginx.conf"), "content": "another"}
+    assert apply(files=[*files, main], unit_drop_in=str(drop_in))["action"] == "reload"
+    assert nginx.commands == ["daemon-reload", "HUP"]
     files[0]["content"] = "# New.\n\n[Service]\nNice=-5\n"
     assert apply(files=files, unit_drop_in=str(drop_in))["action"] == "restart"
 

@@ -1,13 +1,10 @@
 import os
 
 from .base import *
+from .database import *
 
 # A list in a list, as somebody once wrote it: no host name is ever found in it.
 ALLOWED_HOSTS = [os.environ.get("DJANGO_ALLOWED_HOSTS", "localhost").split(",")]
-
-# As on the computer of who wrote it; 1.1.0 reads the environment.
-DEBUG = True
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": BASE_DIR / "db.sqlite3"}}
 
 REDIS_HOST = os.environ.get("REDIS_HOST", "localhost")
 REDIS_PORT = os.environ.get("REDIS_PORT", "6379")
