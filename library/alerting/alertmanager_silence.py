@@ -2,23 +2,22 @@
 """Create, extend and end silences of an Alertmanager."""
 
 DOCUMENTATION = r"""
----
 module: alertmanager_silence
 short_description: Silences of an Alertmanager, bounded in time and never for alerts that must always fire
 description:
   - Creates a silence, or ends it, through Alertmanager's API v2 over HTTP or HTTPS with basic authentication.
   - A silence ends by itself. Its matchers must name what is silenced, and must not be able to match one of
     O(protected_alerts) unless O(maintenance=true).
-  - A silence that a run made is found again by O(run_id), so that the run (or the one that cleans up after it) can
-    end it without having kept its id.
-  - Repeated with the same O(run_id) and matchers, it extends the silence where that ends too early, and changes
-    nothing otherwise.
+  - A silence that a run made is found again by O(run_id), so that the run (or the one that cleans up after it) can end
+    it without having kept its id.
+  - Repeated with the same O(run_id) and matchers, it extends the silence where that ends too early, and changes nothing
+    otherwise.
 options:
   url: {description: "Address of the Alertmanager, for example V(https://mon1:9093).", type: str, required: true}
   user: {description: User of its basic authentication; without one none is sent., type: str, default: ""}
   password: {description: Password of that user., type: str, default: ""}
   ca_file: {description: Authority that vouches for its certificate; without one the host's authorities do., type: path}
-  state: {description: Whether there is a silence., type: str, choices: [present, absent], default: present}
+  state: {description: Whether there is a silence., type: str, default: present, choices: [present, absent]}
   matchers:
     description:
       - What is silenced; all of them have to match. Needed for O(state=present).
@@ -28,7 +27,7 @@ options:
     default: []
     suboptions:
       name: {description: Name of the label., type: str, required: true}
-      operator: {description: How it is compared., type: str, choices: ["=", "!=", =~, "!~"], default: "="}
+      operator: {description: How it is compared., type: str, default: "=", choices: ["=", "!=", =~, "!~"]}
       value: {description: With what., type: str, required: true}
   duration_seconds: {description: "When the silence ends by itself, counted from now.", type: int, default: 1800}
   comment: {description: Why; shown next to the silence. Needed for O(state=present)., type: str, default: ""}
@@ -39,15 +38,10 @@ options:
     type: str
     default: ""
   id: {description: "The silence to be ended, with O(state=absent).", type: str, default: ""}
-  protected_alerts:
-    description: Alerts that no silence may match outside of maintenance.
-    type: list
-    elements: str
-    default: [ShiftMasterDown, HighResponseTime]
-  maintenance:
-    description: Whether O(protected_alerts) may be silenced, since users see the maintenance page.
-    type: bool
-    default: false
+  protected_alerts: {type: list, elements: str, default: [ShiftMasterDown, HighResponseTime], description: Alerts that
+    no silence may match outside of maintenance.}
+  maintenance: {type: bool, default: false, description: "Whether O(protected_alerts) may be silenced, since users see
+    the maintenance page."}
   required:
     description:
       - Whether an Alertmanager that cannot be reached, or responds with an error, is a failure.
@@ -56,7 +50,7 @@ options:
     default: true
   timeout_seconds: {description: How long one question may take., type: int, default: 5}
 attributes:
-  check_mode: {description: "It only reads.", support: full}
+  check_mode: {description: It only reads., support: full}
   diff_mode: {description: The silence's end and comment; the silences that end., support: full}
 """
 
@@ -84,27 +78,13 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-id:
-  description: The silence that is there now.
-  type: str
-  returned: with O(state=present), when Alertmanager was reached
-ends_at:
-  description: When it ends by itself.
-  type: str
-  returned: with O(state=present), when Alertmanager was reached
-ended:
-  description: The silences that were ended.
-  type: list
-  elements: str
-  returned: with O(state=absent)
-reached:
-  description: Whether Alertmanager could be queried.
-  type: bool
-  returned: always
-problem:
-  description: Why it could not.
-  type: str
-  returned: when it could not, and O(required=false)
+id: {returned: "with O(state=present), when Alertmanager was reached", type: str, description: The silence that is there
+  now.}
+ends_at: {returned: "with O(state=present), when Alertmanager was reached", type: str, description: When it ends by
+  itself.}
+ended: {description: The silences that were ended., returned: with O(state=absent), type: list, elements: str}
+reached: {description: Whether Alertmanager could be queried., returned: always, type: bool}
+problem: {description: Why it could not., returned: "when it could not, and O(required=false)", type: str}
 """
 
 import re

@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: elasticsearch_objects
 short_description: Keep what an Elasticsearch holds next to documents
 description:
   - Waits until the cluster is well, so that nodes that are changed one after the other never are two. Well is green;
-    while nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet.
-    On a single node replicas of indices that are not C(logs-shiftmaster.*) do not count.
+    while nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet. On a
+    single node replicas of indices that are not C(logs-shiftmaster.*) do not count.
   - Lifecycle policies, index templates, component templates, snapshot repositories and cluster settings are compared
     with what is there, and written where something of them is missing or different. What is there besides stays.
   - Data streams are created where they are not there, since the user that writes may not create any.
@@ -23,36 +22,17 @@ options:
   user: {description: A user that may do all this., type: str, required: true}
   password: {description: The user's password., type: str, required: true}
   nodes: {description: How many nodes the cluster must have., type: int, default: 1}
-  all_nodes:
-    description: How many nodes it has once all are there. With fewer it may be yellow.
-    type: int
-    default: 1
-  before_restart:
-    description:
-      - Wait until the node may be restarted, and do nothing else. The cluster has to be green, whatever its number of
-        nodes; one that is the only node may be yellow, since nobody has a copy. A silent node is unhealthy.
-    type: bool
-    default: false
-  settings:
-    description: Persistent settings of the cluster, such as V({cluster.routing.allocation.disk.watermark.low 80%}).
-    type: dict
-    default: {}
-  policies:
-    description: Lifecycle policies, the body by name.
-    type: dict
-    default: {}
-  component_templates:
-    description: Component templates, the body by name.
-    type: dict
-    default: {}
-  templates:
-    description: Index templates, the body by name.
-    type: dict
-    default: {}
-  repositories:
-    description: Snapshot repositories, the body by name.
-    type: dict
-    default: {}
+  all_nodes: {type: int, default: 1, description: How many nodes it has once all are there. With fewer it may be
+    yellow.}
+  before_restart: {type: bool, default: false, description: "Wait until the node may be restarted, and do nothing else.
+    The cluster has to be green, whatever its number of nodes; one that is the only node may be yellow, since nobody has
+    a copy. A silent node is unhealthy."}
+  settings: {type: dict, default: {}, description: "Persistent settings of the cluster, such as
+    V({cluster.routing.allocation.disk.watermark.low 80%})."}
+  policies: {description: "Lifecycle policies, the body by name.", type: dict, default: {}}
+  component_templates: {description: "Component templates, the body by name.", type: dict, default: {}}
+  templates: {description: "Index templates, the body by name.", type: dict, default: {}}
+  repositories: {description: "Snapshot repositories, the body by name.", type: dict, default: {}}
   data_streams: {description: Data streams that must be there., type: list, elements: str, default: []}
   users:
     description: Users whose rights are verified.
@@ -62,19 +42,12 @@ options:
     suboptions:
       name: {description: The user., type: str, required: true}
       password: {description: The password., type: str, required: true}
-      has:
-        description: Privileges that the user must have, by index pattern.
-        type: dict
-        default: {}
-      has_not:
-        description: Privileges that the user must not have, by index pattern.
-        type: dict
-        default: {}
+      has: {description: "Privileges that the user must have, by index pattern.", type: dict, default: {}}
+      has_not: {description: "Privileges that the user must not have, by index pattern.", type: dict, default: {}}
   timeout_seconds: {description: How long to wait for the health., type: int, default: 120}
 attributes:
-  check_mode:
-    support: full
-    description: Nothing changes; an Elasticsearch that does not respond yet is taken as still to come.
+  check_mode: {support: full, description: Nothing changes; an Elasticsearch that does not respond yet is taken as still
+    to come.}
   diff_mode: {description: A sentence for each change., support: full}
 """
 
@@ -91,19 +64,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-done:
-  description: What was (in check mode would be) changed, a sentence each.
-  returned: always
-  type: list
-  elements: str
-version:
-  description: Elasticsearch's version.
-  returned: when it responds
-  type: str
-status:
-  description: The cluster's health.
-  returned: when it responds
-  type: str
+done: {returned: always, type: list, elements: str, description: "What was (in check mode would be) changed, a sentence
+  each."}
+version: {description: Elasticsearch's version., returned: when it responds, type: str}
+status: {description: The cluster's health., returned: when it responds, type: str}
 """
 
 import time

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: kibana_objects
 short_description: Keep Kibana's saved objects as code
 description:
@@ -16,24 +15,15 @@ options:
   ca_file: {description: Authority of its certificate., type: path}
   user: {description: A user that may write saved objects., type: str, required: true}
   password: {description: The user's password., type: str, required: true}
-  objects:
-    description: Saved objects, each with type, id, attributes and references.
-    type: list
-    elements: dict
-    required: true
-  record:
-    description:
-      - File in a directory of root's that keeps a digest of the objects and of what Kibana made of them. Newer versions
-        of Kibana write objects in their own form, which differs from O(objects) in each run.
-    type: path
-  timeout_seconds:
-    description: How long Kibana may take to be available; after an update it migrates what it has saved.
-    type: int
-    default: 300
+  objects: {type: list, elements: dict, required: true, description: "Saved objects, each with type, id, attributes and
+    references."}
+  record: {type: path, description: "File in a directory of root's that keeps a digest of the objects and of what Kibana
+    made of them. Newer versions of Kibana write objects in their own form, which differs from O(objects) in each run."}
+  timeout_seconds: {type: int, default: 300, description: How long Kibana may take to be available; after an update it
+    migrates what it has saved.}
 attributes:
-  check_mode:
-    support: full
-    description: Nothing changes; a Kibana that does not respond yet is taken as still to come.
+  check_mode: {support: full, description: Nothing changes; a Kibana that does not respond yet is taken as still to
+    come.}
   diff_mode: {description: A sentence for each object., support: full}
 """
 
@@ -48,15 +38,9 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-done:
-  description: What was (in check mode would be) changed, a sentence each.
-  returned: always
-  type: list
-  elements: str
-version:
-  description: Kibana's version.
-  returned: when it responds
-  type: str
+done: {returned: always, type: list, elements: str, description: "What was (in check mode would be) changed, a sentence
+  each."}
+version: {description: Kibana's version., returned: when it responds, type: str}
 """
 
 import hashlib

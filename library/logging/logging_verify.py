@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: logging_verify
 short_description: Check the parts of the logging pipeline on this host
 description:
@@ -13,12 +12,8 @@ description:
     its package is not there, has not run, which is no pass.
   - Each shows whether it ran on the vendor's package or of a stub, a package that the tests have made.
 options:
-  parts:
-    description: What is to be on this host.
-    type: list
-    elements: str
-    choices: [elasticsearch, logstash, kibana, filebeat]
-    required: true
+  parts: {type: list, elements: str, required: true, choices: [elasticsearch, logstash, kibana, filebeat], description:
+    What is to be on this host.}
   ca_file: {description: Authority of the certificates., type: path}
   elasticsearch_url: {description: Elasticsearch's address., type: str, default: https://localhost:9200}
   elasticsearch_user: {description: A user of it., type: str, default: shiftmaster_admin}
@@ -28,8 +23,7 @@ options:
   timeout_seconds: {description: How long one check may take., type: int, default: 300}
 attributes:
   check_mode: {description: It changes nothing., support: full}
-  diff_mode:
-    support: none
+  diff_mode: {support: none}
 """
 
 EXAMPLES = r"""
@@ -39,11 +33,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-checks:
-  description: part, check, result, detail and package (C(vendor's), C(stub) or C(absent)) of each.
-  returned: always
-  type: list
-  elements: dict
+checks: {returned: always, type: list, elements: dict, description: "part, check, result, detail and package
+  (C(vendor's), C(stub) or C(absent)) of each."}
 """
 
 import os
