@@ -104,29 +104,18 @@ EXAMPLES = r"""
     units: [nginx, shiftmaster]
     ports: {5432: postgres, 6379: redis-server, 443: nginx}
   register: evidence
-
-- name: Look at the disks alone
-  shiftmaster_diagnose:
-    area: disk
 """
 
 RETURN = r"""
 evidence:
-  description: What was found. docs/diagnosis.md describes each part.
+  description: >-
+    What was found, with C(host), C(at) (seconds since 1970 by this host's clock), C(skew) (seconds that this clock is
+    ahead of O(asked_at), which includes the way there; null without it), C(zone) of the host's logs (C(name),
+    C(offset_seconds) east of UTC), C(seconds), C(area), C(functions) and C(parts). Each part has C(status) (ok, failed,
+    hung, or absent where the host has no such thing), C(seconds), and C(error) where it is not ok; docs/diagnosis.md
+    describes the rest.
   returned: always
   type: dict
-  contains:
-    host: {description: The host's name., returned: always, type: str}
-    at: {description: "When, as seconds since 1970 by this host's clock.", returned: always, type: float}
-    skew: {returned: always, type: float, description: "How far this host's clock is ahead of O(asked_at), which
-      includes the way there; null without it."}
-    zone: {returned: always, type: dict, description: "This host's time zone, in which its logs are written, as C(name)
-      and C(offset_seconds) east of UTC."}
-    seconds: {description: How long it took., returned: always, type: float}
-    area: {description: What was requested., returned: always, type: str}
-    functions: {description: What the host is for., returned: always, type: list, elements: str}
-    parts: {returned: always, type: dict, description: "The parts. Each has C(status) (ok, failed, hung, or absent where
-      the host has no such thing), C(seconds), and C(error) where it is not ok."}
 """
 
 import os

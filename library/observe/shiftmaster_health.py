@@ -163,40 +163,13 @@ EXAMPLES = r"""
       - {name: disk_space, kind: disk, warning: 80, critical: 90}
       - {name: memory, kind: memory}
   register: health
-
-- name: Show the report
-  ansible.builtin.debug:
-    var: health.report_text
-
-- name: Gate a new slot on three good responses in a row of its private socket
-  shiftmaster_health:
-    checks:
-      - name: green
-        kind: deep_health
-        url: unix:/run/shiftmaster-web-green/web.sock
-        parts: [database, cache, broker, migrations]
-        retries: 5
-        delay_seconds: 10
-        consecutive_successes: 3
-  register: gate
-  failed_when: gate.failing | length > 0
-
-- name: See whether nginx shows the certificate that lies on the disk
-  shiftmaster_health:
-    language: ja
-    checks:
-      - name: tls
-        kind: certificate
-        file: /etc/ssl/certs/shiftmaster.crt
-        url: localhost:443
-        server_name: shift.example.org
+  failed_when: health.failing | length > 0
 """
 
 RETURN = r"""
 worst: {returned: always, type: str, sample: warning, description: "The worst status; from good to bad healthy, warning,
   error, unhealthy, critical, down."}
-failing: {returned: always, type: list, elements: str, sample: [database], description: The names of the checks that
-  fail by O(fail_on).}
+failing: {returned: always, type: list, elements: str, description: The names of the checks that fail by O(fail_on).}
 report_text:
   description: The report of the operations guide.
   returned: always
@@ -216,37 +189,15 @@ report_text:
     Overall health: 1/2 services healthy
 report_lines: {description: "The same, a line an entry.", returned: always, type: list, elements: str}
 report:
-  description: The report as data.
+  description:
+    - The report as data, with C(host), C(generated) (ISO 8601 with the host's time zone), C(seconds), C(healthy),
+      C(total), C(worst) and C(checks).
+    - Each of C(checks) has C(name), C(kind), C(status), C(icon), C(latency_ms) (null where that means nothing),
+      C(seconds) of the last attempt, C(attempts), C(detail) and C(hint) in O(language) (the hint is empty when
+      healthy), C(error) (the system's message, or empty), C(usage_percent) for disk and memory, and C(data), the
+      metrics of the kind such as C(mounts), C(days_left), C(units), C(workers) or C(parts).
   returned: always
   type: dict
-  contains:
-    host: {description: The host's name., returned: always, type: str}
-    generated: {description: "When, ISO 8601 with the host's time zone.", returned: always, type: str}
-    seconds: {description: How long all checks of the host took together., returned: always, type: float}
-    healthy: {description: How many checks are healthy., returned: always, type: int}
-    total: {description: How many checks there are., returned: always, type: int}
-    worst: {description: The worst status., returned: always, type: str}
-    checks:
-      description: The results.
-      returned: always
-      type: list
-      elements: dict
-      contains:
-        name: {description: The check's name., returned: always, type: str}
-        kind: {description: The check's kind., returned: always, type: str}
-        status: {returned: always, type: str, description: "healthy, warning, critical, unhealthy, down, or error when
-          it could not be evaluated."}
-        icon: {description: "The status as ✅, ⚠️, ❌ or ❓.", returned: always, type: str}
-        latency_ms: {returned: always, type: float, description: How long the thing took to respond; null where that
-          means nothing.}
-        seconds: {description: How long the last attempt took., returned: always, type: float}
-        attempts: {description: How many attempts were made., returned: always, type: int}
-        detail: {description: "What was found, in O(language).", returned: always, type: str}
-        error: {description: "The system's message, or empty.", returned: always, type: str}
-        hint: {description: "The action, with commands and log files; empty when healthy.", returned: always, type: str}
-        usage_percent: {description: The use in percent., returned: for disk and memory, type: float}
-        data: {returned: always, type: dict, description: "The metrics of the kind, such as C(mounts), C(days_left),
-          C(units), C(workers) or C(parts)."}
 """
 
 import datetime
