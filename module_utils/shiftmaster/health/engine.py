@@ -59,7 +59,7 @@ def attempt(options: dict, context: Context) -> Outcome:
         if error.reason == "timeout" and str(error).startswith(options["name"] + " did not respond"):
             outcome = Outcome(DOWN, said("timeout", seconds=options["timeout_seconds"]), "timeout")
         else:
-            outcome = Outcome(error.state, (), error.reason, {}, str(error))
+            outcome = Outcome(error.state, (), error.reason, error=str(error))
     except Exception as error:  # noqa: BLE001 - one check's fault must not hide the others.
         outcome = Outcome(ERROR, said("crash", error="%s: %s" % (type(error).__name__, error)), "crash")
     return outcome._replace(data=dict(outcome.data, seconds=round(time.monotonic() - started, 3)))
