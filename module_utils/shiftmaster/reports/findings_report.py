@@ -231,14 +231,8 @@ def headline(data: dict, language: str) -> str:
     if not roots:
         sign, key = ("warning", "nothing_but") if parts else ("healthy", "nothing")
         return "%s %s" % (SIGNS[sign], say(language, key, parts=parts))
-    text = say(
-        language,
-        "result",
-        worst=say(language, data["worst"]),
-        roots=len(roots),
-        rest=len(data["findings"]) - len(roots),
-    )
-    return text + (say(language, "result_but", parts=parts) if parts else "")
+    values = {"worst": say(language, data["worst"]), "roots": len(roots), "rest": len(data["findings"]) - len(roots)}
+    return say(language, "result", **values) + (say(language, "result_but", parts=parts) if parts else "")
 
 
 def evidence_of(finding: dict, language: str) -> list:
@@ -275,15 +269,10 @@ def where(command: str, host: str, language: str) -> str:
 
 def lines(data: dict, language: str) -> list:
     """Return the summary: roots with cause, evidence and actions; what follows from each in one line."""
-    made = datetime.datetime.fromisoformat(data["made"])
+    made = datetime.datetime.fromisoformat(data["made"]).strftime("%Y-%m-%d %H:%M:%S")
+    head = (("made", made), ("area", data["area"]), ("hosts", len(data["hosts"])))
     result = ["=== %s ===" % say(language, "title")]
-    result.append(
-        "%s: %s   %s: %s   %s: %d"
-        % (
-            say(language, "made"), made.strftime("%Y-%m-%d %H:%M:%S"), say(language, "area"), data["area"],
-            say(language, "hosts"), len(data["hosts"]),
-        )
-    )  # fmt: skip
+    result.append("   ".join("%s: %s" % (say(language, key), value) for key, value in head))
     result.append("%s: %s" % (say(language, "times"), times(data, language)))
     roots = [one for one in data["findings"] if one["root"]]
     result += [headline(data, language)] if roots else ["", headline(data, language)]
@@ -301,12 +290,8 @@ def lines(data: dict, language: str) -> list:
         if root["advice"].get(language):
             result.append("   %s" % root["advice"][language])
         result.append("   %s: %s" % (say(language, "runbook"), runbook(root, language)))
-        following = [
-            one for one in data["findings"] if one["follows_from"] == "%s on %s" % (root["rule"], root["host"])
-        ]
-        result += [
-            "   └ %s: %s: %s" % (say(language, "follows"), one["host"], one["title"][language]) for one in following
-        ]
+        for one in following(root, data["findings"]):
+            result.append("   └ %s: %s: %s" % (say(language, "follows"), one["host"], one["title"][language]))
     if firing_now := firing(data["hosts"]):
         result += ["", say(language, "firing") + ":"]
         result += ["   " + firing_line(one, language, data["zone"]) for one in firing_now]
@@ -317,6 +302,10 @@ def lines(data: dict, language: str) -> list:
         for host in data["hosts"]:
             result += database_lines(host, language)
     return result
+
+
+def following(root: dict, found: list) -> list:
+    return [one for one in found if one["follows_from"] == "%s on %s" % (root["rule"], root["host"])]
 
 
 def wide(text: str) -> int:
@@ -395,24 +384,18 @@ def firing(hosts: list) -> list:
             if alert["end"] is None:
                 about = alert["instance"] or host["host"]
                 found.setdefault((about, alert["name"], alert["severity"]), dict(alert, host=about))
-    order = list(findings.SEVERITIES)
-    return sorted(
-        found.values(),
-        key=lambda one: (
-            (order + [one["severity"]]).index(one["severity"]),
-            one["start"] or 0.0,
-            one["name"],
-            one["host"],
-        ),
-    )
+
+    def order(one):
+        severity = [*findings.SEVERITIES, one["severity"]].index(one["severity"])
+        return severity, one["start"] or 0.0, one["name"], one["host"]
+
+    return sorted(found.values(), key=order)
 
 
 def firing_line(alert: dict, language: str, zone: dict) -> str:
-    began = (
-        say(language, "since", time=findings.clock(alert["start"], zone))
-        if alert["start"]
-        else say(language, "since_before")
-    )
+    began = say(language, "since_before")
+    if alert["start"]:
+        began = say(language, "since", time=findings.clock(alert["start"], zone))
     severity = severity_word(alert["severity"], language)
     where_to = runbook({"runbook": "docs/runbooks/%s.md" % alert["name"]}, language)
     return "%s: %s (%s), %s  %s" % (alert["host"], alert["name"], severity, began, where_to)
@@ -444,18 +427,24 @@ def e(value) -> str:
     return html.escape(str(value))
 
 
-def page(data: dict, language: str) -> str:
-    """Return the report as one HTML document."""
-    made = datetime.datetime.fromisoformat(data["made"])
-    roots = [one for one in data["findings"] if one["root"]]
-    parts = [
+def document(language: str, title: str, parts: list) -> str:
+    """Return one HTML document of these parts; empty ones are left out."""
+    head = [
         "<!doctype html>",
         '<html lang="%s"><head><meta charset="utf-8">' % language,
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         # Nothing may be fetched or run, whatever a log line holds.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
-        '<link rel="icon" href="data:,">',
-        "<title>%s %s</title><style>%s</style></head><body>" % (e(say(language, "title")), e(made.strftime("%Y-%m-%d %H:%M")), STYLE),
+        '<link rel="icon" href="data:,"><title>%s</title><style>%s</style></head><body>' % (e(title), STYLE),
+    ]
+    return "\n".join([*head, *filter(None, parts)]) + "\n</body></html>\n"
+
+
+def page(data: dict, language: str) -> str:
+    """Return the report as one HTML document."""
+    made = datetime.datetime.fromisoformat(data["made"])
+    roots = [one for one in data["findings"] if one["root"]]
+    parts = [
         "<h1>%s</h1>" % e(say(language, "title")),
         "<p>%s: <time datetime=\"%s\">%s</time> · %s: %s · %s: %s</p>"
         % (
@@ -489,13 +478,12 @@ def page(data: dict, language: str) -> str:
         parts.append("<details><summary>%s</summary><pre>%s</pre></details>" % (
             e(say(language, "details", host=host["host"])), e(json.dumps(host, ensure_ascii=False, indent=1)),
         ))  # fmt: skip
-    return "\n".join(part for part in parts if part) + "\n</body></html>\n"
+    return document(language, "%s %s" % (say(language, "title"), made.strftime("%Y-%m-%d %H:%M")), parts)
 
 
 def card(root: dict, found: list, language: str) -> str:
     """Return a cause with actions and consequences."""
     severity = root["severity_of_all"]
-    following = [one for one in found if one["follows_from"] == "%s on %s" % (root["rule"], root["host"])]
     rows = []
     if root["cause"].get(language):
         rows.append((say(language, "cause"), e(root["cause"][language])))
@@ -505,14 +493,9 @@ def card(root: dict, found: list, language: str) -> str:
         steps = ["%s<pre>%s</pre>" % (e(where(command, root["host"], language)), e(command)) for command in root["fix"]]
         rows.append((say(language, "fix"), "".join(steps) + e(root["advice"].get(language, ""))))
     rows.append((say(language, "runbook"), "<code>%s</code>" % e(runbook(root, language))))
-    if following:
-        rows.append(
-            (
-                say(language, "follows"),
-                "<ul>%s</ul>"
-                % "".join("<li>%s: %s</li>" % (e(one["host"]), e(one["title"][language])) for one in following),
-            )
-        )
+    items = ["<li>%s: %s</li>" % (e(one["host"]), e(one["title"][language])) for one in following(root, found)]
+    if items:
+        rows.append((say(language, "follows"), "<ul>%s</ul>" % "".join(items)))
     return '<section class="finding %s"><h3>%s <span class="word">%s</span> %s: %s</h3><dl>%s</dl></section>' % (
         severity, SIGNS[severity], e(say(language, severity)), e(root["host"]), e(root["title"][language]),
         "".join("<dt>%s</dt><dd>%s</dd>" % (e(name), value) for name, value in rows),
@@ -521,14 +504,11 @@ def card(root: dict, found: list, language: str) -> str:
 
 def table(columns: list, rows: list, language: Optional[str] = None) -> str:
     """Return rows of dictionaries as a table; wide ones scroll by themselves. Without a language the columns are headings."""
-    body = []
-    for row in rows:
-        cells = [
-            "<td%s>%s</td>"
-            % (' class="number"' if _is_number(row.get(column)) else "", e(cell(column, row.get(column), language)))
-            for column in columns
-        ]
-        body.append("<tr>%s</tr>" % "".join(cells))
+
+    def shown(column, value):
+        return "<td%s>%s</td>" % (' class="number"' if _is_number(value) else "", e(cell(column, value, language)))
+
+    body = ["<tr>%s</tr>" % "".join(shown(column, row.get(column)) for column in columns) for row in rows]
     head = "".join("<th>%s</th>" % e(column_name(column, language) if language else column) for column in columns)
     return '<div class="wide" tabindex="0"><table><tr>%s</tr>%s</table></div>' % (head, "".join(body))
 
@@ -605,11 +585,8 @@ def charts(host: dict, language: str, usage: Optional[dict], zone: dict) -> str:
 def bar(name: str, percent: float) -> str:
     """Return a bar; from 80 it is hatched, so that nobody needs its colour."""
     width = max(0.0, min(100.0, percent))
-    hatch = (
-        "".join('<path d="M%g 0l-6 10" stroke="currentColor"/>' % x for x in range(4, int(width) + 1, 4))
-        if percent > 80
-        else ""
-    )
+    lines_ = range(4, int(width) + 1, 4) if percent > 80 else ()
+    hatch = "".join('<path d="M%g 0l-6 10" stroke="currentColor"/>' % x for x in lines_)
     return (
         '<svg viewBox="0 0 100 10" role="img" aria-label="%s %.0f %%" preserveAspectRatio="none" style="height:.8rem">'
         '<rect width="100" height="10" fill="none" stroke="currentColor" stroke-width=".5"/>'
@@ -631,15 +608,12 @@ def line_chart(title: str, points: list, zone: dict, top: Optional[float] = None
     top = largest if top is None else top
     scale = top or 1
     first, last = points[0][0], points[-1][0]
-    coordinates = " ".join(
-        "%.1f,%.1f" % (45 + 250.0 * (at - first) / max(1, last - first), 80 - 65.0 * value / scale)
-        for at, value in points
-    )
+    width, form = max(1, last - first), "%m-%d" if last - first > 2 * 86400 else "%H:%M"
+    places = [(45 + 250.0 * (at - first) / width, 80 - 65.0 * value / scale) for at, value in points]
+    coordinates = " ".join("%.1f,%.1f" % place for place in places)
 
     def clock(at):
-        return datetime.datetime.fromtimestamp(at, timezone(zone)).strftime(
-            "%m-%d" if last - first > 2 * 86400 else "%H:%M"
-        )
+        return datetime.datetime.fromtimestamp(at, timezone(zone)).strftime(form)
 
     return (
         '<metric><figcaption>%s</figcaption><svg viewBox="0 0 300 100" role="img" aria-label="%s: max %g">'
@@ -661,9 +635,8 @@ def timeline(hosts: list, language: str = "en") -> list:
         parts = host.get("parts") or {}
         for deploy in parts.get("release", {}).get("deploys") or []:
             at = moment(deploy.get("time"))
-            text = " ".join(
-                str(deploy[key]) for key in ("kind", "event", "target", "version", "reason") if deploy.get(key)
-            )
+            words = [deploy.get(key) for key in ("kind", "event", "target", "version", "reason")]
+            text = " ".join(str(word) for word in words if word)
             events.append((at, host["host"], "deploy", text))
         for event in parts.get("changes", {}).get("events") or []:
             events.append((event["at"], host["host"], event["kind"], event["text"]))
@@ -685,10 +658,8 @@ def alert_events(hosts: list, language: str) -> list:
         news = []
         for alert in _history(host).get("alerts") or []:
             name, about, first, last = alert["name"], alert["instance"] or host["host"], alert["start"], alert["end"]
-            span = (float(first or 0), float(last or "inf"))
-            if any(
-                (name, about) == who and span[0] <= end + 60 and begin - 60 <= span[1] for who, (begin, end) in told
-            ):
+            since, until = span = (float(first or 0), float(last or "inf"))
+            if any(who == (name, about) and since <= end + 60 and begin - 60 <= until for who, (begin, end) in told):
                 continue
             news.append(((name, about), span))
             values = {"name": name, "severity": severity_word(alert["severity"], language)}
@@ -712,18 +683,12 @@ def severity_word(severity: str, language: str) -> str:
 def timeline_table(events: list, language: str, zone: dict) -> str:
     if not events:
         return "<p>%s</p>" % e(say(language, "none"))
-    rows = [
-        {
-            say(language, "when"): datetime.datetime.fromtimestamp(event["at"], timezone(zone)).strftime(
-                "%m-%d %H:%M:%S"
-            ),
-            say(language, "hosts"): event["host"],
-            say(language, "what"): say(language, event["kind"]),
-            say(language, "text"): event["text"][:300],
-        }
-        for event in events
-    ]
-    return table(list(rows[0]), rows)
+    columns, rows = [say(language, key) for key in ("when", "hosts", "what", "text")], []
+    for event in events:
+        when = datetime.datetime.fromtimestamp(event["at"], timezone(zone)).strftime("%m-%d %H:%M:%S")
+        cells = (when, event["host"], say(language, event["kind"]), event["text"][:300])
+        rows.append(dict(zip(columns, cells)))
+    return table(columns, rows)
 
 
 def database_report(host: dict, language: str) -> str:
@@ -736,9 +701,8 @@ def database_report(host: dict, language: str) -> str:
     for name in DATABASE_TABLES:
         if name not in database:
             if name in STATEMENT_TABLES:
-                result.append(
-                    "<h3>%s</h3><p>%s (pg_stat_statements)</p>" % (e(say(language, name)), e(say(language, "unknown")))
-                )
+                words = e(say(language, name)), e(say(language, "unknown"))
+                result.append("<h3>%s</h3><p>%s (pg_stat_statements)</p>" % words)
             continue
         rows = database[name]
         result.append("<h3>%s</h3>" % e(say(language, name)))
