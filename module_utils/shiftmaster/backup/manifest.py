@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -154,22 +155,12 @@ def seconds_of(text: str) -> int:
 
 def begin(run_id: str, host: str, parts: Iterable, now: float, release: Optional[dict] = None, **more) -> dict:
     """Return the manifest of a run that is about to save these parts."""
+    waiting = {"result": "waiting", "started": None, "ended": None, "problems": [], "verified": []}
     return dict(
-        more,
-        format=FORMAT,
-        run_id=run_id,
-        host=host,
-        started=moment(now),
-        ended=None,
-        result="running",
+        more, format=FORMAT, run_id=run_id, host=host, started=moment(now), ended=None, result="running",
         release=dict({"name": "", "migrations": None}, **(release or {})),
-        parts={
-            name: {"result": "waiting", "started": None, "ended": None, "problems": [], "verified": []}
-            for name in PARTS
-            if name in set(parts)
-        },
-        problems=[],
-    )
+        parts={name: copy.deepcopy(waiting) for name in PARTS if name in set(parts)}, problems=[],
+    )  # fmt: skip
 
 
 def start(manifest: dict, part: str, now: float) -> None:
@@ -259,11 +250,7 @@ def differences(value, schema: dict, place: str = "manifest") -> list:
     found = []
     if isinstance(value, str):
         # Not search(): `$` also matches before a line feed at the end.
-        if (
-            len(value) < schema.get("minLength", 0)
-            or "pattern" in schema
-            and not re.fullmatch(schema["pattern"], value)
-        ):
+        if len(value) < schema.get("minLength", 0) or not re.fullmatch(schema.get("pattern", "(?s).*"), value):
             found.append("%s is %.200r, which has not its form" % (place, value))
         elif schema.get("pattern") == _TIME["pattern"]:
             try:
@@ -447,13 +434,10 @@ def metrics(manifests: Iterable, wal_gaps=None, wal_newest=None, next_run=None, 
                 values["shiftmaster_backup_last_success_timestamp_seconds", kind] = ended
             values["shiftmaster_backup_size_bytes", kind] = part["size_bytes"]
             values["shiftmaster_backup_duration_seconds", kind] = ended - started
-    for name, value in (
-        ("shiftmaster_backup_wal_gaps", wal_gaps),
-        ("shiftmaster_backup_wal_newest_timestamp_seconds", wal_newest),
-        ("shiftmaster_backup_next_run_timestamp_seconds", next_run),
-    ):
+    for name, value in (("wal_gaps", wal_gaps), ("wal_newest_timestamp_seconds", wal_newest),
+                        ("next_run_timestamp_seconds", next_run)):  # fmt: skip
         if value is not None:
-            values[name, ""] = value
+            values["shiftmaster_backup_" + name, ""] = value
     lines = []
     for metric, text in HELP.items():
         series = sorted((kind, value) for (name, kind), value in values.items() if name == metric)
