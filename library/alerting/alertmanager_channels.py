@@ -15,7 +15,6 @@ options:
   ca_file: {description: "Authority of its certificate; without one, those that the host knows.", type: path}
   channels: {type: list, elements: str, required: true, choices: [email, pagerduty, slack, webhook], description: "The
     channels that have to take it, as Alertmanager calls them."}
-  severity: {description: "Severity of the alert, by which it is routed.", type: str, default: critical}
   instance: {description: Name of the host that the alert names as its source., type: str, required: true}
   environment: {description: The alert's label C(env)., type: str, required: true}
   wait_seconds: {type: int, default: 60, description: How long to wait for the channels. It has to be longer than the
@@ -84,14 +83,9 @@ def judge(before, after, channels, others=None):
 
 
 def alert(params, now, ends):
+    labels = {"alertname": "ChannelTest", "severity": "critical", "service": "monitoring"}
     return {
-        "labels": {
-            "alertname": "ChannelTest",
-            "severity": params["severity"],
-            "instance": params["instance"],
-            "service": "monitoring",
-            "env": params["environment"],
-        },
+        "labels": dict(labels, instance=params["instance"], env=params["environment"]),
         "annotations": {
             "summary": "A test: nothing is wrong",
             "summary_ja": "テストです。異常はありません",
@@ -144,7 +138,6 @@ def main():
                 "choices": ["email", "pagerduty", "slack", "webhook"],
                 "required": True,
             },
-            "severity": {"type": "str", "default": "critical"},
             "instance": {"type": "str", "required": True},
             "environment": {"type": "str", "required": True},
             "wait_seconds": {"type": "int", "default": 60},

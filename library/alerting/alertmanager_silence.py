@@ -89,14 +89,8 @@ problem: {description: Why it could not., returned: "when it could not, and O(re
 
 import re
 
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
-from ansible.module_utils.shiftmaster.monitoring.alertmanager import (
-    ARGUMENTS,
-    Api,
-    Failed,
-    format_time,
-    parse_time,
-)
+from ansible.module_utils.shiftmaster.host.quiet import TEXT, QuietModule, given, list_of
+from ansible.module_utils.shiftmaster.monitoring.alertmanager import ARGUMENTS, Api, Failed, format_time, parse_time
 
 CREATED_BY, LONGEST_SECONDS = "ansible", 7200
 # What both Go and Python read alike. Something like [[:alpha:]] or \pL means another thing in Python, so that the
@@ -141,9 +135,8 @@ def matcher_problems(matchers, protected, maintenance):
         if None in judged:
             problems.append("whether it silences %s is unknown: write the alerts' names with | between" % alert)
         else:
-            problems.append(
-                "it would silence %s, which is for maintenance only: add alertname !~ %s" % (alert, "|".join(protected))
-            )
+            what = "it would silence %s, which is for maintenance only: add alertname !~ %s"
+            problems.append(what % (alert, "|".join(protected)))
     return problems
 
 
@@ -156,36 +149,24 @@ def argument_problems(params):
     problems = matcher_problems(params["matchers"], params["protected_alerts"], params["maintenance"])
     if not params["comment"].strip():
         problems.append("comment shows why")
-    if not 0 < params["duration_seconds"] <= LONGEST_SECONDS:
-        problems.append(
-            "duration_seconds is %d: a silence lasts between 1 and %d seconds"
-            % (params["duration_seconds"], LONGEST_SECONDS)
-        )
+    seconds = params["duration_seconds"]
+    if not 0 < seconds <= LONGEST_SECONDS:
+        problems.append("duration_seconds is %d: a silence lasts between 1 and %d seconds" % (seconds, LONGEST_SECONDS))
     return problems
 
 
 def as_api(matchers):
     """Matchers in the form of the API, in one order."""
-    return sorted(
-        (
-            {
-                "name": one["name"],
-                "value": one["value"],
-                "isRegex": one["operator"] in ("=~", "!~"),
-                "isEqual": one["operator"] in ("=", "=~"),
-            }
-            for one in matchers
-        ),
-        key=lambda one: (one["name"], one["value"], one["isRegex"], one["isEqual"]),
-    )
+    keys, found = ("name", "value", "isRegex", "isEqual"), []
+    for one in matchers:
+        found.append((one["name"], one["value"], one["operator"] in ("=~", "!~"), one["operator"] in ("=", "=~")))
+    return [dict(zip(keys, one)) for one in sorted(found)]
 
 
 def comparable(matchers):
     """The same form for Alertmanager's data; isEqual is absent where an old version wrote it."""
-    return [
-        (one["name"], one["value"], bool(one["isRegex"]), one.get("isEqual", True))
-        for one in sorted(matchers, key=lambda one: (one["name"], one["value"]))
-    ]
+    found = sorted(matchers, key=lambda one: (one["name"], one["value"]))
+    return [(one["name"], one["value"], bool(one["isRegex"]), one.get("isEqual", True)) for one in found]
 
 
 def mark(run_id):
@@ -209,25 +190,20 @@ def plan(silences, params, now):
     wanted = as_api(params["matchers"])
     ends = now + params["duration_seconds"]
     comment = with_mark(params["comment"], params["run_id"])
-    mine = [
-        one
-        for one in living(silences)
-        if comparable(one["matchers"]) == comparable(wanted)
-        and (one["comment"].endswith(mark(params["run_id"])) if params["run_id"] else one["comment"] == comment)
-        and one["createdBy"] == CREATED_BY
-    ]
+
+    def ours(one):
+        said = one["comment"].endswith(mark(params["run_id"])) if params["run_id"] else one["comment"] == comment
+        return said and one["createdBy"] == CREATED_BY and comparable(one["matchers"]) == comparable(wanted)
+
+    mine = [one for one in living(silences) if ours(one)]
     mine.sort(key=lambda one: parse_time(one["endsAt"]))
     present = mine[-1] if mine else None
     # A minute less is the same silence: a task that is repeated at once requests a slightly later end.
     if present and parse_time(present["endsAt"]) >= ends - min(60, params["duration_seconds"] / 2):
         return None, present
-    body = {
-        "matchers": wanted,
-        "startsAt": present["startsAt"] if present else format_time(now),
-        "endsAt": format_time(ends),
-        "createdBy": CREATED_BY,
-        "comment": comment,
-    }
+    starts = present["startsAt"] if present else format_time(now)
+    body = {"matchers": wanted, "startsAt": starts, "endsAt": format_time(ends)}
+    body.update(createdBy=CREATED_BY, comment=comment)
     if present:
         body["id"] = present["id"]
     return body, present
@@ -275,11 +251,7 @@ def argument_spec():
     return {
         **ARGUMENTS,
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        "matchers": list_of(
-            name={"type": "str", "required": True},
-            operator={"type": "str", "choices": ["=", "!=", "=~", "!~"], "default": "="},
-            value={"type": "str", "required": True},
-        ),
+        "matchers": list_of(name=TEXT, operator=given("=", choices=["=", "!=", "=~", "!~"]), value=TEXT),
         "duration_seconds": {"type": "int", "default": 1800},
         "comment": {"type": "str", "default": ""},
         "run_id": {"type": "str", "default": ""},

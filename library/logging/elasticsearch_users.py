@@ -45,7 +45,7 @@ import re
 
 from ansible.module_utils.shiftmaster.host import webconfig
 from ansible.module_utils.shiftmaster.host.configuration import FileSet, Rejected, read_text
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
+from ansible.module_utils.shiftmaster.host.quiet import SECRET, TEXT, QuietModule, given, list_of
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,506}\Z")
 # Elasticsearch knows bcrypt by this beginning alone. libcrypt's $2b$ is the same for passwords of this length.
@@ -86,14 +86,9 @@ def main():
     module = QuietModule(
         argument_spec={
             "directory": {"type": "path", "default": "/etc/elasticsearch"},
-            "group": {"type": "str", "default": "elasticsearch"},
-            "users": list_of(
-                True,
-                name={"type": "str", "required": True},
-                password={"type": "str", "required": True, "no_log": True},
-                roles={"type": "list", "elements": "str", "default": []},
-            ),
-            "cost": {"type": "int", "default": 10},
+            "group": given("elasticsearch"),
+            "users": list_of(True, name=TEXT, password=SECRET, roles=given([], elements="str")),
+            "cost": given(10),
         },
         supports_check_mode=True,
     )

@@ -47,14 +47,9 @@ from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.host.service_user import process_of
 from ansible.module_utils.shiftmaster.logging.elastic import cluster_health
 
+_LOGSTASH = ["/usr/share/logstash/bin/logstash", "--path.settings", "/etc/logstash", "--config.test_and_exit"]
 COMMANDS = {
-    "logstash": [
-        (
-            "its configuration",
-            ["/usr/share/logstash/bin/logstash", "--path.settings", "/etc/logstash", "--config.test_and_exit"]
-            + ["--path.data", "{work}/data", "--path.logs", "{work}/logs"],
-        )
-    ],
+    "logstash": [("its configuration", [*_LOGSTASH, "--path.data", "{work}/data", "--path.logs", "{work}/logs"])],
     "filebeat": [
         ("its configuration", ["/usr/share/filebeat/bin/filebeat", "test", "config"]),
         ("its way to Logstash", ["/usr/share/filebeat/bin/filebeat", "test", "output"]),
@@ -129,10 +124,8 @@ def checks_of(part, p):
         api = Api(p["elasticsearch_url"], p["ca_file"], login)
         yield "its cluster", lambda: asked(lambda: cluster_health(api), lambda found: found["status"], ("green",))
         yield "its report", lambda: asked(lambda: api.call("/_health_report"), reported, ("green",))
-        yield (
-            "lifecycle",
-            lambda: asked(lambda: api.call("/_ilm/status"), lambda found: found["operation_mode"], ("RUNNING",)),
-        )
+        mode = lambda found: found["operation_mode"]  # noqa: E731
+        yield "lifecycle", lambda: asked(lambda: api.call("/_ilm/status"), mode, ("RUNNING",))
     if part == "kibana":
         api = Api(p["kibana_url"], p["ca_file"], login)
         status = lambda found: found["status"]["overall"]["level"]  # noqa: E731
@@ -148,14 +141,10 @@ def checks_of(part, p):
 
 
 def main():
+    parts = ["elasticsearch", "logstash", "kibana", "filebeat"]
     module = QuietModule(
         argument_spec={
-            "parts": {
-                "type": "list",
-                "elements": "str",
-                "choices": ["elasticsearch", "logstash", "kibana", "filebeat"],
-                "required": True,
-            },
+            "parts": {"type": "list", "elements": "str", "choices": parts, "required": True},
             "ca_file": {"type": "path"},
             "elasticsearch_url": {"type": "str", "default": "https://localhost:9200"},
             "elasticsearch_user": {"type": "str", "default": "shiftmaster_admin"},

@@ -124,72 +124,46 @@ import time
 
 from ansible.module_utils.shiftmaster.diagnosis import engine
 from ansible.module_utils.shiftmaster.diagnosis.setting import AREAS, PARTS, SUSPICION, Setting, suspicions
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import PATH, TEXT, QuietModule, dict_of, given, list_of
 
-_TEXTS = {"type": "list", "elements": "str", "default": []}
+_TEXTS = given([], elements="str")
 
 
 def argument_spec() -> dict:
     """Return what the module takes."""
     return {
-        "area": {"type": "str", "choices": [*AREAS, "all", "checklist"], "default": "all"},
+        "area": given("all", choices=[*AREAS, "all", "checklist"]),
         "functions": _TEXTS,
         "limit_seconds": {"type": "float", "default": 15},
         "hours": {"type": "float", "default": 6},
         "asked_at": {"type": "float"},
         "host_name": {"type": "str"},
         "app_root": {"type": "path", "default": "/var/www/shiftmaster"},
-        "app_user": {"type": "str", "default": "shiftmaster"},
-        "web_user": {"type": "str", "default": ""},
+        "app_user": given("shiftmaster"),
+        "web_user": given(""),
         "log_dir": {"type": "path", "default": "/var/log/shiftmaster"},
         "access_log": {"type": "path", "default": "/var/log/nginx/shiftmaster_access.log"},
         "environment_file": {"type": "path"},
-        "environment_keys": {"type": "dict", "default": {}, "no_log": False},  # names, not secrets
+        "environment_keys": given({}, no_log=False),  # names, not secrets
         "required_names": _TEXTS,
-        "expected_values": {"type": "dict", "default": {}},
-        "domain": {"type": "str", "default": "localhost"},
-        "database": {"type": "str", "default": "shiftmaster"},
-        "postgres_port": {"type": "int", "default": 5432},
-        "queues": {"type": "list", "elements": "str", "default": ["celery"]},
-        "celery_application": {"type": "str", "default": ""},
-        "redis_ports": {"type": "list", "elements": "list", "default": []},
+        "expected_values": given({}),
+        "domain": given("localhost"),
+        "database": given("shiftmaster"),
+        "postgres_port": given(5432),
+        "queues": given(["celery"], elements="str"),
+        "celery_application": given(""),
+        "redis_ports": given([], elements="list"),
         "units": _TEXTS,
-        "ports": {"type": "dict", "default": {}},
-        "peers": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "host": {"type": "str", "required": True},
-                "address": {"type": "str", "required": True},
-                "port": {"type": "int", "required": True},
-                "function": {"type": "str", "required": True},
-            },
-        },
-        "names": {"type": "list", "elements": "str", "default": ["localhost"]},
-        "certificates": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "name": {"type": "str", "required": True},
-                "file": {"type": "path"},
-                "port": {"type": "int"},
-                "server_name": {"type": "str"},
-            },
-        },
-        "http": {"type": "dict", "default": {}},
-        "static_url": {"type": "str", "default": ""},
+        "ports": given({}),
+        "peers": list_of(host=TEXT, address=TEXT, port={"type": "int", "required": True}, function=TEXT),
+        "names": given(["localhost"], elements="str"),
+        "certificates": list_of(name=TEXT, file={"type": "path"}, port={"type": "int"}, server_name={"type": "str"}),
+        "http": given({}),
+        "static_url": given(""),
         "backup_dir": {"type": "path", "default": "/var/backups/shiftmaster"},
-        "prometheus": {
-            "type": "dict",
-            "options": {
-                "url": {"type": "str", "required": True},
-                "user": {"type": "str", "default": "prometheus"},
-                "password_file": {"type": "path", "required": True, "no_log": False},  # a path
-                "ca_file": {"type": "path"},
-            },
-        },
+        "prometheus": dict_of(
+            url=TEXT, user=given("prometheus"), password_file=dict(PATH, no_log=False), ca_file={"type": "path"}
+        ),
         "proc_path": {"type": "path", "default": "/proc"},
     }
 

@@ -207,7 +207,7 @@ import time
 from ansible.module_utils.shiftmaster.health import engine
 from ansible.module_utils.shiftmaster.health.checks import ENVIRONMENT_KEYS, KINDS, Context
 from ansible.module_utils.shiftmaster.health.text import LANGUAGES
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, dict_of, given, list_of
 
 # Options of one check, but for name and kind: type, default.
 _TEXT = {"type": "str"}
@@ -263,27 +263,20 @@ CHECK_OPTIONS = {
 def argument_spec() -> dict:
     """Return what the module takes."""
     return {
-        "checks": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": CHECK_OPTIONS,
-            "required_if": [
-                ("kind", "http", ("url",)),
-                ("kind", "pages", ("url",)),
+        "checks": dict(
+            list_of(**CHECK_OPTIONS),
+            required_if=[
+                *(("kind", kind, ("url",)) for kind in ("http", "pages")),
                 ("kind", "tcp", ("port", "socket"), True),
                 ("kind", "systemd", ("units",)),
                 ("kind", "certificate", ("file", "url"), True),
             ],
-        },
+        ),
         "environment_file": _PATH,
-        "environment_keys": {
-            "type": "dict",
-            "no_log": False,  # names, not secrets
-            "options": {
-                name: {"type": "str", "default": default, "no_log": False} for name, default in ENVIRONMENT_KEYS.items()
-            },
-        },
+        # Names, not secrets.
+        "environment_keys": dict(
+            dict_of(**{name: given(default, no_log=False) for name, default in ENVIRONMENT_KEYS.items()}), no_log=False
+        ),
         "app_root": {"type": "path", "default": "/var/www/shiftmaster"},
         "app_user": {"type": "str", "default": "shiftmaster"},
         "language": {"type": "str", "choices": list(LANGUAGES), "default": "en"},
@@ -293,6 +286,9 @@ def argument_spec() -> dict:
     }
 
 
+_LEAST = {"timeout_seconds": 0.1, "retries": 0, "delay_seconds": 0, "consecutive_successes": 1, "min_workers": 1}
+
+
 def problems(checks: list) -> list:
     """Return what is wrong with the list beyond what the argument spec sees."""
     found = []
@@ -300,13 +296,7 @@ def problems(checks: list) -> list:
     for name in sorted({name for name in names if names.count(name) > 1}):
         found.append("the name %s is used twice" % name)
     for check in checks:
-        for option, least in (
-            ("timeout_seconds", 0.1),
-            ("retries", 0),
-            ("delay_seconds", 0),
-            ("consecutive_successes", 1),
-            ("min_workers", 1),
-        ):
+        for option, least in _LEAST.items():
             if check.get(option) is not None and check[option] < least:
                 found.append("%s: %s must be at least %g" % (check["name"], option, least))
         if check["kind"] == "systemd" and not check["units"]:
@@ -317,20 +307,11 @@ def problems(checks: list) -> list:
 def check_host(parameters: dict, now: datetime.datetime) -> dict:
     """Run the checks and return what the module returns."""
     language = parameters["language"]
-    context = Context(
-        parameters["environment_file"],
-        parameters["environment_keys"],
-        parameters["app_root"],
-        parameters["app_user"],
-        parameters["proc_path"],
-    )
+    names = ("environment_file", "environment_keys", "app_root", "app_user", "proc_path")
+    context = Context(*(parameters[name] for name in names))
     began = time.monotonic()
-    results = [
-        engine.describe(options, outcome, attempts, language, context)
-        for options, outcome, attempts in engine.run_checks(
-            [check for check in parameters["checks"] if check["enabled"]], context
-        )
-    ]
+    outcomes = engine.run_checks([check for check in parameters["checks"] if check["enabled"]], context)
+    results = [engine.describe(*outcome, language, context) for outcome in outcomes]
     report = engine.make_report(results, parameters["host_name"] or socket.gethostname(), now)
     report["seconds"] = round(time.monotonic() - began, 2)
     failing = [result["name"] for result in engine.failing(results, parameters["fail_on"])]

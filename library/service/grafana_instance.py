@@ -64,7 +64,7 @@ version: {description: Grafana's version., returned: when it responds, type: str
 import time
 
 from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, keep, quoted, said
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
+from ansible.module_utils.shiftmaster.host.quiet import SECRET, TEXT, QuietModule, given, list_of
 
 
 def plan(present, wanted, admin, prune):
@@ -235,24 +235,19 @@ class Instance:
 
 
 def argument_spec():
+    role = given("Viewer", choices=["Viewer", "Editor", "Admin"])
     return {
-        "url": {"type": "str", "required": True},
+        "url": TEXT,
         "ca_file": {"type": "path"},
-        "admin_user": {"type": "str", "default": "admin"},
-        "admin_password": {"type": "str", "required": True, "no_log": True},
-        "admin_previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
-        "users": list_of(
-            login={"type": "str", "required": True},
-            password={"type": "str", "required": True, "no_log": True},
-            role={"type": "str", "choices": ["Viewer", "Editor", "Admin"], "default": "Viewer"},
-            name={"type": "str", "default": ""},
-            email={"type": "str", "default": ""},
-        ),
-        "prune_users": {"type": "bool", "default": True},
-        "data_sources": {"type": "list", "elements": "str", "default": []},
-        "dashboards": {"type": "dict", "default": {}},
-        "folder_uid": {"type": "str", "default": ""},
-        "timeout_seconds": {"type": "int", "default": 60},
+        "admin_user": given("admin"),
+        "admin_password": SECRET,
+        "admin_previous_passwords": given([], elements="str", no_log=True),
+        "users": list_of(login=TEXT, password=SECRET, role=role, name=given(""), email=given("")),
+        "prune_users": given(True),
+        "data_sources": given([], elements="str"),
+        "dashboards": given({}),
+        "folder_uid": given(""),
+        "timeout_seconds": given(60),
     }
 
 

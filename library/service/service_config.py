@@ -85,7 +85,6 @@ options:
       owner: {description: Its owner., type: str, default: root}
       group: {description: Its group., type: str, default: root}
       mode: {description: Its mode., type: str, default: "0644"}
-  absent: {description: Files and links that must not exist., type: list, elements: path, default: []}
   managed:
     description: Files of these directories that match and are not in the set are removed.
     type: list
@@ -231,7 +230,7 @@ from calendar import timegm
 
 from ansible.module_utils.shiftmaster.host import configuration, points, service_user, units, webconfig
 from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
+from ansible.module_utils.shiftmaster.host.quiet import PATH, SECRET, TEXT, QuietModule, dict_of, given, list_of
 from ansible.module_utils.shiftmaster.monitoring import metrics, prometheus
 
 # Where a test holds a run (module_utils/shiftmaster/host/points.py); no point of a deploy.
@@ -327,8 +326,6 @@ class Service:
             self.unit_paths.add(item["path"])
         if p["web_config"]:
             self.add_web_config(p["web_config"])
-        for path in p["absent"]:
-            self.files.want(path, ("none",))
         for item in p["managed"]:
             try:
                 names = os.listdir(item["directory"])
@@ -386,7 +383,6 @@ class Service:
         if self.p["apply"] == kind:
             times += [(os.path.realpath(path), "st_ctime") for path in self.p["watch"]]
             times += [(item["directory"], "st_mtime") for item in self.p["managed"]]
-            times += [(os.path.dirname(path), "st_mtime") for path in self.p["absent"]]
         latest = 0.0
         for path, name in times:
             with contextlib.suppress(OSError):
@@ -708,64 +704,41 @@ class Service:
 
 
 def argument_spec():
-    text, path = {"type": "str", "required": True}, {"type": "path", "required": True}
-    owner = {name: {"type": "str", "default": "root"} for name in ("owner", "group")}
+    owner = {name: given("root") for name in ("owner", "group")}
     apply = {"type": "str", "choices": ["reload", "restart", "none"]}
-    public, private = ({"type": "str", "default": mode} for mode in ("0644", "0640"))
+    public, private = given("0644"), given("0640")
     # Secrets are marked, not the complete text: the paths may be shown.
-    service_user = {"user": text, "extra_groups": {"type": "list", "elements": "str", "default": []}}
-    paths = {"type": "list", "elements": "path", "default": []}
+    secrets = list_of(path=PATH, content=SECRET, **owner, mode=private, apply=apply)
+    service_user = dict_of(user=TEXT, extra_groups=given([], elements="str"))
+    paths = given([], elements="path")
     return {
-        "unit": text,
-        "root": path,
-        "directories": list_of(path=path, **owner, mode={"type": "str", "default": "0755"}),
-        "files": list_of(path=path, content=text, **owner, mode=public, apply=apply),
-        "secrets": dict(
-            no_log=False,
-            **list_of(path=path, content=dict(text, no_log=True), **owner, mode=private, apply=apply),
+        "unit": TEXT,
+        "root": PATH,
+        "directories": list_of(path=PATH, **owner, mode=given("0755")),
+        "files": list_of(path=PATH, content=TEXT, **owner, mode=public, apply=apply),
+        "secrets": dict(secrets, no_log=False),
+        "copies": list_of(src=PATH, path=PATH, **owner, mode=private, apply=apply),
+        "unit_files": list_of(path=PATH, content=TEXT, **owner, mode=public),
+        "managed": list_of(directory=PATH, pattern=TEXT),
+        "web_config": dict_of(
+            path=PATH, certificate={"type": "path"}, key={"type": "path", "no_log": False},
+            users=list_of(name=TEXT, password=SECRET), settings=given({}), cost=given(10), **owner, mode=private,
+            apply=dict(apply, default="none"),
         ),
-        "copies": list_of(src=path, path=path, **owner, mode=private, apply=apply),
-        "unit_files": list_of(path=path, content=text, **owner, mode=public),
-        "absent": paths,
-        "managed": list_of(directory=path, pattern=text),
-        "web_config": {
-            "type": "dict",
-            "options": {
-                "path": path,
-                "certificate": {"type": "path"},
-                "key": {"type": "path", "no_log": False},
-                "users": list_of(name=text, password=dict(text, no_log=True)),
-                "settings": {"type": "dict", "default": {}},
-                "cost": {"type": "int", "default": 10},
-                **owner,
-                "mode": private,
-                "apply": dict(apply, default="none"),
-            },
-        },
         "watch": paths,
-        "checks": {"type": "list", "elements": "list", "default": []},
-        "check_as": {"type": "dict", "options": service_user},
-        "check_timeout_seconds": {"type": "int", "default": 60},
-        "references": {"type": "dict", "options": service_user},
+        "checks": given([], elements="list"),
+        "check_as": service_user,
+        "check_timeout_seconds": given(60),
+        "references": service_user,
         "apply": dict(apply, default="reload"),
-        "verify": {
-            "type": "dict",
-            "options": {
-                "url": text,
-                "ca_file": {"type": "path"},
-                "user": {"type": "str"},
-                "password": {"type": "str", "no_log": True},
-                "closed": {"type": "bool", "default": False},
-                "metric": {"type": "str"},
-                "value": {"type": "float", "default": 1},
-                "timestamp_metric": {"type": "str"},
-                "answers": list_of(url=text, path={"type": "list", "elements": "str", "required": True}, value=text),
-                "targets_url": {"type": "str"},
-                "timeout_seconds": {"type": "int", "default": 20},
-                "start_timeout_seconds": {"type": "int", "default": 120},
-            },
-        },
-    }
+        "verify": dict_of(
+            url=TEXT, ca_file={"type": "path"}, user={"type": "str"}, password={"type": "str", "no_log": True},
+            closed=given(False), metric={"type": "str"}, value={"type": "float", "default": 1},
+            timestamp_metric={"type": "str"},
+            answers=list_of(url=TEXT, path={"type": "list", "elements": "str", "required": True}, value=TEXT),
+            targets_url={"type": "str"}, timeout_seconds=given(20), start_timeout_seconds=given(120),
+        ),
+    }  # fmt: skip
 
 
 def main():
