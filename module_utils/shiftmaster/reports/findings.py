@@ -519,16 +519,9 @@ def failing(findings: list, fail_on: str) -> list:
 # --- what the modules on the controller share ------------------------------------------------------------------------
 
 # What the task with shiftmaster_diagnose has registered on each host.
-RESULTS_OPTION = {
-    "type": "list",
-    "elements": "dict",
-    "required": True,
-    "options": {
-        "host": {"type": "str", "required": True},
-        "functions": {"type": "list", "elements": "str", "default": []},
-        "result": {"type": "dict", "required": True},
-    },
-}
+_HOST = {"host": {"type": "str", "required": True}, "functions": {"type": "list", "elements": "str", "default": []}}
+_HOST["result"] = {"type": "dict", "required": True}
+RESULTS_OPTION = {"type": "list", "elements": "dict", "required": True, "options": _HOST}
 
 
 def write(directory: str, files: dict) -> list:
