@@ -375,8 +375,14 @@ def serves_another(certificate, address, name):
 
 
 def settings_of(unit):
-    """Return the lines of a unit file without its comments."""
-    return [line for line in map(str.strip, unit.splitlines()) if line and line[0] not in "#;"]
+    """Return the values of each setting of a unit file in their order; that of different settings means nothing."""
+    lines = [line for line in map(str.strip, unit.splitlines()) if line and line[0] not in "#;"]
+    section, found = "", {}
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        section = line if line.startswith("[") else section
+        name, _, value = line.partition("=")
+        found.setdefault((section, name.strip()), []).append(value.strip())
+    return found
 
 
 class Tree:
