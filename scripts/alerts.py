@@ -287,18 +287,19 @@ def page(name: str, language: str) -> str:
     return f"{name}.md" if language == "en" else f"{name}.ja.md"
 
 
+def head(name: str, title: str, language: str, source: str) -> list[str]:
+    """The beginning of a page: its title, the way to the other language and to all pages, and what it is made from."""
+    other, word = ("ja", "日本語") if language == "en" else ("en", "English")
+    links = f"[{word}]({page(name, other)})"
+    if name != "README":
+        links += f" · [{say('all', language)}]({page('README', language)})"
+    return [f"# {title}", "", links, "", f"<!-- {say('written', language, source=source)} -->", ""]
+
+
 def runbook(alert: dict[str, Any], language: str) -> str:
     name = alert["name"]
-    other = "ja" if language == "en" else "en"
-    source = f"monitoring/alerts/{alert['source']}"
     lines = [
-        f"# {name}",
-        "",
-        f"[{'日本語' if other == 'ja' else 'English'}]({page(name, other)}) · "
-        f"[{say('all', language)}]({page('README', language)})",
-        "",
-        f"<!-- {say('written', language, source=source)} -->",
-        "",
+        *head(name, name, language, f"monitoring/alerts/{alert['source']}"),
         f"**{escaped(plain(alert['summary'][language]))}**",
         "",
         say("table", language),
@@ -336,33 +337,13 @@ def findings() -> list[dict[str, Any]]:
 
 def finding_runbook(rule: dict[str, Any], language: str) -> str:
     """The page of a finding that no alert announces."""
-    name, other = rule["name"], "ja" if language == "en" else "en"
-    return (
-        "\n".join(
-            [
-                f"# {name}",
-                "",
-                f"[{'日本語' if other == 'ja' else 'English'}]({page(name, other)}) · "
-                f"[{say('all', language)}]({page('README', language)})",
-                "",
-                f"<!-- {say('written', language, source='diagnosis/' + rule['source'])} -->",
-                "",
-                f"## {say('meaning', language)}",
-                "",
-                rule["guide"][language].strip(),
-                "",
-                say("found", language, severity=rule["severity"], component=rule["component"]),
-                "",
-                *block("ansible-playbook playbooks/diagnose.yml"),
-                f"## {say('do', language)}",
-                "",
-                say("typed", language, where=WHERE["host"][LANGUAGES.index(language)]),
-                "",
-                *block(*rule["commands"]),
-            ]
-        ).rstrip("\n")
-        + "\n"
-    )
+    name, where = rule["name"], WHERE["host"][LANGUAGES.index(language)]
+    lines = head(name, name, language, "diagnosis/" + rule["source"])
+    lines += [f"## {say('meaning', language)}", "", rule["guide"][language].strip(), ""]
+    lines += [say("found", language, severity=rule["severity"], component=rule["component"]), ""]
+    lines += [*block("ansible-playbook playbooks/diagnose.yml"), f"## {say('do', language)}", ""]
+    lines += [say("typed", language, where=where), "", *block(*rule["commands"])]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def escaped(text: str) -> str:
@@ -370,17 +351,7 @@ def escaped(text: str) -> str:
 
 
 def index(alerts: list[dict[str, Any]], language: str) -> str:
-    other = "ja" if language == "en" else "en"
-    lines = [
-        f"# {say('title', language)}",
-        "",
-        f"[{'日本語' if other == 'ja' else 'English'}]({page('README', other)})",
-        "",
-        f"<!-- {say('written', language, source='monitoring/alerts')} -->",
-        "",
-        say("intro", language),
-        "",
-    ]
+    lines = [*head("README", say("title", language), language, "monitoring/alerts"), say("intro", language), ""]
     for service in sorted({alert["service"] for alert in alerts}, key=SERVICES.index):
         lines += [f"## {service}", "", say("index", language), "|---|---|---|"]
         lines += [

@@ -194,12 +194,8 @@ def start_container() -> None:
 
 def pack_application() -> None:
     say("Packing the example application into .cache/demo/shiftmaster.git")
-    result = subprocess.run(
-        [sys.executable, ROOT / "examples/shiftmaster/pack.py", HOME / "shiftmaster.git"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, ROOT / "examples/shiftmaster/pack.py", HOME / "shiftmaster.git"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         fail(f"The example application could not be packed: {(result.stderr or result.stdout).strip()}")
 

@@ -2,7 +2,6 @@
 """Send a test alert through Alertmanager, and see which channels took it."""
 
 DOCUMENTATION = r"""
----
 module: alertmanager_channels
 short_description: Send a test alert through Alertmanager, and see which channels took it
 description:
@@ -14,19 +13,12 @@ options:
   user: {description: User of its page; without one it is queried without authentication., type: str, default: ""}
   password: {description: The user's password., type: str, default: ""}
   ca_file: {description: "Authority of its certificate; without one, those that the host knows.", type: path}
-  channels:
-    description: The channels that have to take it, as Alertmanager calls them.
-    type: list
-    elements: str
-    choices: [email, pagerduty, slack, webhook]
-    required: true
-  severity: {description: "Severity of the alert, by which it is routed.", type: str, default: critical}
+  channels: {type: list, elements: str, required: true, choices: [email, pagerduty, slack, webhook], description: "The
+    channels that have to take it, as Alertmanager calls them."}
   instance: {description: Name of the host that the alert names as its source., type: str, required: true}
   environment: {description: The alert's label C(env)., type: str, required: true}
-  wait_seconds:
-    description: How long to wait for the channels. It has to be longer than the routes' group_wait.
-    type: int
-    default: 60
+  wait_seconds: {type: int, default: 60, description: How long to wait for the channels. It has to be longer than the
+    routes' group_wait.}
   watchdog_channel:
     description:
       - The channel under which messages of a watchdog are counted as well, for example V(slack). Then the test begins
@@ -54,21 +46,9 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-taken:
-  description: The channels that took it.
-  type: list
-  elements: str
-  returned: success
-refused:
-  description: The channels that were tried and did not take it.
-  type: list
-  elements: str
-  returned: success
-silent:
-  description: The channels that were not tried in time.
-  type: list
-  elements: str
-  returned: success
+taken: {description: The channels that took it., returned: success, type: list, elements: str}
+refused: {description: The channels that were tried and did not take it., returned: success, type: list, elements: str}
+silent: {description: The channels that were not tried in time., returned: success, type: list, elements: str}
 """
 
 import re
@@ -103,14 +83,9 @@ def judge(before, after, channels, others=None):
 
 
 def alert(params, now, ends):
+    labels = {"alertname": "ChannelTest", "severity": "critical", "service": "monitoring"}
     return {
-        "labels": {
-            "alertname": "ChannelTest",
-            "severity": params["severity"],
-            "instance": params["instance"],
-            "service": "monitoring",
-            "env": params["environment"],
-        },
+        "labels": dict(labels, instance=params["instance"], env=params["environment"]),
         "annotations": {
             "summary": "A test: nothing is wrong",
             "summary_ja": "テストです。異常はありません",
@@ -163,7 +138,6 @@ def main():
                 "choices": ["email", "pagerduty", "slack", "webhook"],
                 "required": True,
             },
-            "severity": {"type": "str", "default": "critical"},
             "instance": {"type": "str", "required": True},
             "environment": {"type": "str", "required": True},
             "wait_seconds": {"type": "int", "default": 60},

@@ -2,23 +2,22 @@
 """Create, extend and end silences of an Alertmanager."""
 
 DOCUMENTATION = r"""
----
 module: alertmanager_silence
 short_description: Silences of an Alertmanager, bounded in time and never for alerts that must always fire
 description:
   - Creates a silence, or ends it, through Alertmanager's API v2 over HTTP or HTTPS with basic authentication.
   - A silence ends by itself. Its matchers must name what is silenced, and must not be able to match one of
     O(protected_alerts) unless O(maintenance=true).
-  - A silence that a run made is found again by O(run_id), so that the run (or the one that cleans up after it) can
-    end it without having kept its id.
-  - Repeated with the same O(run_id) and matchers, it extends the silence where that ends too early, and changes
-    nothing otherwise.
+  - A silence that a run made is found again by O(run_id), so that the run (or the one that cleans up after it) can end
+    it without having kept its id.
+  - Repeated with the same O(run_id) and matchers, it extends the silence where that ends too early, and changes nothing
+    otherwise.
 options:
   url: {description: "Address of the Alertmanager, for example V(https://mon1:9093).", type: str, required: true}
   user: {description: User of its basic authentication; without one none is sent., type: str, default: ""}
   password: {description: Password of that user., type: str, default: ""}
   ca_file: {description: Authority that vouches for its certificate; without one the host's authorities do., type: path}
-  state: {description: Whether there is a silence., type: str, choices: [present, absent], default: present}
+  state: {description: Whether there is a silence., type: str, default: present, choices: [present, absent]}
   matchers:
     description:
       - What is silenced; all of them have to match. Needed for O(state=present).
@@ -28,7 +27,7 @@ options:
     default: []
     suboptions:
       name: {description: Name of the label., type: str, required: true}
-      operator: {description: How it is compared., type: str, choices: ["=", "!=", =~, "!~"], default: "="}
+      operator: {description: How it is compared., type: str, default: "=", choices: ["=", "!=", =~, "!~"]}
       value: {description: With what., type: str, required: true}
   duration_seconds: {description: "When the silence ends by itself, counted from now.", type: int, default: 1800}
   comment: {description: Why; shown next to the silence. Needed for O(state=present)., type: str, default: ""}
@@ -39,15 +38,10 @@ options:
     type: str
     default: ""
   id: {description: "The silence to be ended, with O(state=absent).", type: str, default: ""}
-  protected_alerts:
-    description: Alerts that no silence may match outside of maintenance.
-    type: list
-    elements: str
-    default: [ShiftMasterDown, HighResponseTime]
-  maintenance:
-    description: Whether O(protected_alerts) may be silenced, since users see the maintenance page.
-    type: bool
-    default: false
+  protected_alerts: {type: list, elements: str, default: [ShiftMasterDown, HighResponseTime], description: Alerts that
+    no silence may match outside of maintenance.}
+  maintenance: {type: bool, default: false, description: "Whether O(protected_alerts) may be silenced, since users see
+    the maintenance page."}
   required:
     description:
       - Whether an Alertmanager that cannot be reached, or responds with an error, is a failure.
@@ -56,7 +50,7 @@ options:
     default: true
   timeout_seconds: {description: How long one question may take., type: int, default: 5}
 attributes:
-  check_mode: {description: "It only reads.", support: full}
+  check_mode: {description: It only reads., support: full}
   diff_mode: {description: The silence's end and comment; the silences that end., support: full}
 """
 
@@ -84,39 +78,19 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-id:
-  description: The silence that is there now.
-  type: str
-  returned: with O(state=present), when Alertmanager was reached
-ends_at:
-  description: When it ends by itself.
-  type: str
-  returned: with O(state=present), when Alertmanager was reached
-ended:
-  description: The silences that were ended.
-  type: list
-  elements: str
-  returned: with O(state=absent)
-reached:
-  description: Whether Alertmanager could be queried.
-  type: bool
-  returned: always
-problem:
-  description: Why it could not.
-  type: str
-  returned: when it could not, and O(required=false)
+id: {returned: "with O(state=present), when Alertmanager was reached", type: str, description: The silence that is there
+  now.}
+ends_at: {returned: "with O(state=present), when Alertmanager was reached", type: str, description: When it ends by
+  itself.}
+ended: {description: The silences that were ended., returned: with O(state=absent), type: list, elements: str}
+reached: {description: Whether Alertmanager could be queried., returned: always, type: bool}
+problem: {description: Why it could not., returned: "when it could not, and O(required=false)", type: str}
 """
 
 import re
 
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
-from ansible.module_utils.shiftmaster.monitoring.alertmanager import (
-    ARGUMENTS,
-    Api,
-    Failed,
-    format_time,
-    parse_time,
-)
+from ansible.module_utils.shiftmaster.host.quiet import TEXT, QuietModule, given, list_of
+from ansible.module_utils.shiftmaster.monitoring.alertmanager import ARGUMENTS, Api, Failed, format_time, parse_time
 
 CREATED_BY, LONGEST_SECONDS = "ansible", 7200
 # What both Go and Python read alike. Something like [[:alpha:]] or \pL means another thing in Python, so that the
@@ -161,9 +135,8 @@ def matcher_problems(matchers, protected, maintenance):
         if None in judged:
             problems.append("whether it silences %s is unknown: write the alerts' names with | between" % alert)
         else:
-            problems.append(
-                "it would silence %s, which is for maintenance only: add alertname !~ %s" % (alert, "|".join(protected))
-            )
+            what = "it would silence %s, which is for maintenance only: add alertname !~ %s"
+            problems.append(what % (alert, "|".join(protected)))
     return problems
 
 
@@ -176,36 +149,24 @@ def argument_problems(params):
     problems = matcher_problems(params["matchers"], params["protected_alerts"], params["maintenance"])
     if not params["comment"].strip():
         problems.append("comment shows why")
-    if not 0 < params["duration_seconds"] <= LONGEST_SECONDS:
-        problems.append(
-            "duration_seconds is %d: a silence lasts between 1 and %d seconds"
-            % (params["duration_seconds"], LONGEST_SECONDS)
-        )
+    seconds = params["duration_seconds"]
+    if not 0 < seconds <= LONGEST_SECONDS:
+        problems.append("duration_seconds is %d: a silence lasts between 1 and %d seconds" % (seconds, LONGEST_SECONDS))
     return problems
 
 
 def as_api(matchers):
     """Matchers in the form of the API, in one order."""
-    return sorted(
-        (
-            {
-                "name": one["name"],
-                "value": one["value"],
-                "isRegex": one["operator"] in ("=~", "!~"),
-                "isEqual": one["operator"] in ("=", "=~"),
-            }
-            for one in matchers
-        ),
-        key=lambda one: (one["name"], one["value"], one["isRegex"], one["isEqual"]),
-    )
+    keys, found = ("name", "value", "isRegex", "isEqual"), []
+    for one in matchers:
+        found.append((one["name"], one["value"], one["operator"] in ("=~", "!~"), one["operator"] in ("=", "=~")))
+    return [dict(zip(keys, one)) for one in sorted(found)]
 
 
 def comparable(matchers):
     """The same form for Alertmanager's data; isEqual is absent where an old version wrote it."""
-    return [
-        (one["name"], one["value"], bool(one["isRegex"]), one.get("isEqual", True))
-        for one in sorted(matchers, key=lambda one: (one["name"], one["value"]))
-    ]
+    found = sorted(matchers, key=lambda one: (one["name"], one["value"]))
+    return [(one["name"], one["value"], bool(one["isRegex"]), one.get("isEqual", True)) for one in found]
 
 
 def mark(run_id):
@@ -229,25 +190,20 @@ def plan(silences, params, now):
     wanted = as_api(params["matchers"])
     ends = now + params["duration_seconds"]
     comment = with_mark(params["comment"], params["run_id"])
-    mine = [
-        one
-        for one in living(silences)
-        if comparable(one["matchers"]) == comparable(wanted)
-        and (one["comment"].endswith(mark(params["run_id"])) if params["run_id"] else one["comment"] == comment)
-        and one["createdBy"] == CREATED_BY
-    ]
+
+    def ours(one):
+        said = one["comment"].endswith(mark(params["run_id"])) if params["run_id"] else one["comment"] == comment
+        return said and one["createdBy"] == CREATED_BY and comparable(one["matchers"]) == comparable(wanted)
+
+    mine = [one for one in living(silences) if ours(one)]
     mine.sort(key=lambda one: parse_time(one["endsAt"]))
     present = mine[-1] if mine else None
     # A minute less is the same silence: a task that is repeated at once requests a slightly later end.
     if present and parse_time(present["endsAt"]) >= ends - min(60, params["duration_seconds"] / 2):
         return None, present
-    body = {
-        "matchers": wanted,
-        "startsAt": present["startsAt"] if present else format_time(now),
-        "endsAt": format_time(ends),
-        "createdBy": CREATED_BY,
-        "comment": comment,
-    }
+    starts = present["startsAt"] if present else format_time(now)
+    body = {"matchers": wanted, "startsAt": starts, "endsAt": format_time(ends)}
+    body.update(createdBy=CREATED_BY, comment=comment)
     if present:
         body["id"] = present["id"]
     return body, present
@@ -295,11 +251,7 @@ def argument_spec():
     return {
         **ARGUMENTS,
         "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-        "matchers": list_of(
-            name={"type": "str", "required": True},
-            operator={"type": "str", "choices": ["=", "!=", "=~", "!~"], "default": "="},
-            value={"type": "str", "required": True},
-        ),
+        "matchers": list_of(name=TEXT, operator=given("=", choices=["=", "!=", "=~", "!~"]), value=TEXT),
         "duration_seconds": {"type": "int", "default": 1800},
         "comment": {"type": "str", "default": ""},
         "run_id": {"type": "str", "default": ""},

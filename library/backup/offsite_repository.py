@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: offsite_repository
 short_description: Prune a repository of restic by the time at which its snapshots arrived, or quarantine later ones
 description:
   - A client that was taken over chooses every date, host and tag inside of its snapshots. C(restic forget) goes by
-    these; with dates in the future it removes all good ones. This module goes by the times of the files, which only
-    the server sets.
+    these; with dates in the future it removes all good ones. This module goes by the times of the files, which only the
+    server sets.
   - With O(received_after) it moves keys, indexes, locks and snapshots that arrived later into a directory next to the
     repository. The server lets its clients replace nothing, so what is left is the repository as it was at that time.
   - Run it as the user of the server, while the server is stopped.
@@ -19,20 +18,13 @@ options:
   password: {description: Password of the repository., type: str, required: true}
   received_after: {description: A time such as 20261120000000Z; empty prunes., type: str, default: ""}
   keep_days: {description: Snapshots that arrived within so many days stay., type: int, required: true}
-  keep_months:
-    description: >-
-      Of each of so many months the first snapshot of files stays. Those of the database hold a repository of its own,
-      with all dumps that are kept, so that the newest one is enough.
-    type: int
-    required: true
+  keep_months: {type: int, required: true, description: "Of each of so many months the first snapshot of files stays.
+    Those of the database hold a repository of its own, with all dumps that are kept, so that the newest one is
+    enough."}
   keep_years: {description: And the first of each of so many years., type: int, required: true}
 attributes:
-  check_mode:
-    description: Reports what would be removed.
-    support: full
-  diff_mode:
-    description: Shows nothing.
-    support: none
+  check_mode: {description: Reports what would be removed., support: full}
+  diff_mode: {description: Shows nothing., support: none}
 """
 
 EXAMPLES = r"""
@@ -48,11 +40,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-removed:
-  description: Ids of the removed snapshots, or quarantined paths.
-  type: list
-  elements: str
-  returned: always
+removed: {returned: always, type: list, elements: str, description: "Ids of the removed snapshots, or quarantined
+  paths."}
 """
 
 import calendar

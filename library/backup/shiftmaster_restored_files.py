@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: shiftmaster_restored_files
 short_description: Put restored files in their place, from an archive of the backup server
 description:
@@ -16,25 +15,13 @@ description:
     list takes more than half of the host's memory.
 options:
   src: {description: "The archive, a file of the host. Its names are relative to C(/).", type: path, required: true}
-  paths:
-    description: What was requested. Everything in the archive is one of these paths, or below one.
-    type: list
-    elements: str
-    required: true
-  tops:
-    description: >-
-      Below these directories no symbolic link is followed. Of several, the first that is above a path counts, then
-      O(paths). None of them becomes a link that it is not already.
-    type: list
-    elements: str
-    default: []
+  paths: {type: list, elements: str, required: true, description: "What was requested. Everything in the archive is one
+    of these paths, or below one."}
+  tops: {type: list, elements: str, default: [], description: "Below these directories no symbolic link is followed. Of
+    several, the first that is above a path counts, then O(paths). None of them becomes a link that it is not already."}
   count: {description: How many files and links the archive holds at least., type: int, default: 0}
-  owners:
-    description: >-
-      Directories with the user to whom everything below belongs, and its primary group. Everything else gets the
-      numbers that the archive names.
-    type: dict
-    default: {}
+  owners: {type: dict, default: {}, description: "Directories with the user to whom everything below belongs, and its
+    primary group. Everything else gets the numbers that the archive names."}
 attributes:
   check_mode: {description: Reads the archive and changes nothing., support: full}
   diff_mode: {description: Shows nothing., support: none}
@@ -49,10 +36,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-files:
-  description: How many files and links were written.
-  type: int
-  returned: always
+files: {description: How many files and links were written., returned: always, type: int}
 """
 
 import contextlib

@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: elasticsearch_objects
 short_description: Keep what an Elasticsearch holds next to documents
 description:
   - Waits until the cluster is well, so that nodes that are changed one after the other never are two. Well is green;
-    while nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet.
-    On a single node replicas of indices that are not C(logs-shiftmaster.*) do not count.
+    while nodes are missing that are still to come (O(all_nodes)) it is yellow too, since copies have no place yet. On a
+    single node replicas of indices that are not C(logs-shiftmaster.*) do not count.
   - Lifecycle policies, index templates, component templates, snapshot repositories and cluster settings are compared
     with what is there, and written where something of them is missing or different. What is there besides stays.
   - Data streams are created where they are not there, since the user that writes may not create any.
@@ -23,36 +22,17 @@ options:
   user: {description: A user that may do all this., type: str, required: true}
   password: {description: The user's password., type: str, required: true}
   nodes: {description: How many nodes the cluster must have., type: int, default: 1}
-  all_nodes:
-    description: How many nodes it has once all are there. With fewer it may be yellow.
-    type: int
-    default: 1
-  before_restart:
-    description:
-      - Wait until the node may be restarted, and do nothing else. The cluster has to be green, whatever its number of
-        nodes; one that is the only node may be yellow, since nobody has a copy. A silent node is unhealthy.
-    type: bool
-    default: false
-  settings:
-    description: Persistent settings of the cluster, such as V({cluster.routing.allocation.disk.watermark.low 80%}).
-    type: dict
-    default: {}
-  policies:
-    description: Lifecycle policies, the body by name.
-    type: dict
-    default: {}
-  component_templates:
-    description: Component templates, the body by name.
-    type: dict
-    default: {}
-  templates:
-    description: Index templates, the body by name.
-    type: dict
-    default: {}
-  repositories:
-    description: Snapshot repositories, the body by name.
-    type: dict
-    default: {}
+  all_nodes: {type: int, default: 1, description: How many nodes it has once all are there. With fewer it may be
+    yellow.}
+  before_restart: {type: bool, default: false, description: "Wait until the node may be restarted, and do nothing else.
+    The cluster has to be green, whatever its number of nodes; one that is the only node may be yellow, since nobody has
+    a copy. A silent node is unhealthy."}
+  settings: {type: dict, default: {}, description: "Persistent settings of the cluster, such as
+    V({cluster.routing.allocation.disk.watermark.low 80%})."}
+  policies: {description: "Lifecycle policies, the body by name.", type: dict, default: {}}
+  component_templates: {description: "Component templates, the body by name.", type: dict, default: {}}
+  templates: {description: "Index templates, the body by name.", type: dict, default: {}}
+  repositories: {description: "Snapshot repositories, the body by name.", type: dict, default: {}}
   data_streams: {description: Data streams that must be there., type: list, elements: str, default: []}
   users:
     description: Users whose rights are verified.
@@ -62,19 +42,12 @@ options:
     suboptions:
       name: {description: The user., type: str, required: true}
       password: {description: The password., type: str, required: true}
-      has:
-        description: Privileges that the user must have, by index pattern.
-        type: dict
-        default: {}
-      has_not:
-        description: Privileges that the user must not have, by index pattern.
-        type: dict
-        default: {}
+      has: {description: "Privileges that the user must have, by index pattern.", type: dict, default: {}}
+      has_not: {description: "Privileges that the user must not have, by index pattern.", type: dict, default: {}}
   timeout_seconds: {description: How long to wait for the health., type: int, default: 120}
 attributes:
-  check_mode:
-    support: full
-    description: Nothing changes; an Elasticsearch that does not respond yet is taken as still to come.
+  check_mode: {support: full, description: Nothing changes; an Elasticsearch that does not respond yet is taken as still
+    to come.}
   diff_mode: {description: A sentence for each change., support: full}
 """
 
@@ -91,26 +64,18 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-done:
-  description: What was (in check mode would be) changed, a sentence each.
-  returned: always
-  type: list
-  elements: str
-version:
-  description: Elasticsearch's version.
-  returned: when it responds
-  type: str
-status:
-  description: The cluster's health.
-  returned: when it responds
-  type: str
+done: {returned: always, type: list, elements: str, description: "What was (in check mode would be) changed, a sentence
+  each."}
+version: {description: Elasticsearch's version., returned: when it responds, type: str}
+status: {description: The cluster's health., returned: when it responds, type: str}
 """
 
 import time
 
+from ansible.module_utils.shiftmaster.host import json_api
 from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, keep, quoted, said
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
-from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, cluster_health, lacks
+from ansible.module_utils.shiftmaster.host.quiet import SECRET, TEXT, QuietModule, given, list_of
+from ansible.module_utils.shiftmaster.logging.elastic import cluster_health, lacks
 
 # What is compared: where it is requested, how it is found in the response, and what it is called.
 KINDS = {
@@ -174,43 +139,19 @@ def restartable(health):
     return health["status"] == "green" or (health["status"] == "yellow" and health["number_of_nodes"] == 1)
 
 
-class Instance:
-    def __init__(self, module):
-        self.module, self.p = module, module.params
-        self.api = Api(self.p["url"], self.p["ca_file"], (self.p["user"], self.p["password"]))
-        self.done = []
-
-    def wait(self):
-        """Return the health once it is the wanted one; nothing where nobody responds before a restart."""
-        before_restart = self.p["before_restart"]
-        began = time.monotonic()
-        deadline = began + self.p["timeout_seconds"]
-        while True:
-            try:
-                health = cluster_health(self.api)
-                if restartable(health) if before_restart else well(health, self.p["nodes"], self.p["all_nodes"]):
-                    return health
-                what = "it is %s with %d nodes" % (health["status"], health["number_of_nodes"])
-            except NoAnswer as error:
-                if before_restart:
-                    return {}
-                if self.module.check_mode:
-                    raise
-                what = str(error)
-            except Failed as error:
-                if error.status in (401, 403) and (
-                    self.module.check_mode or time.monotonic() >= began + REREAD_SECONDS
-                ):
-                    raise Failed("%s cannot log in: %s" % (self.p["user"], error))
-                what = str(error)
-            if time.monotonic() >= deadline or self.module.check_mode:
-                wanted = (
-                    "green, so that no node may be restarted"
-                    if before_restart
-                    else "healthy with %d of %d nodes" % (self.p["nodes"], self.p["all_nodes"])
-                )
-                raise Failed("the cluster is not %s (waited %d s): %s" % (wanted, self.p["timeout_seconds"], what))
-            time.sleep(2)
+class Elasticsearch(json_api.Instance):
+    def healthy(self):
+        """Return the health if it is the wanted one; nothing where nobody responds before a restart."""
+        try:
+            health = cluster_health(self.api)
+        except NoAnswer:
+            if self.p["before_restart"]:
+                return {}
+            raise
+        nodes = (self.p["nodes"], self.p["all_nodes"])
+        if restartable(health) if self.p["before_restart"] else well(health, *nodes):
+            return health
+        raise Failed("it is %s with %d nodes" % (health["status"], health["number_of_nodes"]))
 
     def keep(self, kind):
         path, of, called = KINDS[kind]
@@ -255,7 +196,7 @@ class Instance:
         return judged(answer, user["has"], user["has_not"])
 
     def prove(self):
-        deadline = time.monotonic() + REREAD_SECONDS
+        deadline = time.monotonic() + json_api.REREAD_SECONDS
         for user in self.p["users"]:
             problems = self.problems_of(user)
             while problems and time.monotonic() < deadline:
@@ -271,7 +212,10 @@ class Instance:
         return Api(self.p["url"], self.p["ca_file"]).ask("/_search")
 
     def run(self):
-        health = self.wait()
+        wanted = "healthy with %d of %d nodes" % (self.p["nodes"], self.p["all_nodes"])
+        if self.p["before_restart"]:
+            wanted = "green, so that no node may be restarted"
+        health = self.wait(self.healthy, "the cluster is not " + wanted)
         if self.p["before_restart"]:
             return {"version": None, "status": health.get("status")}
         version = self.api.call("/")["version"]["number"]
@@ -285,33 +229,22 @@ class Instance:
 
 
 def argument_spec():
+    contents = dict.fromkeys(("settings", *KINDS), given({}))
     return {
-        "url": {"type": "str", "required": True},
-        "ca_file": {"type": "path"},
-        "user": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
-        "nodes": {"type": "int", "default": 1},
-        "all_nodes": {"type": "int", "default": 1},
-        "before_restart": {"type": "bool", "default": False},
-        "settings": {"type": "dict", "default": {}},
-        "policies": {"type": "dict", "default": {}},
-        "component_templates": {"type": "dict", "default": {}},
-        "templates": {"type": "dict", "default": {}},
-        "repositories": {"type": "dict", "default": {}},
-        "data_streams": {"type": "list", "elements": "str", "default": []},
-        "users": list_of(
-            name={"type": "str", "required": True},
-            password={"type": "str", "required": True, "no_log": True},
-            has={"type": "dict", "default": {}},
-            has_not={"type": "dict", "default": {}},
-        ),
-        "timeout_seconds": {"type": "int", "default": 120},
+        **json_api.ARGUMENTS,
+        **contents,
+        "nodes": given(1),
+        "all_nodes": given(1),
+        "before_restart": given(False),
+        "data_streams": given([], elements="str"),
+        "users": list_of(name=TEXT, password=SECRET, has=given({}), has_not=given({})),
+        "timeout_seconds": given(120),
     }
 
 
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
-    keep(module, "Elasticsearch", Instance(module))
+    keep(module, "Elasticsearch", Elasticsearch(module))
 
 
 if __name__ == "__main__":

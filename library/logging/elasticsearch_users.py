@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: elasticsearch_users
 short_description: Keep the users of Elasticsearch's file realm
 description:
-  - Writes the complete C(users) (a bcrypt hash each) and C(users_roles). A hash that still matches is kept, so
-    nothing changes without reason. Elasticsearch reads both by itself some seconds after a change.
+  - Writes the complete C(users) (a bcrypt hash each) and C(users_roles). A hash that still matches is kept, so nothing
+    changes without reason. Elasticsearch reads both by itself some seconds after a change.
   - Users that are files are there before the cluster is, and when it has lost its index of users.
 options:
   directory: {description: The directory of Elasticsearch's configuration., type: path, default: /etc/elasticsearch}
@@ -26,8 +25,7 @@ options:
       roles: {description: The user's roles., type: list, elements: str, default: []}
   cost: {description: bcrypt's cost., type: int, default: 10}
 attributes:
-  check_mode:
-    support: full
+  check_mode: {support: full}
   diff_mode: {description: Names and roles; never a hash., support: partial}
 """
 
@@ -39,11 +37,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-files:
-  description: Files that were (in check mode would be) written.
-  returned: always
-  type: list
-  elements: str
+files: {description: Files that were (in check mode would be) written., returned: always, type: list, elements: str}
 """
 
 import os
@@ -51,7 +45,7 @@ import re
 
 from ansible.module_utils.shiftmaster.host import webconfig
 from ansible.module_utils.shiftmaster.host.configuration import FileSet, Rejected, read_text
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
+from ansible.module_utils.shiftmaster.host.quiet import SECRET, TEXT, QuietModule, given, list_of
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,506}\Z")
 # Elasticsearch knows bcrypt by this beginning alone. libcrypt's $2b$ is the same for passwords of this length.
@@ -92,14 +86,9 @@ def main():
     module = QuietModule(
         argument_spec={
             "directory": {"type": "path", "default": "/etc/elasticsearch"},
-            "group": {"type": "str", "default": "elasticsearch"},
-            "users": list_of(
-                True,
-                name={"type": "str", "required": True},
-                password={"type": "str", "required": True, "no_log": True},
-                roles={"type": "list", "elements": "str", "default": []},
-            ),
-            "cost": {"type": "int", "default": 10},
+            "group": given("elasticsearch"),
+            "users": list_of(True, name=TEXT, password=SECRET, roles=given([], elements="str")),
+            "cost": given(10),
         },
         supports_check_mode=True,
     )

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: kibana_objects
 short_description: Keep Kibana's saved objects as code
 description:
@@ -16,24 +15,15 @@ options:
   ca_file: {description: Authority of its certificate., type: path}
   user: {description: A user that may write saved objects., type: str, required: true}
   password: {description: The user's password., type: str, required: true}
-  objects:
-    description: Saved objects, each with type, id, attributes and references.
-    type: list
-    elements: dict
-    required: true
-  record:
-    description:
-      - File in a directory of root's that keeps a digest of the objects and of what Kibana made of them. Newer versions
-        of Kibana write objects in their own form, which differs from O(objects) in each run.
-    type: path
-  timeout_seconds:
-    description: How long Kibana may take to be available; after an update it migrates what it has saved.
-    type: int
-    default: 300
+  objects: {type: list, elements: dict, required: true, description: "Saved objects, each with type, id, attributes and
+    references."}
+  record: {type: path, description: "File in a directory of root's that keeps a digest of the objects and of what Kibana
+    made of them. Newer versions of Kibana write objects in their own form, which differs from O(objects) in each run."}
+  timeout_seconds: {type: int, default: 300, description: How long Kibana may take to be available; after an update it
+    migrates what it has saved.}
 attributes:
-  check_mode:
-    support: full
-    description: Nothing changes; a Kibana that does not respond yet is taken as still to come.
+  check_mode: {support: full, description: Nothing changes; a Kibana that does not respond yet is taken as still to
+    come.}
   diff_mode: {description: A sentence for each object., support: full}
 """
 
@@ -48,27 +38,20 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-done:
-  description: What was (in check mode would be) changed, a sentence each.
-  returned: always
-  type: list
-  elements: str
-version:
-  description: Kibana's version.
-  returned: when it responds
-  type: str
+done: {returned: always, type: list, elements: str, description: "What was (in check mode would be) changed, a sentence
+  each."}
+version: {description: Kibana's version., returned: when it responds, type: str}
 """
 
 import hashlib
 import json
 import os
-import time
 import uuid
 
 from ansible.module_utils.shiftmaster.host import safe_files
-from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, keep, said
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
-from ansible.module_utils.shiftmaster.logging.elastic import REREAD_SECONDS, lacks
+from ansible.module_utils.shiftmaster.host.json_api import ARGUMENTS, Failed, Instance, keep, said
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, given
+from ansible.module_utils.shiftmaster.logging.elastic import lacks
 
 
 def loaded(value):
@@ -128,31 +111,13 @@ def form(objects):
     return body.encode("utf-8"), "multipart/form-data; boundary=" + boundary
 
 
-class Instance:
-    def __init__(self, module):
-        self.module, self.p = module, module.params
-        login = (self.p["user"], self.p["password"])
-        self.api = Api(self.p["url"], self.p["ca_file"], login, headers={"kbn-xsrf": "ansible"})
-        self.done = []
-
-    def wait(self):
-        began = time.monotonic()
-        deadline = began + self.p["timeout_seconds"]
-        while True:
-            try:
-                status, answer = self.api.ask("/api/status")
-                if status in (401, 403) and (self.module.check_mode or time.monotonic() >= began + REREAD_SECONDS):
-                    raise Failed("%s cannot log in: %s" % (self.p["user"], said(answer)))
-                if status == 200 and answer["status"]["overall"]["level"] == "available":
-                    return answer["version"]["number"]
-                what = "%s: %s" % (status, said(answer))
-            except NoAnswer as error:
-                if self.module.check_mode:
-                    raise
-                what = str(error)
-            if time.monotonic() >= deadline or self.module.check_mode:
-                raise Failed("it is not available (waited %d s): %s" % (self.p["timeout_seconds"], what))
-            time.sleep(2)
+class Kibana(Instance):
+    def version(self):
+        """Return the version of a Kibana that is available."""
+        answer = self.api.call("/api/status")
+        if answer["status"]["overall"]["level"] != "available":
+            raise Failed(said(answer))
+        return answer["version"]["number"]
 
     def exported(self):
         body = {
@@ -167,7 +132,7 @@ class Instance:
         return lines_of(answer)
 
     def run(self):
-        version = self.wait()
+        version = self.wait(self.version, "it is not available")
         exported = self.exported()
         self.done = differing(self.p["objects"], exported)
         if self.done and self.recorded() == digest(self.p["objects"], exported):
@@ -194,20 +159,13 @@ class Instance:
 
 
 def argument_spec():
-    return {
-        "url": {"type": "str", "required": True},
-        "ca_file": {"type": "path"},
-        "user": {"type": "str", "required": True},
-        "password": {"type": "str", "required": True, "no_log": True},
-        "objects": {"type": "list", "elements": "dict", "required": True},
-        "record": {"type": "path"},
-        "timeout_seconds": {"type": "int", "default": 300},
-    }
+    objects = {"type": "list", "elements": "dict", "required": True}
+    return {**ARGUMENTS, "objects": objects, "record": {"type": "path"}, "timeout_seconds": given(300)}
 
 
 def main():
     module = QuietModule(argument_spec=argument_spec(), supports_check_mode=True)
-    keep(module, "Kibana", Instance(module))
+    keep(module, "Kibana", Kibana(module, headers={"kbn-xsrf": "ansible"}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: logging_canary
 short_description: Measure how long a line of a log takes to be searchable
 description:
@@ -20,10 +19,8 @@ options:
   password: {description: The user's password., type: str, required: true}
   timeout_seconds: {description: How long the line may take., type: int, default: 120}
 attributes:
-  check_mode:
-    support: none
-  diff_mode:
-    support: none
+  check_mode: {support: none}
+  diff_mode: {support: none}
 """
 
 EXAMPLES = r"""
@@ -38,11 +35,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-checks:
-  description: One check, as logging_verify returns them.
-  returned: always
-  type: list
-  elements: dict
+checks: {description: "One check, as logging_verify returns them.", returned: always, type: list, elements: dict}
 """
 
 import uuid

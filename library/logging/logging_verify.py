@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: logging_verify
 short_description: Check the parts of the logging pipeline on this host
 description:
@@ -13,12 +12,8 @@ description:
     its package is not there, has not run, which is no pass.
   - Each shows whether it ran on the vendor's package or of a stub, a package that the tests have made.
 options:
-  parts:
-    description: What is to be on this host.
-    type: list
-    elements: str
-    choices: [elasticsearch, logstash, kibana, filebeat]
-    required: true
+  parts: {type: list, elements: str, required: true, choices: [elasticsearch, logstash, kibana, filebeat], description:
+    What is to be on this host.}
   ca_file: {description: Authority of the certificates., type: path}
   elasticsearch_url: {description: Elasticsearch's address., type: str, default: https://localhost:9200}
   elasticsearch_user: {description: A user of it., type: str, default: shiftmaster_admin}
@@ -28,8 +23,7 @@ options:
   timeout_seconds: {description: How long one check may take., type: int, default: 300}
 attributes:
   check_mode: {description: It changes nothing., support: full}
-  diff_mode:
-    support: none
+  diff_mode: {support: none}
 """
 
 EXAMPLES = r"""
@@ -39,11 +33,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-checks:
-  description: part, check, result, detail and package (C(vendor's), C(stub) or C(absent)) of each.
-  returned: always
-  type: list
-  elements: dict
+checks: {returned: always, type: list, elements: dict, description: "part, check, result, detail and package
+  (C(vendor's), C(stub) or C(absent)) of each."}
 """
 
 import os
@@ -56,14 +47,9 @@ from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.host.service_user import process_of
 from ansible.module_utils.shiftmaster.logging.elastic import cluster_health
 
+_LOGSTASH = ["/usr/share/logstash/bin/logstash", "--path.settings", "/etc/logstash", "--config.test_and_exit"]
 COMMANDS = {
-    "logstash": [
-        (
-            "its configuration",
-            ["/usr/share/logstash/bin/logstash", "--path.settings", "/etc/logstash", "--config.test_and_exit"]
-            + ["--path.data", "{work}/data", "--path.logs", "{work}/logs"],
-        )
-    ],
+    "logstash": [("its configuration", [*_LOGSTASH, "--path.data", "{work}/data", "--path.logs", "{work}/logs"])],
     "filebeat": [
         ("its configuration", ["/usr/share/filebeat/bin/filebeat", "test", "config"]),
         ("its way to Logstash", ["/usr/share/filebeat/bin/filebeat", "test", "output"]),
@@ -138,10 +124,8 @@ def checks_of(part, p):
         api = Api(p["elasticsearch_url"], p["ca_file"], login)
         yield "its cluster", lambda: asked(lambda: cluster_health(api), lambda found: found["status"], ("green",))
         yield "its report", lambda: asked(lambda: api.call("/_health_report"), reported, ("green",))
-        yield (
-            "lifecycle",
-            lambda: asked(lambda: api.call("/_ilm/status"), lambda found: found["operation_mode"], ("RUNNING",)),
-        )
+        mode = lambda found: found["operation_mode"]  # noqa: E731
+        yield "lifecycle", lambda: asked(lambda: api.call("/_ilm/status"), mode, ("RUNNING",))
     if part == "kibana":
         api = Api(p["kibana_url"], p["ca_file"], login)
         status = lambda found: found["status"]["overall"]["level"]  # noqa: E731
@@ -157,14 +141,10 @@ def checks_of(part, p):
 
 
 def main():
+    parts = ["elasticsearch", "logstash", "kibana", "filebeat"]
     module = QuietModule(
         argument_spec={
-            "parts": {
-                "type": "list",
-                "elements": "str",
-                "choices": ["elasticsearch", "logstash", "kibana", "filebeat"],
-                "required": True,
-            },
+            "parts": {"type": "list", "elements": "str", "choices": parts, "required": True},
             "ca_file": {"type": "path"},
             "elasticsearch_url": {"type": "str", "default": "https://localhost:9200"},
             "elasticsearch_user": {"type": "str", "default": "shiftmaster_admin"},

@@ -14,148 +14,62 @@ description:
   - Secrets are taken out on the host; values of the application's environment never leave it.
   - The action C(shiftmaster_findings) evaluates the evidence of all hosts.
 options:
-  area:
-    description: What to look at. V(checklist) is V(all) and what the checklists want besides.
-    type: str
-    choices: [app, db, cpu, memory, disk, network, all, checklist]
-    default: all
-  functions:
-    description: What the host is for, as groups of the inventory (app, web, database, standby, cache, monitoring).
-    type: list
-    elements: str
-    default: []
-  limit_seconds:
-    description: After so long the module responds with what it has.
-    type: float
-    default: 15
-  hours:
-    description: How far back logs, journal and the access log are read.
-    type: float
-    default: 6
-  asked_at:
-    description: The controller's clock at the query, as seconds since 1970; the host's own is compared with it.
-    type: float
-  host_name:
-    description: The host's name in the evidence; its own host name by default.
-    type: str
-  app_root:
-    description: The application's directory.
-    type: path
-    default: /var/www/shiftmaster
-  app_user:
-    description: The system user of the application.
-    type: str
-    default: shiftmaster
-  web_user:
-    description: The system user of the web server's processes; empty where the host has none.
-    type: str
-    default: ""
-  log_dir:
-    description: The directory of the application's logs.
-    type: path
-    default: /var/log/shiftmaster
-  access_log:
-    description: The web server's access log, in JSON as role nginx writes it.
-    type: path
-    default: /var/log/nginx/shiftmaster_access.log
-  environment_file:
-    description: The environment file of the live release (systemd's format). Names are evidence, values are not.
-    type: path
-  environment_keys:
-    description: The names of variables in O(environment_file), where an application uses others; as in
-      M(shiftmaster_health).
-    type: dict
-    default: {}
-  required_names:
-    description: The names that O(environment_file) must have besides those that O(expected_values) gives a value.
-    type: list
-    elements: str
-    default: []
-  expected_values:
-    description: What names of O(environment_file) that hold no secret must be. A difference is evidence, and is shown.
-    type: dict
-    default: {}
-  domain:
-    description: The site's name.
-    type: str
-    default: localhost
-  database:
-    description: The application's database.
-    type: str
-    default: shiftmaster
-  postgres_port:
-    description: PostgreSQL's port.
-    type: int
-    default: 5432
-  queues:
-    description: Celery's queues.
-    type: list
-    elements: str
-    default: [celery]
-  celery_application:
-    description: Celery's application; empty where there is none.
-    type: str
-    default: ""
-  redis_ports:
-    description: The ports of Redis on this host, each with whether it speaks TLS, C([[6379, false]]).
-    type: list
-    elements: list
-    default: []
-  units:
-    description: Units that must be active; C({slot}) stands for the live slot.
-    type: list
-    elements: str
-    default: []
-  ports:
-    description: The ports that must be served on this host, each with the name of its program, C({5432:postgres}).
-    type: dict
-    default: {}
+  area: {type: str, default: all, choices: [app, db, cpu, memory, disk, network, all, checklist], description: What to
+    look at. V(checklist) is V(all) and what the checklists want besides.}
+  functions: {type: list, elements: str, default: [], description: "What the host is for, as groups of the inventory
+    (app, web, database, standby, cache, monitoring)."}
+  limit_seconds: {description: After so long the module responds with what it has., type: float, default: 15}
+  hours: {description: "How far back logs, journal and the access log are read.", type: float, default: 6}
+  asked_at: {type: float, description: "The controller's clock at the query, as seconds since 1970; the host's own is
+    compared with it."}
+  host_name: {description: The host's name in the evidence; its own host name by default., type: str}
+  app_root: {description: The application's directory., type: path, default: /var/www/shiftmaster}
+  app_user: {description: The system user of the application., type: str, default: shiftmaster}
+  web_user: {type: str, default: "", description: The system user of the web server's processes; empty where the host
+    has none.}
+  log_dir: {description: The directory of the application's logs., type: path, default: /var/log/shiftmaster}
+  access_log: {type: path, default: /var/log/nginx/shiftmaster_access.log, description: "The web server's access log, in
+    JSON as role nginx writes it."}
+  environment_file: {type: path, description: "The environment file of the live release (systemd's format). Names are
+    evidence, values are not."}
+  environment_keys: {type: dict, default: {}, description: "The names of variables in O(environment_file), where an
+    application uses others; as in M(shiftmaster_health)."}
+  required_names: {type: list, elements: str, default: [], description: The names that O(environment_file) must have
+    besides those that O(expected_values) gives a value.}
+  expected_values: {type: dict, default: {}, description: "What names of O(environment_file) that hold no secret must
+    be. A difference is evidence, and is shown."}
+  domain: {description: The site's name., type: str, default: localhost}
+  database: {description: The application's database., type: str, default: shiftmaster}
+  postgres_port: {description: PostgreSQL's port., type: int, default: 5432}
+  queues: {description: Celery's queues., type: list, elements: str, default: [celery]}
+  celery_application: {description: Celery's application; empty where there is none., type: str, default: ""}
+  redis_ports: {type: list, elements: list, default: [], description: "The ports of Redis on this host, each with
+    whether it speaks TLS, C([[6379, false]])."}
+  units: {type: list, elements: str, default: [], description: "Units that must be active; C({slot}) stands for the live
+    slot."}
+  ports: {type: dict, default: {}, description: "The ports that must be served on this host, each with the name of its
+    program, C({5432:postgres})."}
   peers:
     description: What this host needs of others.
     type: list
     elements: dict
     default: []
     suboptions:
-      host:
-        description: The other host's name in the inventory.
-        type: str
-        required: true
-      address:
-        description: Its address.
-        type: str
-        required: true
-      port:
-        description: The port.
-        type: int
-        required: true
-      function:
-        description: The function that it serves (database, cache, app).
-        type: str
-        required: true
-  names:
-    description: Names that must have an address.
-    type: list
-    elements: str
-    default: [localhost]
+      host: {description: The other host's name in the inventory., type: str, required: true}
+      address: {description: Its address., type: str, required: true}
+      port: {description: The port., type: int, required: true}
+      function: {description: "The function that it serves (database, cache, app).", type: str, required: true}
+  names: {description: Names that must have an address., type: list, elements: str, default: [localhost]}
   certificates:
     description: Certificates to look at.
     type: list
     elements: dict
     default: []
     suboptions:
-      name:
-        description: What it is called in the report.
-        type: str
-        required: true
-      file:
-        description: The PEM file.
-        type: path
-      port:
-        description: The port of this host that shows it.
-        type: int
-      server_name:
-        description: The server name for TLS.
-        type: str
+      name: {description: What it is called in the report., type: str, required: true}
+      file: {description: The PEM file., type: path}
+      port: {description: The port of this host that shows it., type: int}
+      server_name: {description: The server name for TLS., type: str}
   http:
     description:
       - Addresses to query, by name; each a dictionary with C(url), C(path), C(host) (the Host header) and C(deep) (the
@@ -163,44 +77,21 @@ options:
       - C({slot}) in C(url) stands for the live slot, C({app_root}) for O(app_root).
     type: dict
     default: {}
-  static_url:
-    description: Where a static file is requested; empty where this host hands out none.
-    type: str
-    default: ""
-  backup_dir:
-    description: The directory of backups on this host.
-    type: path
-    default: /var/backups/shiftmaster
+  static_url: {type: str, default: "", description: Where a static file is requested; empty where this host hands out
+    none.}
+  backup_dir: {description: The directory of backups on this host., type: path, default: /var/backups/shiftmaster}
   prometheus:
     description: The Prometheus of this host, for the timeline's alerts, the charts and the checklists.
     type: dict
     suboptions:
-      url:
-        description: Its address.
-        type: str
-        required: true
-      user:
-        description: User name of the queries.
-        type: str
-        default: prometheus
-      password_file:
-        description: The file of this host that holds the password.
-        type: path
-        required: true
-      ca_file:
-        description: The certification authority of its certificate.
-        type: path
-  proc_path:
-    description: Where the kernel's metrics are read (for tests and containers).
-    type: path
-    default: /proc
+      url: {description: Its address., type: str, required: true}
+      user: {description: User name of the queries., type: str, default: prometheus}
+      password_file: {description: The file of this host that holds the password., type: path, required: true}
+      ca_file: {description: The certification authority of its certificate., type: path}
+  proc_path: {description: Where the kernel's metrics are read (for tests and containers)., type: path, default: /proc}
 attributes:
-  check_mode:
-    description: It reads only, so it does the same in check mode.
-    support: full
-  diff_mode:
-    description: It changes nothing.
-    support: none
+  check_mode: {description: "It reads only, so it does the same in check mode.", support: full}
+  diff_mode: {description: It changes nothing., support: none}
 seealso:
   - module: shiftmaster_health
 """
@@ -213,53 +104,18 @@ EXAMPLES = r"""
     units: [nginx, shiftmaster]
     ports: {5432: postgres, 6379: redis-server, 443: nginx}
   register: evidence
-
-- name: Look at the disks alone
-  shiftmaster_diagnose:
-    area: disk
 """
 
 RETURN = r"""
 evidence:
-  description: What was found. docs/diagnosis.md describes each part.
+  description: >-
+    What was found, with C(host), C(at) (seconds since 1970 by this host's clock), C(skew) (seconds that this clock is
+    ahead of O(asked_at), which includes the way there; null without it), C(zone) of the host's logs (C(name),
+    C(offset_seconds) east of UTC), C(seconds), C(area), C(functions) and C(parts). Each part has C(status) (ok, failed,
+    hung, or absent where the host has no such thing), C(seconds), and C(error) where it is not ok; docs/diagnosis.md
+    describes the rest.
   returned: always
   type: dict
-  contains:
-    host:
-      description: The host's name.
-      type: str
-      returned: always
-    at:
-      description: When, as seconds since 1970 by this host's clock.
-      type: float
-      returned: always
-    skew:
-      description: How far this host's clock is ahead of O(asked_at), which includes the way there; null without it.
-      type: float
-      returned: always
-    zone:
-      description: This host's time zone, in which its logs are written, as C(name) and C(offset_seconds) east of UTC.
-      type: dict
-      returned: always
-    seconds:
-      description: How long it took.
-      type: float
-      returned: always
-    area:
-      description: What was requested.
-      type: str
-      returned: always
-    functions:
-      description: What the host is for.
-      type: list
-      elements: str
-      returned: always
-    parts:
-      description: >-
-        The parts. Each has C(status) (ok, failed, hung, or absent where the host has no such thing), C(seconds), and
-        C(error) where it is not ok.
-      type: dict
-      returned: always
 """
 
 import os
@@ -268,72 +124,46 @@ import time
 
 from ansible.module_utils.shiftmaster.diagnosis import engine
 from ansible.module_utils.shiftmaster.diagnosis.setting import AREAS, PARTS, SUSPICION, Setting, suspicions
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import PATH, TEXT, QuietModule, dict_of, given, list_of
 
-_TEXTS = {"type": "list", "elements": "str", "default": []}
+_TEXTS = given([], elements="str")
 
 
 def argument_spec() -> dict:
     """Return what the module takes."""
     return {
-        "area": {"type": "str", "choices": [*AREAS, "all", "checklist"], "default": "all"},
+        "area": given("all", choices=[*AREAS, "all", "checklist"]),
         "functions": _TEXTS,
         "limit_seconds": {"type": "float", "default": 15},
         "hours": {"type": "float", "default": 6},
         "asked_at": {"type": "float"},
         "host_name": {"type": "str"},
         "app_root": {"type": "path", "default": "/var/www/shiftmaster"},
-        "app_user": {"type": "str", "default": "shiftmaster"},
-        "web_user": {"type": "str", "default": ""},
+        "app_user": given("shiftmaster"),
+        "web_user": given(""),
         "log_dir": {"type": "path", "default": "/var/log/shiftmaster"},
         "access_log": {"type": "path", "default": "/var/log/nginx/shiftmaster_access.log"},
         "environment_file": {"type": "path"},
-        "environment_keys": {"type": "dict", "default": {}, "no_log": False},  # names, not secrets
+        "environment_keys": given({}, no_log=False),  # names, not secrets
         "required_names": _TEXTS,
-        "expected_values": {"type": "dict", "default": {}},
-        "domain": {"type": "str", "default": "localhost"},
-        "database": {"type": "str", "default": "shiftmaster"},
-        "postgres_port": {"type": "int", "default": 5432},
-        "queues": {"type": "list", "elements": "str", "default": ["celery"]},
-        "celery_application": {"type": "str", "default": ""},
-        "redis_ports": {"type": "list", "elements": "list", "default": []},
+        "expected_values": given({}),
+        "domain": given("localhost"),
+        "database": given("shiftmaster"),
+        "postgres_port": given(5432),
+        "queues": given(["celery"], elements="str"),
+        "celery_application": given(""),
+        "redis_ports": given([], elements="list"),
         "units": _TEXTS,
-        "ports": {"type": "dict", "default": {}},
-        "peers": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "host": {"type": "str", "required": True},
-                "address": {"type": "str", "required": True},
-                "port": {"type": "int", "required": True},
-                "function": {"type": "str", "required": True},
-            },
-        },
-        "names": {"type": "list", "elements": "str", "default": ["localhost"]},
-        "certificates": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "name": {"type": "str", "required": True},
-                "file": {"type": "path"},
-                "port": {"type": "int"},
-                "server_name": {"type": "str"},
-            },
-        },
-        "http": {"type": "dict", "default": {}},
-        "static_url": {"type": "str", "default": ""},
+        "ports": given({}),
+        "peers": list_of(host=TEXT, address=TEXT, port={"type": "int", "required": True}, function=TEXT),
+        "names": given(["localhost"], elements="str"),
+        "certificates": list_of(name=TEXT, file={"type": "path"}, port={"type": "int"}, server_name={"type": "str"}),
+        "http": given({}),
+        "static_url": given(""),
         "backup_dir": {"type": "path", "default": "/var/backups/shiftmaster"},
-        "prometheus": {
-            "type": "dict",
-            "options": {
-                "url": {"type": "str", "required": True},
-                "user": {"type": "str", "default": "prometheus"},
-                "password_file": {"type": "path", "required": True, "no_log": False},  # a path
-                "ca_file": {"type": "path"},
-            },
-        },
+        "prometheus": dict_of(
+            url=TEXT, user=given("prometheus"), password_file=dict(PATH, no_log=False), ca_file={"type": "path"}
+        ),
         "proc_path": {"type": "path", "default": "/proc"},
     }
 

@@ -16,16 +16,14 @@ options:
   checks:
     description:
       - What to check. Each entry has O(checks[].name), O(checks[].kind) and options of that kind.
-      - C({slot}) in a C(url), a unit, O(checks[].release_dir) or O(checks[].worker_pattern) stands for the live
-        slot, C({app_root}) for O(app_root), and C({node}) for the host's own name.
+      - C({slot}) in a C(url), a unit, O(checks[].release_dir) or O(checks[].worker_pattern) stands for the live slot,
+        C({app_root}) for O(app_root), and C({node}) for the host's own name.
     type: list
     elements: dict
     default: []
     suboptions:
-      name:
-        description: The name in the report, where it appears in capitals. Unique in the list.
-        type: str
-        required: true
+      name: {type: str, required: true, description: "The name in the report, where it appears in capitals. Unique in
+        the list."}
       kind:
         description:
           - V(http) gets a URL, over TCP, TLS or a unix socket; thresholds are the latency in milliseconds.
@@ -41,8 +39,8 @@ options:
           - V(systemd) looks at units.
           - V(disk) looks at every real filesystem, its space and its inodes; thresholds are percentages.
           - V(memory) evaluates by C(MemAvailable); thresholds are percentages.
-          - V(certificate) reads the expiry of a file, of what a server shows, or of both, and compares them;
-            thresholds are days left.
+          - V(certificate) reads the expiry of a file, of what a server shows, or of both, and compares them; thresholds
+            are days left.
           - V(clock) queries chrony or timedatectl; thresholds are seconds of offset. In a container the clock is not
             checked.
           - V(release) looks at the live release, at an unfinished deploy, and at the maintenance page.
@@ -51,238 +49,105 @@ options:
         required: true
         choices: [http, pages, deep_health, migrations, tcp, postgres, redis, celery, systemd, disk, memory,
           certificate, clock, release, maintenance]
-      timeout_seconds:
-        description: The limit of one attempt. The default is 30 for V(celery), and 10 for all others.
-        type: float
-      retries:
-        description: How many failed attempts may be followed by another.
-        type: int
-        default: 0
-      delay_seconds:
-        description: The wait between attempts.
-        type: float
-        default: 1
-      consecutive_successes:
-        description: How many attempts in a row must succeed.
-        type: int
-        default: 1
-      warning:
-        description: Above this the status is V(warning) (below it for V(certificate)). The default is 80 where the
-          unit is a percentage, 30 days for V(certificate), 0.1 s for V(clock), and none for V(http).
-        type: float
-      critical:
-        description: Above this the status is V(critical) (below it for V(certificate)). The default is 90 where the
-          unit is a percentage, 7 days for V(certificate), 1 s for V(clock), and none for V(http).
-        type: float
-      enabled:
-        description: Whether to make this check; for lists that are put together from variables.
-        type: bool
-        default: true
-      unit:
-        description: The systemd unit that the hint names.
-        type: str
-      log_file:
-        description: The log file that the hint names.
-        type: str
-      hint:
-        description: Replaces the hint.
-        type: str
+      timeout_seconds: {type: float, description: "The limit of one attempt. The default is 30 for V(celery), and 10 for
+        all others."}
+      retries: {description: How many failed attempts may be followed by another., type: int, default: 0}
+      delay_seconds: {description: The wait between attempts., type: float, default: 1}
+      consecutive_successes: {description: How many attempts in a row must succeed., type: int, default: 1}
+      warning: {type: float, description: "Above this the status is V(warning) (below it for V(certificate)). The
+        default is 80 where the unit is a percentage, 30 days for V(certificate), 0.1 s for V(clock), and none for
+        V(http)."}
+      critical: {type: float, description: "Above this the status is V(critical) (below it for V(certificate)). The
+        default is 90 where the unit is a percentage, 7 days for V(certificate), 1 s for V(clock), and none for
+        V(http)."}
+      enabled: {type: bool, default: true, description: Whether to make this check; for lists that are put together from
+        variables.}
+      unit: {description: The systemd unit that the hint names., type: str}
+      log_file: {description: The log file that the hint names., type: str}
+      hint: {description: Replaces the hint., type: str}
       url:
         description:
-          - For V(http), V(deep_health) and V(migrations) C(unix:/path/of/socket) or C(http(s)://host:port), with a
-            path if that is not given by O(checks[].path).
+          - For V(http), V(deep_health) and V(migrations) C(unix:/path/of/socket) or C(http(s)://host:port), with a path
+            if that is not given by O(checks[].path).
           - For V(certificate) C(host:port) of the TLS server.
           - The default is the live release's private socket for V(deep_health) and V(migrations).
         type: str
-      path:
-        description: The path of the URL.
-        type: str
-      host_header:
-        description: The Host header, and the server name for TLS.
-        type: str
-      headers:
-        description: More headers. Not for secrets.
-        type: dict
-      expected_status:
-        description: The HTTP statuses that are healthy.
-        type: list
-        elements: int
-        default: [200]
-      pages:
-        description: For V(pages), the paths. The default is C(/).
-        type: list
-        elements: str
-        default: []
-      access_log:
-        description: For V(pages), nginx's JSON access log.
-        type: path
-      body_contains:
-        description: A text that the response must contain in its first 64 KiB.
-        type: str
-      validate_certs:
-        description: Whether V(http) and V(redis) check the server's certificate.
-        type: bool
-        default: true
-      ca_file:
-        description: The certification authorities to trust instead of the system's.
-        type: path
-      parts:
-        description: The parts that V(deep_health) requests and evaluates; all if empty.
-        type: list
-        elements: str
-        default: []
-      host:
-        description: The host for V(tcp), V(redis) and V(postgres), where a directory means the unix socket in it.
-        type: str
-      port:
-        description: The port for V(tcp), V(redis) and V(postgres).
-        type: int
-      socket:
-        description: A unix socket instead of host and port, for V(tcp) and V(redis).
-        type: path
-      tls:
-        description: Whether V(redis) speaks TLS, where the address does not come from the environment file.
-        type: bool
-        default: false
-      allow_noauth:
-        description: Whether a V(redis) that requires a password counts as healthy; for hosts without one.
-        type: bool
-        default: false
-      environment_key:
-        description: The variable of O(environment_file) that holds the address for V(redis), such as C(CACHE_URL).
-        type: str
-      database:
-        description: The database for V(postgres), instead of the environment file's.
-        type: str
-      user:
-        description: The role for V(postgres), instead of the environment file's.
-        type: str
-      sslmode:
-        description: The TLS mode for V(postgres), instead of the environment file's.
-        type: str
-      run_as:
-        description: A system user that C(psql) runs as, by peer authentication; the environment file is not read then.
-        type: str
-      application:
-        description: The Celery application, as C(celery -A) takes it.
-        type: str
-        default: shiftmaster
-      release_dir:
-        description: The release whose C(celery) pings; the live one by default.
-        type: path
-      worker_pattern:
-        description: A shell pattern of the worker names that count. The check is faster when it is one name.
-        type: str
-        default: "*"
-      min_workers:
-        description: How many workers must respond.
-        type: int
-        default: 1
-      units:
-        description: Units that must be active. Of the units that match a pattern (C(*), C(?)) only those that failed
-          are wrong, since an idle slot is stopped on purpose.
-        type: list
-        elements: str
-        default: []
-      paths:
-        description: Look at the filesystems of these directories only, for V(disk).
-        type: list
-        elements: path
-        default: []
-      exclude:
-        description: Shell patterns of mount points to leave out, for V(disk).
-        type: list
-        elements: str
-        default: []
-      file:
-        description: The PEM file for V(certificate).
-        type: path
-      server_name:
-        description: The server name for TLS, for V(certificate).
-        type: str
-      verify_chain:
-        description: Whether V(certificate) also checks names and chain of what the server shows.
-        type: bool
-        default: false
-  environment_file:
-    description: The environment file of a release (systemd's format), read on the host as root for addresses and
-      passwords of V(postgres) and V(redis), and for the token of the deep health endpoint.
-    type: path
+      path: {description: The path of the URL., type: str}
+      host_header: {description: "The Host header, and the server name for TLS.", type: str}
+      headers: {description: More headers. Not for secrets., type: dict}
+      expected_status: {description: The HTTP statuses that are healthy., type: list, elements: int, default: [200]}
+      pages: {description: "For V(pages), the paths. The default is C(/).", type: list, elements: str, default: []}
+      access_log: {description: "For V(pages), nginx's JSON access log.", type: path}
+      body_contains: {description: A text that the response must contain in its first 64 KiB., type: str}
+      validate_certs: {type: bool, default: true, description: Whether V(http) and V(redis) check the server's
+        certificate.}
+      ca_file: {description: The certification authorities to trust instead of the system's., type: path}
+      parts: {type: list, elements: str, default: [], description: The parts that V(deep_health) requests and evaluates;
+        all if empty.}
+      host: {type: str, description: "The host for V(tcp), V(redis) and V(postgres), where a directory means the unix
+        socket in it."}
+      port: {description: "The port for V(tcp), V(redis) and V(postgres).", type: int}
+      socket: {description: "A unix socket instead of host and port, for V(tcp) and V(redis).", type: path}
+      tls: {type: bool, default: false, description: "Whether V(redis) speaks TLS, where the address does not come from
+        the environment file."}
+      allow_noauth: {type: bool, default: false, description: Whether a V(redis) that requires a password counts as
+        healthy; for hosts without one.}
+      environment_key: {type: str, description: "The variable of O(environment_file) that holds the address for
+        V(redis), such as C(CACHE_URL)."}
+      database: {description: "The database for V(postgres), instead of the environment file's.", type: str}
+      user: {description: "The role for V(postgres), instead of the environment file's.", type: str}
+      sslmode: {description: "The TLS mode for V(postgres), instead of the environment file's.", type: str}
+      run_as: {type: str, description: "A system user that C(psql) runs as, by peer authentication; the environment file
+        is not read then."}
+      application: {description: "The Celery application, as C(celery -A) takes it.", type: str, default: shiftmaster}
+      release_dir: {description: The release whose C(celery) pings; the live one by default., type: path}
+      worker_pattern: {type: str, default: "*", description: A shell pattern of the worker names that count. The check
+        is faster when it is one name.}
+      min_workers: {description: How many workers must respond., type: int, default: 1}
+      units: {type: list, elements: str, default: [], description: "Units that must be active. Of the units that match a
+        pattern (C(*), C(?)) only those that failed are wrong, since an idle slot is stopped on purpose."}
+      paths: {type: list, elements: path, default: [], description: "Look at the filesystems of these directories only,
+        for V(disk)."}
+      exclude: {type: list, elements: str, default: [], description: "Shell patterns of mount points to leave out, for
+        V(disk)."}
+      file: {description: The PEM file for V(certificate)., type: path}
+      server_name: {description: "The server name for TLS, for V(certificate).", type: str}
+      verify_chain: {type: bool, default: false, description: Whether V(certificate) also checks names and chain of what
+        the server shows.}
+  environment_file: {type: path, description: "The environment file of a release (systemd's format), read on the host as
+    root for addresses and passwords of V(postgres) and V(redis), and for the token of the deep health endpoint."}
   environment_keys:
     description: The names of variables in O(environment_file), where an application uses others.
     type: dict
     suboptions:
-      database_url:
-        description: A C(postgresql://) address; where it is set, the other database variables are not read.
-        type: str
-        default: DATABASE_URL
-      database_name:
-        description: The variable with the database's name.
-        type: str
-        default: DB_NAME
-      database_user:
-        description: The variable with the role.
-        type: str
-        default: DB_USER
-      database_password:
-        description: The variable with the role's password.
-        type: str
-        default: DB_PASSWORD
-      database_host:
-        description: The variable with the host, or several with commas.
-        type: str
-        default: DB_HOST
-      database_port:
-        description: The variable with the port.
-        type: str
-        default: DB_PORT
-      database_sslmode:
-        description: The variable with libpq's C(sslmode).
-        type: str
-        default: DB_SSLMODE
-      database_sslrootcert:
-        description: The variable with the file of the certification authority.
-        type: str
-        default: PGSSLROOTCERT
-      health_token:
-        description: The variable with the token of the deep health endpoint.
-        type: str
-        default: SHIFTMASTER_HEALTH_TOKEN
-  app_root:
-    description: The application's directory.
-    type: path
-    default: /var/www/shiftmaster
-  app_user:
-    description: The system user as whom the release's C(celery) runs.
-    type: str
-    default: shiftmaster
-  language:
-    description: The language of details, hints and report.
-    type: str
-    choices: [en, ja]
-    default: en
+      database_url: {type: str, default: DATABASE_URL, description: "A C(postgresql://) address; where it is set, the
+        other database variables are not read."}
+      database_name: {description: The variable with the database's name., type: str, default: DB_NAME}
+      database_user: {description: The variable with the role., type: str, default: DB_USER}
+      database_password: {description: The variable with the role's password., type: str, default: DB_PASSWORD}
+      database_host: {description: "The variable with the host, or several with commas.", type: str, default: DB_HOST}
+      database_port: {description: The variable with the port., type: str, default: DB_PORT}
+      database_sslmode: {description: The variable with libpq's C(sslmode)., type: str, default: DB_SSLMODE}
+      database_sslrootcert: {type: str, default: PGSSLROOTCERT, description: The variable with the file of the
+        certification authority.}
+      health_token: {type: str, default: SHIFTMASTER_HEALTH_TOKEN, description: The variable with the token of the deep
+        health endpoint.}
+  app_root: {description: The application's directory., type: path, default: /var/www/shiftmaster}
+  app_user: {description: The system user as whom the release's C(celery) runs., type: str, default: shiftmaster}
+  language: {description: "The language of details, hints and report.", type: str, default: en, choices: [en, ja]}
   fail_on:
     description:
       - What counts as failing in RV(failing).
       - V(critical) means critical, unhealthy and down, and error too, since a check that could not run verifies
         nothing. V(warning) means all but healthy. V(never) means nothing.
     type: str
-    choices: [critical, warning, never]
     default: critical
-  host_name:
-    description: The host's name in the report; its own host name by default.
-    type: str
-  proc_path:
-    description: Where the kernel's metrics are read (for tests and containers).
-    type: path
-    default: /proc
+    choices: [critical, warning, never]
+  host_name: {description: The host's name in the report; its own host name by default., type: str}
+  proc_path: {description: Where the kernel's metrics are read (for tests and containers)., type: path, default: /proc}
 attributes:
-  check_mode:
-    description: It reads only, so it does the same in check mode.
-    support: full
-  diff_mode:
-    description: It changes nothing.
-    support: none
+  check_mode: {description: "It reads only, so it does the same in check mode.", support: full}
+  diff_mode: {description: It changes nothing., support: none}
 """
 
 EXAMPLES = r"""
@@ -298,47 +163,13 @@ EXAMPLES = r"""
       - {name: disk_space, kind: disk, warning: 80, critical: 90}
       - {name: memory, kind: memory}
   register: health
-
-- name: Show the report
-  ansible.builtin.debug:
-    var: health.report_text
-
-- name: Gate a new slot on three good responses in a row of its private socket
-  shiftmaster_health:
-    checks:
-      - name: green
-        kind: deep_health
-        url: unix:/run/shiftmaster-web-green/web.sock
-        parts: [database, cache, broker, migrations]
-        retries: 5
-        delay_seconds: 10
-        consecutive_successes: 3
-  register: gate
-  failed_when: gate.failing | length > 0
-
-- name: See whether nginx shows the certificate that lies on the disk
-  shiftmaster_health:
-    language: ja
-    checks:
-      - name: tls
-        kind: certificate
-        file: /etc/ssl/certs/shiftmaster.crt
-        url: localhost:443
-        server_name: shift.example.org
+  failed_when: health.failing | length > 0
 """
 
 RETURN = r"""
-worst:
-  description: The worst status; from good to bad healthy, warning, error, unhealthy, critical, down.
-  returned: always
-  type: str
-  sample: warning
-failing:
-  description: The names of the checks that fail by O(fail_on).
-  returned: always
-  type: list
-  elements: str
-  sample: [database]
+worst: {returned: always, type: str, sample: warning, description: "The worst status; from good to bad healthy, warning,
+  error, unhealthy, critical, down."}
+failing: {returned: always, type: list, elements: str, description: The names of the checks that fail by O(fail_on).}
 report_text:
   description: The report of the operations guide.
   returned: always
@@ -356,94 +187,17 @@ report_text:
        Hint: PostgreSQL does not run or listens elsewhere: systemctl start postgresql; pg_lsclusters
 
     Overall health: 1/2 services healthy
-report_lines:
-  description: The same, a line an entry.
-  returned: always
-  type: list
-  elements: str
+report_lines: {description: "The same, a line an entry.", returned: always, type: list, elements: str}
 report:
-  description: The report as data.
+  description:
+    - The report as data, with C(host), C(generated) (ISO 8601 with the host's time zone), C(seconds), C(healthy),
+      C(total), C(worst) and C(checks).
+    - Each of C(checks) has C(name), C(kind), C(status), C(icon), C(latency_ms) (null where that means nothing),
+      C(seconds) of the last attempt, C(attempts), C(detail) and C(hint) in O(language) (the hint is empty when
+      healthy), C(error) (the system's message, or empty), C(usage_percent) for disk and memory, and C(data), the
+      metrics of the kind such as C(mounts), C(days_left), C(units), C(workers) or C(parts).
   returned: always
   type: dict
-  contains:
-    host:
-      description: The host's name.
-      type: str
-      returned: always
-    generated:
-      description: When, ISO 8601 with the host's time zone.
-      type: str
-      returned: always
-    seconds:
-      description: How long all checks of the host took together.
-      type: float
-      returned: always
-    healthy:
-      description: How many checks are healthy.
-      type: int
-      returned: always
-    total:
-      description: How many checks there are.
-      type: int
-      returned: always
-    worst:
-      description: The worst status.
-      type: str
-      returned: always
-    checks:
-      description: The results.
-      type: list
-      elements: dict
-      returned: always
-      contains:
-        name:
-          description: The check's name.
-          type: str
-          returned: always
-        kind:
-          description: The check's kind.
-          type: str
-          returned: always
-        status:
-          description: healthy, warning, critical, unhealthy, down, or error when it could not be evaluated.
-          type: str
-          returned: always
-        icon:
-          description: The status as ✅, ⚠️, ❌ or ❓.
-          type: str
-          returned: always
-        latency_ms:
-          description: How long the thing took to respond; null where that means nothing.
-          type: float
-          returned: always
-        seconds:
-          description: How long the last attempt took.
-          type: float
-          returned: always
-        attempts:
-          description: How many attempts were made.
-          type: int
-          returned: always
-        detail:
-          description: What was found, in O(language).
-          type: str
-          returned: always
-        error:
-          description: The system's message, or empty.
-          type: str
-          returned: always
-        hint:
-          description: The action, with commands and log files; empty when healthy.
-          type: str
-          returned: always
-        usage_percent:
-          description: The use in percent.
-          type: float
-          returned: for disk and memory
-        data:
-          description: The metrics of the kind, such as C(mounts), C(days_left), C(units), C(workers) or C(parts).
-          type: dict
-          returned: always
 """
 
 import datetime
@@ -453,7 +207,7 @@ import time
 from ansible.module_utils.shiftmaster.health import engine
 from ansible.module_utils.shiftmaster.health.checks import ENVIRONMENT_KEYS, KINDS, Context
 from ansible.module_utils.shiftmaster.health.text import LANGUAGES
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule, dict_of, given, list_of
 
 # Options of one check, but for name and kind: type, default.
 _TEXT = {"type": "str"}
@@ -509,27 +263,20 @@ CHECK_OPTIONS = {
 def argument_spec() -> dict:
     """Return what the module takes."""
     return {
-        "checks": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": CHECK_OPTIONS,
-            "required_if": [
-                ("kind", "http", ("url",)),
-                ("kind", "pages", ("url",)),
+        "checks": dict(
+            list_of(**CHECK_OPTIONS),
+            required_if=[
+                *(("kind", kind, ("url",)) for kind in ("http", "pages")),
                 ("kind", "tcp", ("port", "socket"), True),
                 ("kind", "systemd", ("units",)),
                 ("kind", "certificate", ("file", "url"), True),
             ],
-        },
+        ),
         "environment_file": _PATH,
-        "environment_keys": {
-            "type": "dict",
-            "no_log": False,  # names, not secrets
-            "options": {
-                name: {"type": "str", "default": default, "no_log": False} for name, default in ENVIRONMENT_KEYS.items()
-            },
-        },
+        # Names, not secrets.
+        "environment_keys": dict(
+            dict_of(**{name: given(default, no_log=False) for name, default in ENVIRONMENT_KEYS.items()}), no_log=False
+        ),
         "app_root": {"type": "path", "default": "/var/www/shiftmaster"},
         "app_user": {"type": "str", "default": "shiftmaster"},
         "language": {"type": "str", "choices": list(LANGUAGES), "default": "en"},
@@ -539,6 +286,9 @@ def argument_spec() -> dict:
     }
 
 
+_LEAST = {"timeout_seconds": 0.1, "retries": 0, "delay_seconds": 0, "consecutive_successes": 1, "min_workers": 1}
+
+
 def problems(checks: list) -> list:
     """Return what is wrong with the list beyond what the argument spec sees."""
     found = []
@@ -546,13 +296,7 @@ def problems(checks: list) -> list:
     for name in sorted({name for name in names if names.count(name) > 1}):
         found.append("the name %s is used twice" % name)
     for check in checks:
-        for option, least in (
-            ("timeout_seconds", 0.1),
-            ("retries", 0),
-            ("delay_seconds", 0),
-            ("consecutive_successes", 1),
-            ("min_workers", 1),
-        ):
+        for option, least in _LEAST.items():
             if check.get(option) is not None and check[option] < least:
                 found.append("%s: %s must be at least %g" % (check["name"], option, least))
         if check["kind"] == "systemd" and not check["units"]:
@@ -563,20 +307,11 @@ def problems(checks: list) -> list:
 def check_host(parameters: dict, now: datetime.datetime) -> dict:
     """Run the checks and return what the module returns."""
     language = parameters["language"]
-    context = Context(
-        parameters["environment_file"],
-        parameters["environment_keys"],
-        parameters["app_root"],
-        parameters["app_user"],
-        parameters["proc_path"],
-    )
+    names = ("environment_file", "environment_keys", "app_root", "app_user", "proc_path")
+    context = Context(*(parameters[name] for name in names))
     began = time.monotonic()
-    results = [
-        engine.describe(options, outcome, attempts, language, context)
-        for options, outcome, attempts in engine.run_checks(
-            [check for check in parameters["checks"] if check["enabled"]], context
-        )
-    ]
+    outcomes = engine.run_checks([check for check in parameters["checks"] if check["enabled"]], context)
+    results = [engine.describe(*outcome, language, context) for outcome in outcomes]
     report = engine.make_report(results, parameters["host_name"] or socket.gethostname(), now)
     report["seconds"] = round(time.monotonic() - began, 2)
     failing = [result["name"] for result in engine.failing(results, parameters["fail_on"])]

@@ -15,15 +15,11 @@ options:
   user: {description: User name of the queries., type: str, default: prometheus}
   password_file: {description: The file of this host with the password; none where it needs no password., type: path}
   ca_file: {description: The certification authority of its certificate., type: path}
-  month:
-    description: The month, C(2026-10). Without it the month before the one that it is in O(timezone).
-    type: str
+  month: {type: str, description: "The month, C(2026-10). Without it the month before the one that it is in
+    O(timezone)."}
   timezone: {description: The zone in which the month begins and ends., type: str, default: Asia/Tokyo}
-  targets:
-    description: What was promised, where it differs (availability_percent, p95_seconds, p95_tolerated_seconds,
-      error_percent, mttr_seconds, database_seconds).
-    type: dict
-    default: {}
+  targets: {type: dict, default: {}, description: "What was promised, where it differs (availability_percent,
+    p95_seconds, p95_tolerated_seconds, error_percent, mttr_seconds, database_seconds)."}
 attributes:
   check_mode: {description: "It reads only, so it does the same in check mode.", support: full}
   diff_mode: {description: It changes nothing., support: none}
@@ -40,14 +36,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-metrics:
-  description: The metrics, with C(targets), C(results), C(outages), C(downtime_by_cause) and C(missing).
-  returned: always
-  type: dict
-series:
-  description: One point a day of availability in percent and of requests, for small charts.
-  returned: always
-  type: dict
+metrics: {returned: always, type: dict, description: "The metrics, with C(targets), C(results), C(outages),
+  C(downtime_by_cause) and C(missing)."}
+series: {returned: always, type: dict, description: "One point a day of availability in percent and of requests, for
+  small charts."}
 """
 
 import datetime

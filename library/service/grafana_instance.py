@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: grafana_instance
 short_description: Keep Grafana's users, and verify the provisioned objects
 description:
@@ -13,19 +12,16 @@ description:
   - Users are created, get the role and the password of the list, and are removed when it does not name them. A password
     is compared by logging in with it, so it is set only when it differs.
   - Then Grafana has to report that its database is healthy, that every data source responds, that every dashboard is
-    there as a provisioned one, and that none is left of those that were provisioned before. Grafana reads dashboards
-    by itself some seconds after they were written; until then it is queried again.
+    there as a provisioned one, and that none is left of those that were provisioned before. Grafana reads dashboards by
+    itself some seconds after they were written; until then it is queried again.
   - A request without a login must be rejected.
 options:
   url: {description: Grafana's address on this host., type: str, required: true}
   ca_file: {description: Authority of its certificate., type: path}
   admin_user: {description: The administrator's login., type: str, default: admin}
   admin_password: {description: The administrator's password., type: str, required: true}
-  admin_previous_passwords:
-    description: Passwords that the administrator had before.
-    type: list
-    elements: str
-    default: []
+  admin_previous_passwords: {type: list, elements: str, default: [], description: Passwords that the administrator had
+    before.}
   users:
     description: The other users.
     type: list
@@ -34,15 +30,12 @@ options:
     suboptions:
       login: {description: The login., type: str, required: true}
       password: {description: The password., type: str, required: true}
-      role: {description: What the user may do., type: str, choices: [Viewer, Editor, Admin], default: Viewer}
+      role: {description: What the user may do., type: str, default: Viewer, choices: [Viewer, Editor, Admin]}
       name: {description: The name that is shown; the login where it is empty., type: str, default: ""}
       email: {description: The mail address., type: str, default: ""}
   prune_users: {description: Remove users that are not listed., type: bool, default: true}
   data_sources: {description: uids of data sources that must respond., type: list, elements: str, default: []}
-  dashboards:
-    description: Dashboards that must be there, title by uid.
-    type: dict
-    default: {}
+  dashboards: {description: "Dashboards that must be there, title by uid.", type: dict, default: {}}
   folder_uid: {description: uid of the folder that holds these dashboards., type: str, default: ""}
   timeout_seconds: {description: How long to wait for the dashboards and the data sources., type: int, default: 60}
 attributes:
@@ -63,21 +56,15 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-done:
-  description: What was (in check mode would be) changed, a sentence each.
-  returned: always
-  type: list
-  elements: str
-version:
-  description: Grafana's version.
-  returned: when it responds
-  type: str
+done: {returned: always, type: list, elements: str, description: "What was (in check mode would be) changed, a sentence
+  each."}
+version: {description: Grafana's version., returned: when it responds, type: str}
 """
 
 import time
 
 from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, keep, quoted, said
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
+from ansible.module_utils.shiftmaster.host.quiet import SECRET, TEXT, QuietModule, given, list_of
 
 
 def plan(present, wanted, admin, prune):
@@ -248,24 +235,19 @@ class Instance:
 
 
 def argument_spec():
+    role = given("Viewer", choices=["Viewer", "Editor", "Admin"])
     return {
-        "url": {"type": "str", "required": True},
+        "url": TEXT,
         "ca_file": {"type": "path"},
-        "admin_user": {"type": "str", "default": "admin"},
-        "admin_password": {"type": "str", "required": True, "no_log": True},
-        "admin_previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
-        "users": list_of(
-            login={"type": "str", "required": True},
-            password={"type": "str", "required": True, "no_log": True},
-            role={"type": "str", "choices": ["Viewer", "Editor", "Admin"], "default": "Viewer"},
-            name={"type": "str", "default": ""},
-            email={"type": "str", "default": ""},
-        ),
-        "prune_users": {"type": "bool", "default": True},
-        "data_sources": {"type": "list", "elements": "str", "default": []},
-        "dashboards": {"type": "dict", "default": {}},
-        "folder_uid": {"type": "str", "default": ""},
-        "timeout_seconds": {"type": "int", "default": 60},
+        "admin_user": given("admin"),
+        "admin_password": SECRET,
+        "admin_previous_passwords": given([], elements="str", no_log=True),
+        "users": list_of(login=TEXT, password=SECRET, role=role, name=given(""), email=given("")),
+        "prune_users": given(True),
+        "data_sources": given([], elements="str"),
+        "dashboards": given({}),
+        "folder_uid": given(""),
+        "timeout_seconds": given(60),
     }
 
 

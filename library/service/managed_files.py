@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: managed_files
 short_description: Install directories and small text files in one call
 description:
@@ -31,16 +30,10 @@ options:
       owner: {description: Its user., type: str, default: root}
       group: {description: Its group., type: str, default: root}
       mode: {description: "Its mode in octal, as text.", type: str, default: "0644"}
-  absent:
-    description: Files, and directories with all that they contain, that must not be there.
-    type: list
-    elements: path
-    default: []
-  purge:
-    description: Directories below which every file that is not in O(files) is removed.
-    type: list
-    elements: path
-    default: []
+  absent: {type: list, elements: path, default: [], description: "Files, and directories with all that they contain,
+    that must not be there."}
+  purge: {type: list, elements: path, default: [], description: Directories below which every file that is not in
+    O(files) is removed.}
   needs:
     description:
       - What the host must have first. Where it lacks some of it, nothing is installed and RV(lacking) names it, so that
@@ -72,16 +65,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-changed_paths:
-  description: What was, or in check mode would be, created, changed or removed.
-  type: list
-  elements: str
-  returned: always
-lacking:
-  description: Names of the packages and users of O(needs) that the host lacks.
-  type: list
-  elements: str
-  returned: always
+changed_paths: {returned: always, type: list, elements: str, description: "What was, or in check mode would be, created,
+  changed or removed."}
+lacking: {returned: always, type: list, elements: str, description: Names of the packages and users of O(needs) that the
+  host lacks.}
 """
 
 import grp

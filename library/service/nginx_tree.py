@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: nginx_tree
 short_description: Keep nginx's configuration as one set that is tested, swapped, reloaded and verified
 description:
@@ -30,34 +29,23 @@ options:
       - V(server_out) takes O(server) out of O(servers_file), V(server_in) takes it in again; requests that are under
         way are completed. The last one that is in is not taken out.
     type: str
-    choices: [query, present, server_out, server_in]
     default: present
-  servers_file:
-    description: The file below O(config_root) with one C(server) line for each server.
-    type: path
-    default: /etc/nginx/shiftmaster-servers.conf
+    choices: [query, present, server_out, server_in]
+  servers_file: {type: path, default: /etc/nginx/shiftmaster-servers.conf, description: The file below O(config_root)
+    with one C(server) line for each server.}
   server: {description: The server's address as that file has it., type: str}
-  reason:
-    description:
-      - Why it is taken out; a comment of its line. With O(state=server_in), it comes in only where it is out for this
-        reason.
-    type: str
-    default: ""
+  reason: {type: str, default: "", description: "Why it is taken out; a comment of its line. With O(state=server_in), it
+    comes in only where it is out for this reason."}
   config_root: {description: The directory of which a copy is tested., type: path, default: /etc/nginx}
-  main_file:
-    description: The main configuration file, inside O(config_root). Its includes must be relative to be tested.
-    type: path
-    default: /etc/nginx/nginx.conf
+  main_file: {type: path, default: /etc/nginx/nginx.conf, description: "The main configuration file, inside
+    O(config_root). Its includes must be relative to be tested."}
   binary: {description: The nginx program., type: path, default: /usr/sbin/nginx}
   service: {description: The systemd unit that is started when nginx does not run., type: str, default: nginx.service}
-  unit_drop_in:
-    description: The one of O(files) that belongs to the systemd unit. A changed setting in it restarts nginx.
-    type: path
+  unit_drop_in: {type: path, description: The one of O(files) that belongs to the systemd unit. A changed setting in it
+    restarts nginx.}
   pid_file: {description: Where the master process writes its number., type: path, default: /run/nginx.pid}
-  error_log:
-    description: The log from which nginx's own explanation is taken when a reload fails.
-    type: path
-    default: /var/log/nginx/error.log
+  error_log: {type: path, default: /var/log/nginx/error.log, description: The log from which nginx's own explanation is
+    taken when a reload fails.}
   directories:
     description: Directories that must exist, before the files are written.
     type: list
@@ -103,44 +91,26 @@ options:
         suboptions:
           name: {description: The user's name., type: str, required: true}
           password: {description: The password., type: str, required: true}
-      group:
-        description: The group of the workers, which read the file; nobody else but root may.
-        type: str
-        default: www-data
-  log_files:
-    description:
-      - Access logs that must be there with the owner and mode that Debian's logrotate gives the next one, C(0640) of
-        O(user) and group C(adm). nginx would make the first one for root alone.
-    type: list
-    elements: path
-    default: []
-  marker_file:
-    description:
-      - A file that this module writes. It holds C(return 200 "<hash of the set>\n";) and is to be included by a
-        location of a server that listens on O(marker_address).
-    type: path
-  marker_address:
-    description: host:port of the server that responds with the hash.
-    type: str
-    default: 127.0.0.1:8081
+      group: {type: str, default: www-data, description: "The group of the workers, which read the file; nobody else but
+        root may."}
+  log_files: {type: list, elements: path, default: [], description: "Access logs that must be there with the owner and
+    mode that Debian's logrotate gives the next one, C(0640) of O(user) and group C(adm). nginx would make the first one
+    for root alone."}
+  marker_file: {type: path, description: A file that this module writes. It holds C(return 200 "<hash of the set>\n";)
+    and is to be included by a location of a server that listens on O(marker_address).}
+  marker_address: {type: str, default: 127.0.0.1:8081, description: host:port of the server that responds with the
+    hash.}
   marker_path: {description: The path of the location that responds with the hash., type: str, default: /config}
   certificate: {description: The certificate that nginx must be serving. Read for V(query) as well., type: path}
   certificate_key: {description: Its key., type: path}
-  tls_address:
-    description: host:port at which the served certificate is compared with the file. Nothing is compared without it.
-    type: str
+  tls_address: {type: str, description: host:port at which the served certificate is compared with the file. Nothing is
+    compared without it.}
   tls_name: {description: The server name of that connection., type: str}
-  groups:
-    description: Groups whose members the workers must be. A worker learns its groups when it is forked.
-    type: list
-    elements: str
-    default: []
+  groups: {type: list, elements: str, default: [], description: Groups whose members the workers must be. A worker
+    learns its groups when it is forked.}
   user: {description: The user of the workers., type: str, default: www-data}
-  ports:
-    description: Ports of which V(query) reports whether another program listens on them.
-    type: list
-    elements: int
-    default: []
+  ports: {type: list, elements: int, default: [], description: Ports of which V(query) reports whether another program
+    listens on them.}
   verify_timeout_seconds: {description: How long to wait until a reload or a start is verified., type: int, default: 20}
 attributes:
   check_mode: {description: Nothing changes. The new set is tested where nginx is installed already., support: full}
@@ -184,26 +154,17 @@ servers_down: {description: "Servers that were taken out, each with its comment.
 installed: {description: Whether the nginx program is there., returned: state=query, type: bool}
 version: {description: "nginx's version, empty where it is not installed.", returned: state=query, type: str}
 ipv6: {description: Whether sockets of IPv6 can be bound., returned: state=query, type: bool}
-ipv6_loopback: {description: "Whether ::1 can be bound.", returned: state=query, type: bool}
+ipv6_loopback: {description: Whether ::1 can be bound., returned: state=query, type: bool}
 groups_present: {description: Those of O(groups) that exist., returned: state=query, type: list, elements: str}
-groups_lacking:
-  description: Those of RV(groups_present) of which O(user) is no member.
-  returned: state=query
-  type: list
-  elements: str
+groups_lacking: {returned: state=query, type: list, elements: str, description: Those of RV(groups_present) of which
+  O(user) is no member.}
 enabled: {description: Whether the unit is started at boot., returned: state=query, type: bool}
 running: {description: Whether a master process is there., returned: state=query, type: bool}
 ocsp_uri: {description: "The responder that the certificate names, or empty.", returned: state=query, type: str}
-problems:
-  description: What would make the start of nginx fail, each as a sentence.
-  returned: state=query
-  type: list
-  elements: str
-certificate_problems:
-  description: The part of RV(problems) that is about the certificate and its key.
-  returned: state=query
-  type: list
-  elements: str
+problems: {returned: state=query, type: list, elements: str, description: "What would make the start of nginx fail, each
+  as a sentence."}
+certificate_problems: {returned: state=query, type: list, elements: str, description: The part of RV(problems) that is
+  about the certificate and its key.}
 """
 
 import contextlib
@@ -414,8 +375,14 @@ def serves_another(certificate, address, name):
 
 
 def settings_of(unit):
-    """Return the lines of a unit file without its comments."""
-    return [line for line in map(str.strip, unit.splitlines()) if line and line[0] not in "#;"]
+    """Return the values of each setting of a unit file in their order; that of different settings means nothing."""
+    lines = [line for line in map(str.strip, unit.splitlines()) if line and line[0] not in "#;"]
+    section, found = "", {}
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        section = line if line.startswith("[") else section
+        name, _, value = line.partition("=")
+        found.setdefault((section, name.strip()), []).append(value.strip())
+    return found
 
 
 class Tree:

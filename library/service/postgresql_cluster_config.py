@@ -18,7 +18,6 @@ from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.host.sql import SAFE_SEARCH_PATH
 
 DOCUMENTATION = r"""
----
 module: postgresql_cluster_config
 short_description: Apply a PostgreSQL cluster's configuration and verify that it took effect
 description:
@@ -35,19 +34,13 @@ options:
   cluster: {description: Name of the cluster., type: str, default: main}
   config: {description: Complete text of C(conf.d/shiftmaster.conf)., type: str, required: true}
   hba: {description: Complete text of C(pg_hba.conf)., type: str, required: true}
-  tls_certificate_file:
-    description: Certificate that the server shall present; empty when TLS is off.
-    type: path
-    default: ""
+  tls_certificate_file: {type: path, default: "", description: Certificate that the server shall present; empty when TLS
+    is off.}
   tls_key_file: {description: Private key of the certificate., type: path, default: ""}
-  restart:
-    description: Whether a change that needs a restart may restart the server; otherwise it is only reported.
-    type: bool
-    default: true
-  start_timeout_seconds:
-    description: How long a start or restart may take until the server responds.
-    type: int
-    default: 120
+  restart: {type: bool, default: true, description: Whether a change that needs a restart may restart the server;
+    otherwise it is only reported.}
+  start_timeout_seconds: {type: int, default: 120, description: How long a start or restart may take until the server
+    responds.}
 attributes:
   check_mode: {description: "The candidate is validated, nothing is written.", support: full}
   diff_mode: {description: Shows both files., support: full}
@@ -62,17 +55,14 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-present: {description: Whether the server's program and the cluster exist., type: bool, returned: always}
-reloaded: {description: Whether the server was (would be) reloaded., type: bool, returned: always}
-restarted: {description: Whether the server was started or restarted., type: bool, returned: always}
-restart_for:
-  description: Parameters because of which the server was, or in check mode would be, restarted.
-  type: list
-  elements: str
-  returned: always
-enabled: {description: Whether C(postgresql.service) was (would be) enabled., type: bool, returned: always}
-data_checksums: {description: Whether it has data checksums; null while it is down., type: bool, returned: always}
-server_version: {description: Version that the running server reports., type: str, returned: always}
+present: {description: Whether the server's program and the cluster exist., returned: always, type: bool}
+reloaded: {description: Whether the server was (would be) reloaded., returned: always, type: bool}
+restarted: {description: Whether the server was started or restarted., returned: always, type: bool}
+restart_for: {returned: always, type: list, elements: str, description: "Parameters because of which the server was, or
+  in check mode would be, restarted."}
+enabled: {description: Whether C(postgresql.service) was (would be) enabled., returned: always, type: bool}
+data_checksums: {description: Whether it has data checksums; null while it is down., returned: always, type: bool}
+server_version: {description: Version that the running server reports., returned: always, type: str}
 """
 
 RELOAD_TIMEOUT_SECONDS = 15

@@ -16,7 +16,6 @@ from ansible.module_utils.shiftmaster.host import safe_files
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 DOCUMENTATION = r"""
----
 module: postgresql_standby
 short_description: Copy the primary again to a standby that cannot follow it any more
 description:
@@ -31,10 +30,8 @@ description:
     and a primary that does not respond. Nothing is changed then.
   - Runs as root, on a host with one cluster in Debian's layout.
 options:
-  timeout_seconds:
-    description: How long the copy may take, and then the standby until it streams.
-    type: int
-    default: 21600
+  timeout_seconds: {type: int, default: 21600, description: "How long the copy may take, and then the standby until it
+    streams."}
 attributes:
   check_mode: {description: "The primary is queried, nothing else happens.", support: full}
   diff_mode: {description: There is no text to compare., support: none}
@@ -46,14 +43,8 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-primary:
-  description: Host that is followed.
-  returned: always
-  type: str
-slot:
-  description: Replication slot that was made, "" where there is none.
-  returned: always
-  type: str
+primary: {description: Host that is followed., returned: always, type: str}
+slot: {description: "Replication slot that was made, \"\" where there is none.", returned: always, type: str}
 """
 
 # libpq's variable of each keyword that such a connection has; what else there is would be lost.

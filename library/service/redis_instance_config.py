@@ -22,7 +22,6 @@ from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 
 DOCUMENTATION = r"""
----
 module: redis_instance_config
 short_description: Apply a Redis instance's configuration and ACL file and verify that they took effect
 description:
@@ -41,38 +40,22 @@ options:
   config: {description: Complete text of the configuration., type: str, required: true}
   acl_file: {description: "Path of the instance's ACL file, the one that O(config) names.", type: path, required: true}
   acl: {description: Complete text of the ACL file., type: str, required: true}
-  admin_user:
-    description: User of the ACL file that may do everything; this module logs in as it.
-    type: str
-    required: true
+  admin_user: {type: str, required: true, description: User of the ACL file that may do everything; this module logs in
+    as it.}
   admin_password: {description: Password of that user., type: str, required: true}
-  admin_previous_passwords:
-    description: Passwords that the running instance may still have. Without the right one a rotation needs a restart.
-    type: list
-    elements: str
-    default: []
-  previous_passwords:
-    description:
-      - Passwords of before by the user's name. One that O(acl_file) on the host has stays next to what O(acl) says, so
-        that a new password comes into use without shutting the old one's users out. None is added again.
-    type: dict
-    default: {}
-  supplementary_group:
-    description: Group that the unit gives the server besides its own, so that it can read a private key.
-    type: str
-    default: ""
-  unit_changed:
-    description: Whether the unit or a drop-in of it was changed before, so that the instance must be restarted.
-    type: bool
-    default: false
-  restart:
-    description: Whether a change that needs a restart may restart the instance; otherwise it is only reported.
-    type: bool
-    default: true
-  start_timeout_seconds:
-    description: How long a start may take until the instance has loaded its data.
-    type: int
-    default: 120
+  admin_previous_passwords: {type: list, elements: str, default: [], description: Passwords that the running instance
+    may still have. Without the right one a rotation needs a restart.}
+  previous_passwords: {type: dict, default: {}, description: "Passwords of before by the user's name. One that
+    O(acl_file) on the host has stays next to what O(acl) says, so that a new password comes into use without shutting
+    the old one's users out. None is added again."}
+  supplementary_group: {type: str, default: "", description: "Group that the unit gives the server besides its own, so
+    that it can read a private key."}
+  unit_changed: {type: bool, default: false, description: "Whether the unit or a drop-in of it was changed before, so
+    that the instance must be restarted."}
+  restart: {type: bool, default: true, description: Whether a change that needs a restart may restart the instance;
+    otherwise it is only reported.}
+  start_timeout_seconds: {type: int, default: 120, description: How long a start may take until the instance has loaded
+    its data.}
 attributes:
   check_mode: {description: "The candidate is tried on the scratch server, nothing is written.", support: full}
   diff_mode: {description: Shows both files; hashes of passwords are left out., support: full}

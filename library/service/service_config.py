@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
----
 module: service_config
 short_description: Keep a service's configuration as one set that is checked, swapped, loaded and verified
 description:
@@ -22,10 +21,8 @@ description:
   - The unit is enabled and started. Two runs at once on one host wait for each other.
 options:
   unit: {description: The systemd unit., type: str, required: true}
-  root:
-    description: The directory of the configuration, of which a copy is checked. It need not exist.
-    type: path
-    required: true
+  root: {type: path, required: true, description: "The directory of the configuration, of which a copy is checked. It
+    need not exist."}
   directories:
     description: Directories that must exist, before the files are written.
     type: list
@@ -33,8 +30,8 @@ options:
     default: []
     suboptions:
       path: {description: The directory., type: path, required: true}
-      owner: &owner {description: Its owner., type: str, default: root}
-      group: &group {description: Its group., type: str, default: root}
+      owner: {description: Its owner., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
       mode: {description: Its mode., type: str, default: "0755"}
   files:
     description: Files with their complete content. Those below O(root) are part of the copy that is checked.
@@ -42,27 +39,26 @@ options:
     elements: dict
     default: []
     suboptions:
-      path: &path {description: The file with its absolute path., type: path, required: true}
-      content: &content {description: The complete content., type: str, required: true}
-      owner: *owner
-      group: *group
-      mode: &public {description: Its mode., type: str, default: "0644"}
-      apply: &apply
-        description: What a change of it needs; O(apply) where absent. V(none) for what the service reads by itself.
-        type: str
-        choices: [reload, restart, none]
+      path: {description: The file with its absolute path., type: path, required: true}
+      content: {description: The complete content., type: str, required: true}
+      owner: {description: Its owner., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: Its mode., type: str, default: "0644"}
+      apply: {type: str, choices: [reload, restart, none], description: What a change of it needs; O(apply) where
+        absent. V(none) for what the service reads by itself.}
   secrets:
     description: Files whose content is never shown. Otherwise as O(files).
     type: list
     elements: dict
     default: []
     suboptions:
-      path: *path
-      content: *content
-      owner: *owner
-      group: *group
-      mode: &private {description: Its mode., type: str, default: "0640"}
-      apply: *apply
+      path: {description: The file with its absolute path., type: path, required: true}
+      content: {description: The complete content., type: str, required: true}
+      owner: {description: Its owner., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: Its mode., type: str, default: "0640"}
+      apply: {type: str, choices: [reload, restart, none], description: What a change of it needs; O(apply) where
+        absent. V(none) for what the service reads by itself.}
   copies:
     description:
       - Files of the host that the service reads as its own copies, such as a certificate. Their content is never shown.
@@ -72,18 +68,23 @@ options:
     default: []
     suboptions:
       src: {description: The file that is copied., type: path, required: true}
-      path: *path
-      owner: *owner
-      group: *group
-      mode: *private
-      apply: *apply
+      path: {description: The file with its absolute path., type: path, required: true}
+      owner: {description: Its owner., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: Its mode., type: str, default: "0640"}
+      apply: {type: str, choices: [reload, restart, none], description: What a change of it needs; O(apply) where
+        absent. V(none) for what the service reads by itself.}
   unit_files:
     description: Drop-ins of O(unit), or the unit itself. A change restarts the service.
     type: list
     elements: dict
     default: []
-    suboptions: {path: *path, content: *content, owner: *owner, group: *group, mode: *public}
-  absent: {description: Files and links that must not exist., type: list, elements: path, default: []}
+    suboptions:
+      path: {description: The file with its absolute path., type: path, required: true}
+      content: {description: The complete content., type: str, required: true}
+      owner: {description: Its owner., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: Its mode., type: str, default: "0644"}
   managed:
     description: Files of these directories that match and are not in the set are removed.
     type: list
@@ -110,46 +111,30 @@ options:
         suboptions:
           name: {description: The user's name., type: str, required: true}
           password: {description: "The password, at most 72 bytes.", type: str, required: true}
-      settings:
-        description: Further settings; a mapping is added to the one of the same name. For example V({http_server_config
-          {http2 true}}), V({tls_server_config {min_version TLS13}}).
-        type: dict
-        default: {}
-      cost:
-        description: bcrypt's cost. 10 takes some 50 ms for each password that the service has not seen before.
-        type: int
-        default: 10
-      owner: *owner
-      group: *group
-      mode: *private
-      apply: {description: What a change needs., type: str, choices: [reload, restart, none], default: none}
-  watch:
-    description:
-      - Files of others that the service reads once, at its start or reload, such as a certificate of a program that
-        does not look again. When one is younger than what the process has loaded, O(apply) is done.
-    type: list
-    elements: path
-    default: []
-  checks:
-    description:
-      - Programs with their arguments that have to end with 0. C({root}) is the checked copy, C({work}) an empty
-        directory that is theirs to write to and goes afterwards. They run without a shell, as root or O(check_as); the
-        first that rejects the copy is the last. In check mode one whose program is missing is left out.
-    type: list
-    elements: list
-    default: []
+      settings: {type: dict, default: {}, description: "Further settings; a mapping is added to the one of the same
+        name. For example V({http_server_config {http2 true}}), V({tls_server_config {min_version TLS13}})."}
+      cost: {type: int, default: 10, description: bcrypt's cost. 10 takes some 50 ms for each password that the service
+        has not seen before.}
+      owner: {description: Its owner., type: str, default: root}
+      group: {description: Its group., type: str, default: root}
+      mode: {description: Its mode., type: str, default: "0640"}
+      apply: {description: What a change needs., type: str, default: none, choices: [reload, restart, none]}
+  watch: {type: list, elements: path, default: [], description: "Files of others that the service reads once, at its
+    start or reload, such as a certificate of a program that does not look again. When one is younger than what the
+    process has loaded, O(apply) is done."}
+  checks: {type: list, elements: list, default: [], description: "Programs with their arguments that have to end with 0.
+    C({root}) is the checked copy, C({work}) an empty directory that is theirs to write to and goes afterwards. They run
+    without a shell, as root or O(check_as); the first that rejects the copy is the last. In check mode one whose
+    program is missing is left out."}
   check_as:
     description:
-      - The user that runs O(checks), for a program that refuses root or leaves files that the service then
-        cannot write. This user can read of the copy what it can of the live files, and write nothing.
+      - The user that runs O(checks), for a program that refuses root or leaves files that the service then cannot
+        write. This user can read of the copy what it can of the live files, and write nothing.
     type: dict
-    suboptions: &service_user
+    suboptions:
       user: {description: The service's user., type: str, required: true}
-      extra_groups:
-        description: Groups that the unit gives the service (C(SupplementaryGroups)).
-        type: list
-        elements: str
-        default: []
+      extra_groups: {type: list, elements: str, default: [], description: Groups that the unit gives the service
+        (C(SupplementaryGroups)).}
   check_timeout_seconds: {description: How long one of O(checks) may take., type: int, default: 60}
   references:
     description:
@@ -157,15 +142,14 @@ options:
         must be readable for the service's user, in fact and not only by its mode. All but certificates must be closed
         to everybody else. The checking tools of Prometheus and Alertmanager pass without that.
     type: dict
-    suboptions: *service_user
-  apply:
-    description:
-      - What a changed file needs where the file does not say. V(reload) is C(systemctl reload). Debian's
-        units of Prometheus and its kin do that by C(/bin/kill), which a minimal host lacks (package procps); a drop-in
-        with C(ExecReload=/bin/sh -c 'kill -HUP $MAINPID') does without.
-    type: str
-    choices: [reload, restart, none]
-    default: reload
+    suboptions:
+      user: {description: The service's user., type: str, required: true}
+      extra_groups: {type: list, elements: str, default: [], description: Groups that the unit gives the service
+        (C(SupplementaryGroups)).}
+  apply: {type: str, default: reload, choices: [reload, restart, none], description: "What a changed file needs where
+    the file does not say. V(reload) is C(systemctl reload). Debian's units of Prometheus and its kin do that by
+    C(/bin/kill), which a minimal host lacks (package procps); a drop-in with C(ExecReload=/bin/sh -c 'kill -HUP
+    $MAINPID') does without."}
   verify:
     description:
       - What the running service must report after a change. Without it, the unit must be active for a second.
@@ -176,13 +160,11 @@ options:
       user: {description: User of basic authentication., type: str}
       password: {description: Its password., type: str}
       closed: {description: Whether the URL must return 401 without a password., type: bool, default: false}
-      metric:
-        description: A metric that must have a value. With O(apply=reload) another value is a reason to reload.
-        type: str
+      metric: {type: str, description: A metric that must have a value. With O(apply=reload) another value is a reason
+        to reload.}
       value: {description: That value., type: float, default: 1}
-      timestamp_metric:
-        description: A metric that holds the time of the last successful reload; it must be younger than the swap.
-        type: str
+      timestamp_metric: {type: str, description: A metric that holds the time of the last successful reload; it must be
+        younger than the swap.}
       answers:
         description: JSON responses that must hold a value, for what only a restart changes.
         type: list
@@ -192,18 +174,15 @@ options:
           url: {description: "The URL, with the same user and authority.", type: str, required: true}
           path: {description: Keys that lead to the value., type: list, elements: str, required: true}
           value: {description: "The value, as text.", type: str, required: true}
-      targets_url:
-        description:
-          - Prometheus' C(/api/v1/targets?state=active). Each target that was up before must have been scraped again and
-            be up two scrape intervals after; targets that were removed do not count. Takes six seconds at least.
-        type: str
+      targets_url: {type: str, description: "Prometheus' C(/api/v1/targets?state=active). Each target that was up before
+        must have been scraped again and be up two scrape intervals after; targets that were removed do not count. Takes
+        six seconds at least."}
       timeout_seconds: {description: How long to wait after a reload., type: int, default: 20}
       start_timeout_seconds: {description: How long to wait after a start., type: int, default: 120}
 attributes:
   check_mode: {description: Nothing changes. The checks run where their programs are installed., support: full}
-  diff_mode:
-    support: full
-    description: Every file and directory that would change; never a secret, a password or a hash of one.
+  diff_mode: {support: full, description: "Every file and directory that would change; never a secret, a password or a
+    hash of one."}
 """
 
 EXAMPLES = r"""
@@ -233,11 +212,8 @@ RETURN = r"""
 action: {description: What was (in check mode would be) done to the service., returned: always, type: str}
 reasons: {description: Why., returned: always, type: list, elements: str}
 checked: {description: "The checks that ran, as they were typed.", returned: always, type: list, elements: str}
-refused:
-  description: What the checks and the inspection of the named files rejected; fails the task except in check mode.
-  returned: always
-  type: list
-  elements: str
+refused: {returned: always, type: list, elements: str, description: What the checks and the inspection of the named
+  files rejected; fails the task except in check mode.}
 enabled: {description: Whether the unit was (would be) enabled to start at boot., returned: always, type: bool}
 """
 
@@ -254,7 +230,7 @@ from calendar import timegm
 
 from ansible.module_utils.shiftmaster.host import configuration, points, service_user, units, webconfig
 from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
+from ansible.module_utils.shiftmaster.host.quiet import PATH, SECRET, TEXT, QuietModule, dict_of, given, list_of
 from ansible.module_utils.shiftmaster.monitoring import metrics, prometheus
 
 # Where a test holds a run (module_utils/shiftmaster/host/points.py); no point of a deploy.
@@ -350,8 +326,6 @@ class Service:
             self.unit_paths.add(item["path"])
         if p["web_config"]:
             self.add_web_config(p["web_config"])
-        for path in p["absent"]:
-            self.files.want(path, ("none",))
         for item in p["managed"]:
             try:
                 names = os.listdir(item["directory"])
@@ -409,7 +383,6 @@ class Service:
         if self.p["apply"] == kind:
             times += [(os.path.realpath(path), "st_ctime") for path in self.p["watch"]]
             times += [(item["directory"], "st_mtime") for item in self.p["managed"]]
-            times += [(os.path.dirname(path), "st_mtime") for path in self.p["absent"]]
         latest = 0.0
         for path, name in times:
             with contextlib.suppress(OSError):
@@ -731,64 +704,41 @@ class Service:
 
 
 def argument_spec():
-    text, path = {"type": "str", "required": True}, {"type": "path", "required": True}
-    owner = {name: {"type": "str", "default": "root"} for name in ("owner", "group")}
+    owner = {name: given("root") for name in ("owner", "group")}
     apply = {"type": "str", "choices": ["reload", "restart", "none"]}
-    public, private = ({"type": "str", "default": mode} for mode in ("0644", "0640"))
+    public, private = given("0644"), given("0640")
     # Secrets are marked, not the complete text: the paths may be shown.
-    service_user = {"user": text, "extra_groups": {"type": "list", "elements": "str", "default": []}}
-    paths = {"type": "list", "elements": "path", "default": []}
+    secrets = list_of(path=PATH, content=SECRET, **owner, mode=private, apply=apply)
+    service_user = dict_of(user=TEXT, extra_groups=given([], elements="str"))
+    paths = given([], elements="path")
     return {
-        "unit": text,
-        "root": path,
-        "directories": list_of(path=path, **owner, mode={"type": "str", "default": "0755"}),
-        "files": list_of(path=path, content=text, **owner, mode=public, apply=apply),
-        "secrets": dict(
-            no_log=False,
-            **list_of(path=path, content=dict(text, no_log=True), **owner, mode=private, apply=apply),
+        "unit": TEXT,
+        "root": PATH,
+        "directories": list_of(path=PATH, **owner, mode=given("0755")),
+        "files": list_of(path=PATH, content=TEXT, **owner, mode=public, apply=apply),
+        "secrets": dict(secrets, no_log=False),
+        "copies": list_of(src=PATH, path=PATH, **owner, mode=private, apply=apply),
+        "unit_files": list_of(path=PATH, content=TEXT, **owner, mode=public),
+        "managed": list_of(directory=PATH, pattern=TEXT),
+        "web_config": dict_of(
+            path=PATH, certificate={"type": "path"}, key={"type": "path", "no_log": False},
+            users=list_of(name=TEXT, password=SECRET), settings=given({}), cost=given(10), **owner, mode=private,
+            apply=dict(apply, default="none"),
         ),
-        "copies": list_of(src=path, path=path, **owner, mode=private, apply=apply),
-        "unit_files": list_of(path=path, content=text, **owner, mode=public),
-        "absent": paths,
-        "managed": list_of(directory=path, pattern=text),
-        "web_config": {
-            "type": "dict",
-            "options": {
-                "path": path,
-                "certificate": {"type": "path"},
-                "key": {"type": "path", "no_log": False},
-                "users": list_of(name=text, password=dict(text, no_log=True)),
-                "settings": {"type": "dict", "default": {}},
-                "cost": {"type": "int", "default": 10},
-                **owner,
-                "mode": private,
-                "apply": dict(apply, default="none"),
-            },
-        },
         "watch": paths,
-        "checks": {"type": "list", "elements": "list", "default": []},
-        "check_as": {"type": "dict", "options": service_user},
-        "check_timeout_seconds": {"type": "int", "default": 60},
-        "references": {"type": "dict", "options": service_user},
+        "checks": given([], elements="list"),
+        "check_as": service_user,
+        "check_timeout_seconds": given(60),
+        "references": service_user,
         "apply": dict(apply, default="reload"),
-        "verify": {
-            "type": "dict",
-            "options": {
-                "url": text,
-                "ca_file": {"type": "path"},
-                "user": {"type": "str"},
-                "password": {"type": "str", "no_log": True},
-                "closed": {"type": "bool", "default": False},
-                "metric": {"type": "str"},
-                "value": {"type": "float", "default": 1},
-                "timestamp_metric": {"type": "str"},
-                "answers": list_of(url=text, path={"type": "list", "elements": "str", "required": True}, value=text),
-                "targets_url": {"type": "str"},
-                "timeout_seconds": {"type": "int", "default": 20},
-                "start_timeout_seconds": {"type": "int", "default": 120},
-            },
-        },
-    }
+        "verify": dict_of(
+            url=TEXT, ca_file={"type": "path"}, user={"type": "str"}, password={"type": "str", "no_log": True},
+            closed=given(False), metric={"type": "str"}, value={"type": "float", "default": 1},
+            timestamp_metric={"type": "str"},
+            answers=list_of(url=TEXT, path={"type": "list", "elements": "str", "required": True}, value=TEXT),
+            targets_url={"type": "str"}, timeout_seconds=given(20), start_timeout_seconds=given(120),
+        ),
+    }  # fmt: skip
 
 
 def main():

@@ -48,17 +48,12 @@ PLAIN = KINDS[1:8]
 # What can be removed, and where its names are among the words.
 REMOVABLE = {"job_template": "jobs", "workflow_job_template": "workflows", "schedule": "schedules", "team": "teams"}
 # Options that name an object of ours, and of which kind that is. A list is read as several.
-REFERENCES = {
-    "inventory": "inventory",
-    "project": "project",
-    "source_project": "project",
-    "execution_environment": "execution_environment",
-    "credentials": "credential",
-    "notification_templates_started": "notification_template",
-    "notification_templates_success": "notification_template",
-    "notification_templates_error": "notification_template",
-    "notification_templates_approvals": "notification_template",
-}
+REFERENCES = {kind: kind for kind in ("inventory", "project", "execution_environment")}
+REFERENCES.update(source_project="project", credentials="credential")
+REFERENCES.update(
+    ("notification_templates_" + event, "notification_template")
+    for event in ("started", "success", "error", "approvals")
+)
 # AWX's own types of credentials that are in use here; they have no prefix.
 BUILT_IN_TYPES = ("Vault", "Machine", "Source Control")
 # AWX refuses these in what a credential injects (names that begin with ANSIBLE_, too).
@@ -104,20 +99,13 @@ def choices_of(option):
 
 def question(asked, option, language):
     """One question of a survey, as AWX keeps it: what it would fill in or trim would be a change in every run."""
-    made = {
-        "variable": asked["name"],
-        "question_name": asked[language],
-        "question_description": "",
-        "required": True,
-        "type": "multiplechoice" if "choices" in option else "text",
-    }
+    made = {"variable": asked["name"], "question_name": asked[language], "question_description": "", "required": True}
     if "choices" in option:
-        made["choices"] = "\n".join(choices_of(option))
-        made["default"] = asked.get("default", choices_of(option)[0])
+        choices = choices_of(option)
+        made.update(type="multiplechoice", choices="\n".join(choices), default=asked.get("default", choices[0]))
     else:
-        made["question_description"] = option["like"]
-        made["default"] = asked.get("default", "")
-        made["min"], made["max"] = asked.get("min", 1), option.get("longest", 200)
+        made.update(type="text", question_description=option["like"], default=asked.get("default", ""))
+        made.update(min=asked.get("min", 1), max=option.get("longest", 200))
     return made
 
 
@@ -129,14 +117,9 @@ def survey(params, job):
 
 def job_template(params, job, notifications):
     made = {**params["job_defaults"], "notification_templates_error": notifications, **(job.get("options") or {})}
-    made.update(
-        name=named(params, job["name"]),
-        description=job["description"],
-        organization=params["organization"],
-        playbook=job["playbook"],
-        extra_vars=dict(params["job_variables"], **job.get("variables") or {}),
-    )
-    made["survey_enabled"] = bool(job.get("survey"))
+    made.update(name=named(params, job["name"]), description=job["description"], playbook=job["playbook"])
+    made["extra_vars"] = dict(params["job_variables"], **job.get("variables") or {})
+    made.update(organization=params["organization"], survey_enabled=bool(job.get("survey")))
     if job.get("survey"):
         made["survey_spec"] = survey(params, job)
     return refer(params, made)
@@ -176,11 +159,8 @@ def workflow_nodes(params, workflow):
         for link in LINKS:
             for behind in node.get(link) or []:
                 take(nodes[behind])
-        options = {
-            "workflow_job_template": named(params, workflow["name"]),
-            "organization": params["organization"],
-            "identifier": node["id"],
-        }
+        options = {"workflow_job_template": named(params, workflow["name"]), "identifier": node["id"]}
+        options["organization"] = params["organization"]
         if node.get("approval"):
             options["approval_node"] = {"name": node["id"], "description": node["approval"], "timeout": 0}
         else:
@@ -214,10 +194,8 @@ def rights(params, team):
     """What a team may: start and approve what is named, and nothing else of what is here."""
     every = {kind: [item["name"] for item in params[kind]] for kind in ("jobs", "workflows")}
     made = []
-    for role, words in (
-        ("execute", {"jobs": "jobs", "workflows": "workflows"}),
-        ("approval", {"workflows": "approves"}),
-    ):
+    words_of = {"execute": {"jobs": "jobs", "workflows": "workflows"}, "approval": {"workflows": "approves"}}
+    for role, words in words_of.items():
         for state in ("present", "absent"):
             right = {"teams": [named(params, team["name"])], "role": role, "state": state}
             right["lookup_organization"] = params["organization"]
@@ -268,10 +246,9 @@ def twice(names):
 def name_problems(params):
     """Names that are there twice, or that name nothing."""
     found = []
-    names = {kind: [item["name"] for item in wanted(params, kind)] for kind in PLAIN}
-    names.update(
-        {kind: [item["name"] for item in params[kind]] for kind in ("jobs", "workflows", "schedules", "teams")}
-    )
+    items = {kind: wanted(params, kind) for kind in PLAIN}
+    items.update((kind, params[kind]) for kind in ("jobs", "workflows", "schedules", "teams"))
+    names = {kind: [item["name"] for item in there] for kind, there in items.items()}
     for kind, there in names.items():
         found += ["%s: %s is there twice" % (kind, name) for name in twice(there)]
     for kind, word in REMOVABLE.items():
@@ -293,12 +270,11 @@ def name_problems(params):
             found.append("credential %s: there is no type %s" % (item["name"], item["credential_type"]))
     for kind in ("schedules", "teams"):
         for item in params[kind]:
-            for one in [item.get("job")] + (item.get("jobs") or []):
-                if one is not None and one not in names["jobs"]:
-                    found.append("%s: %s: there is no job %s" % (kind, item["name"], one))
-            for one in [item.get("workflow")] + (item.get("workflows") or []) + (item.get("approves") or []):
-                if one is not None and one not in names["workflows"]:
-                    found.append("%s: %s: there is no workflow %s" % (kind, item["name"], one))
+            for what, words in (("job", ("jobs",)), ("workflow", ("workflows", "approves"))):
+                named_here = [item.get(what), *(one for word in words for one in item.get(word) or [])]
+                for one in named_here:
+                    if one is not None and one not in names[what + "s"]:
+                        found.append("%s: %s: there is no %s %s" % (kind, item["name"], what, one))
     return found
 
 
@@ -328,11 +304,8 @@ def workflow_problems(params, workflow):
     found, nodes = [], {node["id"]: node for node in workflow["nodes"]}
     found += ["node %s is there twice" % name for name in twice([node["id"] for node in workflow["nodes"]])]
     jobs = [job["name"] for job in params["jobs"]]
-    found += [
-        "node %s names one job or one approval" % node["id"]
-        for node in workflow["nodes"]
-        if bool(node.get("job")) == bool(node.get("approval"))
-    ]
+    unclear = [node["id"] for node in workflow["nodes"] if bool(node.get("job")) == bool(node.get("approval"))]
+    found += ["node %s names one job or one approval" % name for name in unclear]
     names = [node["job"] for node in workflow["nodes"] if node.get("job")]
     found += ["there is no job %s" % name for name in names if name not in jobs]
     asked = questions_of(params, workflow)
@@ -367,20 +340,17 @@ def unanswered(job, values, survey=()):
     if job is None:
         return ["it has values and no job that needs them"] if values else []
     asked = [one["name"] for one in job.get("survey") or []]
-    return ["%s is not answered" % name for name in asked if name not in values and name not in survey] + [
-        "%s is not in the survey of job %s, so AWX would leave it out" % (name, job["name"])
-        for name in values
-        if name not in asked
-    ]
+    lost = "%s is not in the survey of job " + job["name"] + ", so AWX would leave it out"
+    found = ["%s is not answered" % name for name in asked if name not in values and name not in survey]
+    return found + [lost % name for name in values if name not in asked]
 
 
 def node_problems(params, workflow):
-    jobs = {job["name"]: job for job in params["jobs"]}
-    return [
-        "workflow %s: node %s: %s" % (workflow["name"], node["id"], sentence)
-        for node in workflow["nodes"]
-        for sentence in unanswered(jobs.get(node.get("job")), node.get("values") or {}, workflow.get("survey") or [])
-    ]
+    jobs, found = {job["name"]: job for job in params["jobs"]}, []
+    for node in workflow["nodes"]:
+        sentences = unanswered(jobs.get(node.get("job")), node.get("values") or {}, workflow.get("survey") or [])
+        found += ["workflow %s: node %s: %s" % (workflow["name"], node["id"], sentence) for sentence in sentences]
+    return found
 
 
 def injector_problems(item):
@@ -405,11 +375,8 @@ def injector_problems(item):
 
 def problems(params, is_there):
     """Everything that is wrong, as sentences; is_there shows whether a playbook is in the repository."""
-    found = [
-        "%s is none of the kinds of plain objects: %s" % (kind, ", ".join(PLAIN))
-        for kind in params["plain"]
-        if kind not in PLAIN
-    ]
+    unknown = [kind for kind in params["plain"] if kind not in PLAIN]
+    found = ["%s is none of the kinds of plain objects: %s" % (kind, ", ".join(PLAIN)) for kind in unknown]
     found += name_problems(params)
     for item in wanted(params, "credential_type"):
         found += injector_problems(item)
@@ -433,23 +400,16 @@ def given(params):
         for node in workflow["nodes"]:
             title = "workflow %s, node %s" % (workflow["name"], node["id"])
             found.append((title, jobs.get(node.get("job")), node.get("values")))
-    return [
-        {"title": title, "playbook": stem(job["playbook"]), "values": values}
-        for title, job, values in found
-        if job and values
-    ]
+    found = [one for one in found if one[1] and one[2]]
+    return [{"title": title, "playbook": stem(job["playbook"]), "values": values} for title, job, values in found]
 
 
 def next_runs(params, now):
-    return [
-        "%s: %s%s"
-        % (
-            wish["name"],
-            rrules.next_timestamps(rrules.build(wish, params["timezone"]), now)[0].strftime("%Y-%m-%d %H:%M %Z"),
-            "" if wish.get("enabled", True) else " (switched off)",
-        )
-        for wish in params["schedules"]
-    ]
+    found = []
+    for wish in params["schedules"]:
+        first = rrules.next_timestamps(rrules.build(wish, params["timezone"]), now)[0].strftime("%Y-%m-%d %H:%M %Z")
+        found.append("%s: %s%s" % (wish["name"], first, "" if wish.get("enabled", True) else " (switched off)"))
+    return found
 
 
 ARGUMENTS = {
@@ -478,8 +438,5 @@ class ActionModule(ControllerAction):
         if found:
             message = "Nothing was changed. What is wrong: %s" % "; ".join(found)
             return {"failed": True, "msg": message, "problems": found}
-        return {
-            "objects": objects(parameters),
-            "given": given(parameters),
-            "next_runs": next_runs(parameters, datetime.datetime.now(datetime.timezone.utc)),
-        }
+        runs = next_runs(parameters, datetime.datetime.now(datetime.timezone.utc))
+        return {"objects": objects(parameters), "given": given(parameters), "next_runs": runs}

@@ -26,14 +26,10 @@ ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "
 from ansible.module_utils.shiftmaster.health import engine
 from ansible.module_utils.shiftmaster.health.text import LANGUAGES
 from ansible.module_utils.shiftmaster.host.action import ControllerAction, runnable
+from ansible.module_utils.shiftmaster.host.quiet import TEXT, list_of
 
 ARGUMENTS = {
-    "results": {
-        "type": "list",
-        "elements": "dict",
-        "required": True,
-        "options": {"host": {"type": "str", "required": True}, "result": {"type": "dict", "required": True}},
-    },
+    "results": list_of(True, host=TEXT, result={"type": "dict", "required": True}),
     "language": {"type": "str", "choices": list(LANGUAGES), "default": "en"},
     "timezone": {"type": "str", "default": "UTC"},
     "fail_on": {"type": "str", "choices": ["critical", "warning", "never"], "default": "critical"},
@@ -51,11 +47,8 @@ class ActionModule(ControllerAction):
         zone = zoneinfo.ZoneInfo(parameters["timezone"])
         reports = [engine.report_of(entry["host"], entry["result"]) for entry in parameters["results"]]
         merged = engine.merge_reports(reports, now)
-        failing = [
-            "%s: %s" % (report["host"], result["name"])
-            for report in reports
-            for result in engine.failing(report["checks"], fail_on)
-        ]
+        failing = {report["host"]: engine.failing(report["checks"], fail_on) for report in reports}
+        failing = ["%s: %s" % (host, result["name"]) for host, found in failing.items() for result in found]
         unwell = engine.unwell(reports, fail_on, language)
         telling = engine.telling(unwell, parameters["told"], now, parameters["tell_again_seconds"])
         telling.update(lines=list(unwell.values()), hosts=sorted({name.split(": ")[0] for name in unwell}))

@@ -31,58 +31,32 @@ import ansible.module_utils
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.host.action import ControllerAction, runnable
+from ansible.module_utils.shiftmaster.host.quiet import SECRET, TEXT, dict_of, given, list_of
 from ansible.module_utils.shiftmaster.notify import text
 from ansible.module_utils.shiftmaster.notify.send import compose, deliver, wrong_channels
 
 ARGUMENTS = {
-    "event": {"type": "str", "choices": list(text.EVENTS), "required": True},
-    "status": {"type": "str", "choices": list(text.STATUSES), "required": True},
-    "environment": {"type": "str", "required": True},
-    "details": {"type": "dict", "default": {}},
-    "links": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "options": {"text": {"type": "str", "required": True}, "href": {"type": "str", "required": True}},
-    },
-    "attachments": {
-        "type": "list",
-        "elements": "dict",
-        "default": [],
-        "options": {"name": {"type": "str", "required": True}, "content": {"type": "str", "required": True}},
-    },
-    "language": {"type": "str", "choices": ["ja", "en", "both"], "default": "both"},
-    "slack": {
-        "type": "dict",
-        "options": {
-            "url": {"type": "str", "required": True, "no_log": True},
-            "channel": {"type": "str", "default": ""},
-        },
-    },
-    "email": {
-        "type": "dict",
-        "options": {
-            "host": {"type": "str", "required": True},
-            "port": {"type": "int", "default": 587},
-            "security": {"type": "str", "choices": ["starttls", "tls", "none"], "default": "starttls"},
-            "user": {"type": "str", "default": ""},
-            "password": {"type": "str", "default": "", "no_log": True},
-            "sender": {"type": "str", "required": True},
-            "recipients": {"type": "list", "elements": "str", "required": True},
-        },
-    },
-    "pagerduty": {
-        "type": "dict",
-        "options": {
-            "routing_key": {"type": "str", "required": True, "no_log": True},
-            "url": {"type": "str", "default": "https://events.pagerduty.com/v2/enqueue"},
-            "change_url": {"type": "str", "default": "https://events.pagerduty.com/v2/change/enqueue"},
-        },
-    },
+    "event": dict(TEXT, choices=list(text.EVENTS)),
+    "status": dict(TEXT, choices=list(text.STATUSES)),
+    "environment": TEXT,
+    "details": given({}),
+    "links": list_of(text=TEXT, href=TEXT),
+    "attachments": list_of(name=TEXT, content=TEXT),
+    "language": given("both", choices=["ja", "en", "both"]),
+    "slack": dict_of(url=SECRET, channel=given("")),
+    "email": dict_of(
+        host=TEXT, port=given(587), security=given("starttls", choices=["starttls", "tls", "none"]), user=given(""),
+        password=given("", no_log=True), sender=TEXT,
+        recipients={"type": "list", "elements": "str", "required": True},
+    ),
+    "pagerduty": dict_of(
+        routing_key=SECRET, url=given("https://events.pagerduty.com/v2/enqueue"),
+        change_url=given("https://events.pagerduty.com/v2/change/enqueue"),
+    ),
     "ca_file": {"type": "path"},
-    "proxy": {"type": "str", "default": ""},
-    "timeout_seconds": {"type": "int", "default": 10},
-}
+    "proxy": given(""),
+    "timeout_seconds": given(10),
+}  # fmt: skip
 
 
 def with_commands(value):
@@ -100,18 +74,11 @@ class ActionModule(ControllerAction):
     def perform(self, parameters):
         now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         problems = wrong_channels(parameters)
-        messages = {
-            channel: with_commands(message)
-            for channel, message in compose(parameters, now).items()
-            if channel not in problems
-        }
+        messages = compose(parameters, now).items()
+        messages = {channel: with_commands(one) for channel, one in messages if channel not in problems}
         if self._task.check_mode:
             return {"sent": [], "problems": problems, "seconds": 0.0, "messages": messages}
         started = time.monotonic()
         sent, failed = deliver(parameters, messages)
         # A notification changes nothing on a host.
-        return {
-            "sent": sent,
-            "problems": {**failed, **problems},
-            "seconds": round(time.monotonic() - started, 2),
-        }
+        return {"sent": sent, "problems": {**failed, **problems}, "seconds": round(time.monotonic() - started, 2)}

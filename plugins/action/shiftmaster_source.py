@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import datetime
 import difflib
 import hashlib
 import os
@@ -161,10 +160,8 @@ class Address:
     def directory(self):
         """Return the name of the repository's directory in the cache."""
         name = re.sub(r"[^A-Za-z0-9._-]", "-", self.url.rstrip("/").rsplit("/", 1)[-1])[:40]
-        return "%s-%s" % (
-            re.sub(r"\.git$", "", name) or "repository",
-            hashlib.sha256(self.url.encode()).hexdigest()[:12],
-        )
+        digest = hashlib.sha256(self.url.encode()).hexdigest()[:12]
+        return "%s-%s" % (re.sub(r"\.git$", "", name) or "repository", digest)
 
 
 def reason(stderr):
@@ -232,28 +229,18 @@ def protected_configuration(path, base):
     upload-pack; so a file replaces the user's own and includes it.
     """
     home = base.get("HOME") or os.path.expanduser("~")
-    own = (
-        [base["GIT_CONFIG_GLOBAL"]]
-        if base.get("GIT_CONFIG_GLOBAL")
-        else [
-            os.path.join(base.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "git", "config"),
-            os.path.join(home, ".gitconfig"),
-        ]
-    )
+    directory = base.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    own = [os.path.join(directory, "git", "config"), os.path.join(home, ".gitconfig")]
+    if base.get("GIT_CONFIG_GLOBAL"):
+        own = [base["GIT_CONFIG_GLOBAL"]]
 
     def quoted(text):
         return '"%s"' % text.replace("\\", "\\\\").replace('"', '\\"')
 
-    trusted = []
-    for one in (path, os.path.realpath(path)):
-        for name in (one, os.path.join(one, ".git"), one + ".git"):
-            if name not in trusted:
-                trusted.append(name)
-    return "".join(
-        ["[include]\n\tpath = %s\n" % quoted(name) for name in own]
-        + ["[safe]\n"]
-        + ["\tdirectory = %s\n" % quoted(name) for name in trusted]
-    )
+    places = (path, os.path.realpath(path))
+    trusted = dict.fromkeys(name for one in places for name in (one, os.path.join(one, ".git"), one + ".git"))
+    lines = ["[include]\n\tpath = %s\n" % quoted(name) for name in own]
+    return "".join([*lines, "[safe]\n", *("\tdirectory = %s\n" % quoted(name) for name in trusted)])
 
 
 def names_of(listing):
@@ -294,16 +281,11 @@ def choose(version, tags, branches, commits):
         raise SourceError(unknown(version, tags, branches))
     kind, chosen = candidates[0]
     if kind == "commit" and len(found) > 1:
-        raise SourceError(
-            "%s is the start of %d commits (%s); give more digits"
-            % (version, len(found), ", ".join(one[:12] for one in found[:5]))
-        )
+        some = ", ".join(one[:12] for one in found[:5])
+        raise SourceError("%s is the start of %d commits (%s); give more digits" % (version, len(found), some))
     others = sorted({other for other, _object in candidates[1:] if other != kind})
-    return (
-        kind,
-        chosen,
-        ["%s is a %s and also a %s; the %s is taken" % (version, kind, " and a ".join(others), kind)] if others else [],
-    )
+    note = "%s is a %s and also a %s; the %s is taken" % (version, kind, " and a ".join(others), kind)
+    return kind, chosen, [note] if others else []
 
 
 def unknown(version, tags, branches):
@@ -322,12 +304,8 @@ def unknown(version, tags, branches):
         more = "there are: %s" % ", ".join(names)
     else:
         more = "the name resembles none of them"
-    return "there is no tag, branch or commit %s in the repository (%s, %s); %s" % (
-        version,
-        count(len(tags), "tag"),
-        count(len(branches), "branch"),
-        more,
-    )
+    there = (count(len(tags), "tag"), count(len(branches), "branch"))
+    return "there is no tag, branch or commit %s in the repository (%s, %s); %s" % (version, *there, more)
 
 
 class Git:
@@ -363,16 +341,14 @@ class Git:
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-            raise SourceError(
-                "git %s did not end in time; raise timeout_seconds, or see what keeps the repository" % arguments[0]
-            )
+            why = "git %s did not end in time; raise timeout_seconds, or see what keeps the repository"
+            raise SourceError(why % arguments[0])
         said = errors.end()
         data = output.end() if output else b""
         if errors.full or output and output.full:
-            raise SourceError(
-                "git %s wrote more than %d MiB, more than any version of an application needs"
-                % (arguments[0], (OUTPUT_BYTES if output and output.full else MESSAGE_BYTES) >> 20)
-            )
+            limit = (OUTPUT_BYTES if output and output.full else MESSAGE_BYTES) >> 20
+            why = "git %s wrote more than %d MiB, more than any version of an application needs"
+            raise SourceError(why % (arguments[0], limit))
         if child.returncode != 0:
             raise Failed(reason(said.decode(errors="replace")))
         return data
@@ -443,17 +419,9 @@ class Mirror:
 
     def commits(self, digits):
         """Return the commits that start with these digits."""
-        found = self.git.text("rev-parse", "--disambiguate=" + digits).split()
-        kinds = (
-            self.git.run(
-                "cat-file",
-                "--batch-check=%(objectname) %(objecttype)",
-                stdin="".join(one + "\n" for one in found).encode(),
-            )
-            .decode()
-            .splitlines()
-        )
-        return [line.split()[0] for line in kinds if line.endswith(" commit")]
+        found = "".join(one + "\n" for one in self.git.text("rev-parse", "--disambiguate=" + digits).split())
+        kinds = self.git.run("cat-file", "--batch-check=%(objectname) %(objecttype)", stdin=found.encode())
+        return [line.split()[0] for line in kinds.decode().splitlines() if line.endswith(" commit")]
 
     def fetch(self):
         """Refresh the mirror; returns whether something was new."""
@@ -462,11 +430,11 @@ class Mirror:
             self.git.run("fetch", "--quiet", "--prune", "--force", "--no-tags", "--no-write-fetch-head", "origin")
         except Failed as error:
             if "fsck error" in str(error):
-                raise SourceError(
+                why = (
                     "the repository %s is rejected, it holds a damaged or malicious object (%s); where that is known to"
-                    " be harmless, `git config --global fetch.fsck.<name of the fault> ignore` accepts it"
-                    % (self.address.url, error)
                 )
+                why += " be harmless, `git config --global fetch.fsck.<name of the fault> ignore` accepts it"
+                raise SourceError(why % (self.address.url, error))
             try:
                 self.git.run("ls-remote", "--quiet", "origin", "HEAD")
             except Failed as second:
@@ -482,17 +450,11 @@ class Mirror:
     def resolve(self, version):
         """Return (kind, revision, notes, fetched)."""
         digits = version.lower()
-        fetched = False
-        if not (WHOLE_COMMIT.match(digits) and self.commits(digits)):
+        fetched, whole = False, WHOLE_COMMIT.match(digits)
+        if not (whole and self.commits(digits)):
             fetched = self.fetch()
-            tags, branches = names_of(self.listing())
-            if (
-                WHOLE_COMMIT.match(digits)
-                and version not in tags
-                and version not in branches
-                and not self.commits(digits)
-                and not self.published
-            ):
+            names = {name for table in names_of(self.listing()) for name in table}
+            if whole and version not in names and not self.commits(digits) and not self.published:
                 self.fetch_commit(digits)
         kind, found, notes = choose(version, *names_of(self.listing()), self.commits)
         if self.published and not self.git.text("for-each-ref", "--count=1", "--contains", found):
@@ -504,18 +466,8 @@ class Mirror:
 
     def files(self, revision, exclude):
         """Return [(mode, object, path)] of what an archive of the revision holds."""
-        fields = self.git.run(
-            "diff-tree",
-            "-r",
-            "-z",
-            "--no-renames",
-            "--no-abbrev",
-            "--raw",
-            EMPTY_TREE,
-            revision,
-            "--",
-            *pathspec(exclude),
-        ).split(b"\0")
+        words = ("diff-tree", "-r", "-z", "--no-renames", "--no-abbrev", "--raw", EMPTY_TREE, revision, "--")
+        fields = self.git.run(*words, *pathspec(exclude)).split(b"\0")
         entries = []
         for head, path in zip(fields[::2], fields[1::2]):
             words = head.decode().split()
@@ -598,10 +550,9 @@ def refuse_hostile_paths(version, entries, targets):
         if path not in targets or leaves(path, targets):
             found.append("the symbolic link %r leads out of the tree" % path)
     if found:
-        raise SourceError(
-            "version %s is rejected, its tree is damaged or malicious: %s%s"
-            % (version, printable("; ".join(found[:5])), "; and %d more" % (len(found) - 5) if len(found) > 5 else "")
-        )
+        more = "; and %d more" % (len(found) - 5) if len(found) > 5 else ""
+        what = printable("; ".join(found[:5])) + more
+        raise SourceError("version %s is rejected, its tree is damaged or malicious: %s" % (version, what))
 
 
 def leaves(path, targets):
@@ -705,10 +656,8 @@ def look(mirror, version, archive, exclude, requirements, application):
     entries = mirror.files(revision, exclude)
     size = sum(mirror.sizes([entry for entry in entries if entry[0] != "160000"]))
     if size > SOURCE_BYTES:
-        raise SourceError(
-            "version %s has %d MiB of files, and a release may have %d; leave some out (shiftmaster_source_exclude)"
-            % (version, size >> 20, SOURCE_BYTES >> 20)
-        )
+        why = "version %s has %d MiB of files, and a release may have %d; leave some out (shiftmaster_source_exclude)"
+        raise SourceError(why % (version, size >> 20, SOURCE_BYTES >> 20))
     refuse_hostile_paths(version, entries, mirror.targets(entries))
     texts = mirror.texts([entry for entry in entries if migrations.wanted(entry[2]) or entry[2] == ".gitattributes"])
     if any(mode == "160000" for mode, _object, _path in entries):
@@ -726,9 +675,7 @@ def look(mirror, version, archive, exclude, requirements, application):
         "kind": kind,
         "subject": printable(subject),
         "version": revision[:10] if kind == "commit" else re.sub(r"^refs/(tags|heads)/", "", version),
-        "committed": datetime.datetime.fromtimestamp(int(committed), datetime.timezone.utc).strftime(
-            "%Y-%m-%dT%H:%M:%SZ"
-        ),
+        "committed": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(committed))),
         "archive": path,
         "archive_sha256": digest,
         "migrations": records,

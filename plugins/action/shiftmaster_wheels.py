@@ -138,9 +138,8 @@ def refuse_what_is_no_package(lines):
     wrong = [line for line in names if not PACKAGE.match(line) or ARCHIVE.search(line)]
     wrong += [line for line in lines if re.match(r"-e|--e", line)]
     if wrong:
-        raise WheelsError(
-            "no wheel can stand for the requirement %s: name a package and its version" % " and ".join(wrong)
-        )
+        why = "no wheel can stand for the requirement %s: name a package and its version"
+        raise WheelsError(why % " and ".join(wrong))
 
 
 def has_hashes(lines):
@@ -158,9 +157,8 @@ def refuse_hostile_options(lines, environment):
         for word in words[options[0] :] if options else []:
             allowed = OPTIONS if options[0] == 0 else ("--hash",)
             if word[0] == "-" and word.partition("=")[0] not in allowed or re.search(r"[\"'\\]|:none:", word):
-                raise WheelsError(
-                    "the requirements hold %s (in %s), which is not allowed on the controller" % (word, line)
-                )
+                why = "the requirements hold %s (in %s), which is not allowed on the controller"
+                raise WheelsError(why % (word, line))
         for name in re.findall(r"\$\{([A-Z0-9_]+)\}", line):
             if name not in environment:
                 raise WheelsError("the requirements read the controller's variable %s" % name)
@@ -219,20 +217,14 @@ def platforms(interpreter):
 
 
 def called(interpreter):
-    return "Python %s on %s%s" % (
-        interpreter["markers"]["python_full_version"],
-        interpreter["machine"],
-        " (glibc %s)" % interpreter["glibc"] if interpreter["glibc"] else "",
-    )
+    library = " (glibc %s)" % interpreter["glibc"] if interpreter["glibc"] else ""
+    return "Python %s on %s%s" % (interpreter["markers"]["python_full_version"], interpreter["machine"], library)
 
 
 def identity(interpreter):
     """Return what wheels are chosen by, without what changes with every kernel."""
-    markers = {
-        name: value
-        for name, value in interpreter["markers"].items()
-        if name not in ("platform_release", "platform_version")
-    }
+    kernel = ("platform_release", "platform_version")
+    markers = {name: value for name, value in interpreter["markers"].items() if name not in kernel}
     return dict(interpreter, markers=markers)
 
 
@@ -273,10 +265,8 @@ class Pip:
             raise WheelsError("pip on the controller did not end in time; see what keeps its index")
         said = done.stdout.decode(errors="replace")
         if "No module named 'pip'" in said or "No module named pip" in said:
-            raise WheelsError(
-                "%s, which Ansible runs with on the controller, has no pip; `%s -m ensurepip` installs it"
-                % (sys.executable, sys.executable)
-            )
+            why = "{0}, which Ansible runs with on the controller, has no pip; `{0} -m ensurepip` installs it"
+            raise WheelsError(why.format(sys.executable))
         return done.returncode, said
 
     def download(self, requirements, constraints):
@@ -327,20 +317,12 @@ class Pip:
 
     def absent(self, missing):
         place = "the directory %s of the controller" % self.params["directory"] if self.offline else "pip's index"
-        text = "%s has no wheel for %s of: %s" % (
-            place,
-            called(self.params["interpreter"]),
-            ", ".join(missing),
-        )
-        if self.offline:
-            text += "; put them there (docs/operations-guide.md, chapter on closed networks)"
-        else:
-            text += (
-                "; build them once where their code may run, with the hosts' Debian (`pip wheel`), and give them by"
-                " shiftmaster_wheels: directory, or let the hosts build them with shiftmaster_wheels: none"
-                " (docs/operations-guide.md, chapter on closed networks)"
-            )
-        return text
+        text = "%s has no wheel for %s of: %s; " % (place, called(self.params["interpreter"]), ", ".join(missing))
+        text += "put them there" if self.offline else (
+            "build them once where their code may run, with the hosts' Debian (`pip wheel`), and give them by"
+            " shiftmaster_wheels: directory, or let the hosts build them with shiftmaster_wheels: none"
+        )  # fmt: skip
+        return text + " (docs/operations-guide.md, chapter on closed networks)"
 
 
 def last_lines(text, count=12):
@@ -360,9 +342,8 @@ def listing(directory):
     try:
         names = sorted(name for name in os.listdir(directory) if name.endswith(".whl"))
     except OSError as error:
-        raise WheelsError(
-            "the directory of wheels %s cannot be read on the controller: %s" % (directory, error.strerror)
-        )
+        why = "the directory of wheels %s cannot be read on the controller: %s"
+        raise WheelsError(why % (directory, error.strerror))
     if not names:
         raise WheelsError("the directory %s of the controller holds no wheels (files *.whl)" % directory)
     found = (os.stat(os.path.join(directory, name)) for name in names)
@@ -407,14 +388,8 @@ def run(params):
     offline = params["source"] == "directory"
     if offline and not params["directory"]:
         raise WheelsError("shiftmaster_wheels is directory, and shiftmaster_wheels_dir names none")
-    asked = [
-        params["source"],
-        listing(params["directory"]) if offline else [],
-        requirements,
-        constraints,
-        extra,
-        identity(params["interpreter"]),
-    ]
+    there = listing(params["directory"]) if offline else []
+    asked = [params["source"], there, requirements, constraints, extra, identity(params["interpreter"])]
     key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
     root = os.path.join(params["cache_dir"], "wheels")
     directory = os.path.join(root, key)
@@ -440,9 +415,8 @@ def collect(params, root, directory, requirements, constraints, deadline):
             pip.collect(requirements, constraints)
         if params["extra_requirements"]:
             collect_extra(pip, params["extra_requirements"])
-        wheels = [
-            {"name": name, "sha256": sha256(os.path.join(pip.found, name))} for name in sorted(os.listdir(pip.found))
-        ]
+        names = sorted(os.listdir(pip.found))
+        wheels = [{"name": name, "sha256": sha256(os.path.join(pip.found, name))} for name in names]
         with open(os.path.join(scratch, "wheels.json"), "w", encoding="utf-8") as stream:
             json.dump(wheels, stream)
         for name in os.listdir(scratch):

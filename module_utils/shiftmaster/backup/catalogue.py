@@ -156,24 +156,21 @@ def _stanza(item: dict) -> Stanza:
         code=_whole(item["status"]["code"]),
         message=_text(item["status"]["message"]),
         busy=any(lock["held"] for lock in item["status"].get("lock", {}).values()),
-        repos=tuple(
-            Repo(
-                _whole(one["key"]),
-                _whole(one["status"]["code"]),
-                _text(one["status"]["message"]),
-                one["cipher"] != "none",
-            )
-            for one in item["repo"]
-        ),
+        repos=tuple(map(_repo, item["repo"])),
         databases=databases,
-        archives=tuple(
-            Archive(
-                one["id"], _whole(one["database"]["id"]), _whole(one["database"]["repo-key"]), one["min"], one["max"]
-            )
-            for one in item["archive"]
-        ),
+        archives=tuple(map(_archive, item["archive"])),
         backups=tuple(sorted(backups, key=lambda backup: (backup.started, backup.label, backup.repo))),
     )
+
+
+def _repo(item: dict) -> Repo:
+    status = item["status"]
+    return Repo(_whole(item["key"]), _whole(status["code"]), _text(status["message"]), item["cipher"] != "none")
+
+
+def _archive(item: dict) -> Archive:
+    database = item["database"]
+    return Archive(item["id"], _whole(database["id"]), _whole(database["repo-key"]), item["min"], item["max"])
 
 
 def _backup(item: dict, databases: dict) -> Backup:
@@ -230,23 +227,16 @@ def stanza_result(stanza: Stanza, system_id: Optional[int] = None) -> Result:
         problems.append(Problem(code, "%s (%s)" % (what, _first_line(stanza.message))))
     for repo in stanza.repos:
         database = stanza.current_database(repo.key)
+        own = [backup for backup in stanza.of(repo.key) if backup.database_id == getattr(database, "id", None)]
         if system_id is not None and database is not None and database.system_id != system_id:
-            problems.append(
-                Problem(
-                    "other_system",
-                    "repository %d is of the cluster %d, but the one that runs is %d: stanza-upgrade and a full backup"
-                    % (repo.key, database.system_id, system_id),
-                )
-            )
-        elif repo.code == OK and not [
-            backup for backup in stanza.of(repo.key) if backup.database_id == getattr(database, "id", None)
-        ]:
+            what = "repository %d is of the cluster %d, but the one that runs is %d: stanza-upgrade and a full backup"
+            problems.append(Problem("other_system", what % (repo.key, database.system_id, system_id)))
+        elif repo.code == OK and not own:
             problems.append(Problem("no_backup", "repository %d holds no backup of the cluster of today" % repo.key))
     for backup in stanza.backups:
         if backup.error:
-            problems.append(
-                Problem("page_checksums", "backup %s holds pages with wrong checksums" % backup.label, backup.label)
-            )
+            what = "backup %s holds pages with wrong checksums" % backup.label
+            problems.append(Problem("page_checksums", what, backup.label))
         try:
             stanza.chain(backup.label, backup.repo)
         except CatalogueError as error:

@@ -137,34 +137,16 @@ class Host:
             self.run("ending %s" % unit, "systemctl", "stop", unit, timeout=60, fine=range(256))
             raise
 
-    def run(
-        self,
-        what: str,
-        *command: str,
-        env=None,
-        timeout: float = 0,
-        stdin: str = "",
-        fine=(0,),
-        limit: int = 0,
-        watch=None,
-    ):
+    def run(self, what: str, *command: str, env=None, timeout=0.0, stdin="", fine=(0,), limit: int = 0, watch=None):
         """Run a command to its end; returns what subprocess.run does. Raises BackupError where its code is not fine.
 
         limit: how many bytes it may write. watch: called each second; what it returns is why the command is ended.
         """
         seconds = timeout or self.options["timeout_seconds"]
         try:
-            child = subprocess.Popen(
-                command,
-                env=env,
-                cwd="/",
-                text=True,
-                errors="replace",
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            text = {"text": True, "errors": "replace"}
+            child = subprocess.Popen(command, env=env, cwd="/", start_new_session=True, **text, **pipes)
         except OSError as error:
             raise BackupError("%s: %s" % (what, error))
         try:
@@ -226,21 +208,10 @@ class Host:
 
         psql holds what it is sent: the unit's MemoryMax bounds that, and only then are bytes counted here.
         """
-        done = self.run(
-            "querying database %s" % (name or self.database["name"]),
-            os.path.join(self.bin, "psql"),
-            "-XqAt",
-            "-w",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-F",
-            "\x1f",
-            env=self.environment(name),
-            stdin=sql,
-            timeout=timeout or QUERY_SECONDS,
-            limit=ROWS_BYTES,
-        )
-        return rows_of(done.stdout)
+        what = "querying database %s" % (name or self.database["name"])
+        command = (os.path.join(self.bin, "psql"), "-XqAt", "-w", "-v", "ON_ERROR_STOP=1", "-F", "\x1f")
+        options = {"stdin": sql, "timeout": timeout or QUERY_SECONDS, "limit": ROWS_BYTES}
+        return rows_of(self.run(what, *command, env=self.environment(name), **options).stdout)
 
     # -- room --------------------------------------------------------------------------------------------------------
 

@@ -46,23 +46,15 @@ def init(host: Host) -> list:
 def listing(host: Host) -> list:
     """Every run that can be restored from, newest last: its parts and what is verified. Then what cannot be read."""
     found = manifests.history("%s/manifests" % host.directory)
-    return [
-        {
-            "run": manifest["run_id"],
-            "started": manifest["started"],
-            "release": manifest["release"],
-            "result": manifest["result"],
-            "parts": {
-                name: {
-                    "result": part["result"],
-                    "kind": part.get("kind", ""),
-                    "label": part.get("label", ""),
-                    "size_bytes": part.get("size_bytes", 0),
-                    "verified": any(item["how"] == manifests.RESTORED and item["good"] for item in part["verified"]),
-                }
-                for name, part in manifest["parts"].items()
-            },
-        }
-        for manifest in found.manifests
-        if manifest["ended"]
-    ] + [{"damaged": problem} for problem in found.problems]
+
+    def listed(part):
+        verified = any(item["how"] == manifests.RESTORED and item["good"] for item in part["verified"])
+        texts = {"kind": part.get("kind", ""), "label": part.get("label", "")}
+        return dict(texts, result=part["result"], size_bytes=part.get("size_bytes", 0), verified=verified)
+
+    runs = []
+    for manifest in (one for one in found.manifests if one["ended"]):
+        run = {name: manifest[name] for name in ("started", "release", "result")}
+        parts = {name: listed(part) for name, part in manifest["parts"].items()}
+        runs.append(dict(run, run=manifest["run_id"], parts=parts))
+    return runs + [{"damaged": problem} for problem in found.problems]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import calendar
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -31,107 +32,70 @@ RESTORED = "restore_test"
 
 _TIME = {"type": "string", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$"}
 _TIME_OR_NOT_YET = {"type": ["string", "null"], "pattern": _TIME["pattern"]}
-_TEXT = {"type": "string"}
+
+
+def _text(pattern):
+    return {"type": "string", "pattern": pattern}
+
+
+def _mapping(required, **properties):
+    """Return the schema of an object that has these properties, and no other."""
+    return {
+        "type": "object", "required": required.split(), "additionalProperties": False, "properties": properties
+    }  # fmt: skip
+
+
+def _list(items):
+    return {"type": "array", "items": items}
+
+
+_TEXT, _SOME_TEXT = {"type": "string"}, {"type": "string", "minLength": 1}
 # No character that a terminal obeys, as a line of a report has it.
-_LINE = {"type": "string", "pattern": r"^[^\x00-\x1f\x7f-\x9f]{0,300}$"}
+_LINE = _text(r"^[^\x00-\x1f\x7f-\x9f]{0,300}$")
 # Part of a path: it leads to no other directory.
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"
+_NAME = _text(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")
 # Relative, without `..`.
-_RELATIVE = r"^(?!/)(?!(.*/)?\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,4000}$"
+_RELATIVE = _text(r"^(?!/)(?!(.*/)?\.\.(/|$))[^\x00-\x1f\x7f-\x9f]{1,4000}$")
 # More than any disk has: reports and plans divide it, and a float has an end.
 _BYTES = {"type": "integer", "minimum": 0, "maximum": 2**63}
-_PROBLEMS = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["code", "what", "where"],
-        "additionalProperties": False,
-        "properties": {"code": {"type": "string", "pattern": "^[a-z0-9_]+$"}, "what": _TEXT, "where": _TEXT},
-    },
-}
-_SEGMENT = {"type": "string", "pattern": "^[0-9A-F]{24}$"}
-_PART = {
-    "type": "object",
-    "required": ["result", "started", "ended", "problems", "verified"],
-    "additionalProperties": False,
-    "properties": {
-        "result": {"enum": list(RESULTS)},
-        "started": _TIME_OR_NOT_YET,
-        "ended": _TIME_OR_NOT_YET,
-        "kind": {"enum": ["full", "diff", "incr"]},
-        # The backup's name in its own tool: a label, a snapshot, a directory.
-        "label": {"type": "string", "pattern": _NAME},
-        "location": {"type": "string", "minLength": 1},
-        "offsite": _TEXT,
-        "size_bytes": _BYTES,  # Of what a restore would bring back.
-        "added_bytes": _BYTES,  # By how much the repository grew.
-        "checksums": {
-            "type": "object",
-            "propertyNames": {"type": "string", "pattern": _RELATIVE},
-            "additionalProperties": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-        },
-        "tools": {"type": "object", "additionalProperties": _TEXT},
-        "problems": _PROBLEMS,
-        "verified": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["how", "at", "good", "what"],
-                "additionalProperties": False,
-                "properties": {
-                    "how": {"type": "string", "pattern": "^[a-z0-9_]+$"},
-                    "at": _TIME,
-                    "good": {"type": "boolean"},
-                    "what": _TEXT,
-                    "label": _TEXT,  # Of the backup that was restored, where it is not this run's own.
-                },
-            },
-        },
-        "wal": {
-            "type": "object",
-            "required": ["start", "stop"],
-            "additionalProperties": False,
-            "properties": {"start": _SEGMENT, "stop": _SEGMENT, "verified": _SEGMENT},
-        },
-        "restore_point": {"type": "string", "minLength": 1},
-        "system_id": {"type": "integer", "minimum": 1},
-        "rows": {"type": "object", "additionalProperties": _BYTES},  # Of each table, when it was saved.
-    },
-}
-SCHEMA = {
-    "type": "object",
-    "required": ["format", "run_id", "host", "started", "ended", "result", "release", "parts", "problems"],
-    "additionalProperties": False,
-    "properties": {
-        "format": {"enum": [FORMAT]},
-        "run_id": {"type": "string", "pattern": _NAME},
-        "host": {"type": "string", "minLength": 1},
-        "started_by": _TEXT,
-        "started": _TIME,
-        "ended": _TIME_OR_NOT_YET,
-        "result": {"enum": list(RESULTS)},
-        "release": {
-            "type": "object",
-            "required": ["name", "migrations"],
-            "additionalProperties": False,
-            "properties": {
-                "name": _LINE,
-                "version": _LINE,
-                "revision": _LINE,
-                "migrations": {"type": ["integer", "null"], "minimum": 0},
-            },
-        },
-        "parts": {
-            "type": "object",
-            "minProperties": 1,
-            "additionalProperties": False,
-            "properties": dict.fromkeys(PARTS, _PART),
-        },
-        "removed": {"type": "array", "items": _TEXT},  # What the retention let go.
-        "problems": _PROBLEMS,
-        "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    },
-}
+_CODE, _SEGMENT, _SHA256 = _text("^[a-z0-9_]+$"), _text("^[0-9A-F]{24}$"), _text("^[0-9a-f]{64}$")
+_PROBLEMS = _list(_mapping("code what where", code=_CODE, what=_TEXT, where=_TEXT))
+_RUN = {"result": {"enum": list(RESULTS)}, "ended": _TIME_OR_NOT_YET, "problems": _PROBLEMS}
+_PART = _mapping(
+    "result started ended problems verified",
+    **_RUN,
+    started=_TIME_OR_NOT_YET,
+    kind={"enum": ["full", "diff", "incr"]},
+    label=_NAME,  # The backup's name in its own tool: a label, a snapshot, a directory.
+    location=_SOME_TEXT,
+    offsite=_TEXT,
+    size_bytes=_BYTES,  # Of what a restore would bring back.
+    added_bytes=_BYTES,  # By how much the repository grew.
+    checksums={"type": "object", "propertyNames": _RELATIVE, "additionalProperties": _SHA256},
+    tools={"type": "object", "additionalProperties": _TEXT},
+    # The label is that of the backup that was restored, where it is not this run's own.
+    verified=_list(
+        _mapping("how at good what", how=_CODE, at=_TIME, good={"type": "boolean"}, what=_TEXT, label=_TEXT)
+    ),
+    wal=_mapping("start stop", start=_SEGMENT, stop=_SEGMENT, verified=_SEGMENT),
+    restore_point=_SOME_TEXT,
+    system_id={"type": "integer", "minimum": 1},
+    rows={"type": "object", "additionalProperties": _BYTES},  # Of each table, when it was saved.
+)
+_MIGRATIONS = {"type": ["integer", "null"], "minimum": 0}
+SCHEMA = _mapping(
+    "format run_id host started ended result release parts problems",
+    **_RUN,
+    format={"enum": [FORMAT]},
+    run_id=_NAME,
+    host=_SOME_TEXT,
+    started_by=_TEXT,
+    started=_TIME,
+    release=_mapping("name migrations", name=_LINE, version=_LINE, revision=_LINE, migrations=_MIGRATIONS),
+    parts=dict(_mapping("", **dict.fromkeys(PARTS, _PART)), minProperties=1),
+    removed=_list(_TEXT),  # What the retention let go.
+    sha256=_SHA256,
+)
 
 
 class ManifestError(Exception):
@@ -154,22 +118,12 @@ def seconds_of(text: str) -> int:
 
 def begin(run_id: str, host: str, parts: Iterable, now: float, release: Optional[dict] = None, **more) -> dict:
     """Return the manifest of a run that is about to save these parts."""
+    waiting = {"result": "waiting", "started": None, "ended": None, "problems": [], "verified": []}
     return dict(
-        more,
-        format=FORMAT,
-        run_id=run_id,
-        host=host,
-        started=moment(now),
-        ended=None,
-        result="running",
+        more, format=FORMAT, run_id=run_id, host=host, started=moment(now), ended=None, result="running",
         release=dict({"name": "", "migrations": None}, **(release or {})),
-        parts={
-            name: {"result": "waiting", "started": None, "ended": None, "problems": [], "verified": []}
-            for name in PARTS
-            if name in set(parts)
-        },
-        problems=[],
-    )
+        parts={name: copy.deepcopy(waiting) for name in PARTS if name in set(parts)}, problems=[],
+    )  # fmt: skip
 
 
 def start(manifest: dict, part: str, now: float) -> None:
@@ -259,11 +213,7 @@ def differences(value, schema: dict, place: str = "manifest") -> list:
     found = []
     if isinstance(value, str):
         # Not search(): `$` also matches before a line feed at the end.
-        if (
-            len(value) < schema.get("minLength", 0)
-            or "pattern" in schema
-            and not re.fullmatch(schema["pattern"], value)
-        ):
+        if len(value) < schema.get("minLength", 0) or not re.fullmatch(schema.get("pattern", "(?s).*"), value):
             found.append("%s is %.200r, which has not its form" % (place, value))
         elif schema.get("pattern") == _TIME["pattern"]:
             try:
@@ -447,13 +397,10 @@ def metrics(manifests: Iterable, wal_gaps=None, wal_newest=None, next_run=None, 
                 values["shiftmaster_backup_last_success_timestamp_seconds", kind] = ended
             values["shiftmaster_backup_size_bytes", kind] = part["size_bytes"]
             values["shiftmaster_backup_duration_seconds", kind] = ended - started
-    for name, value in (
-        ("shiftmaster_backup_wal_gaps", wal_gaps),
-        ("shiftmaster_backup_wal_newest_timestamp_seconds", wal_newest),
-        ("shiftmaster_backup_next_run_timestamp_seconds", next_run),
-    ):
+    for name, value in (("wal_gaps", wal_gaps), ("wal_newest_timestamp_seconds", wal_newest),
+                        ("next_run_timestamp_seconds", next_run)):  # fmt: skip
         if value is not None:
-            values[name, ""] = value
+            values["shiftmaster_backup_" + name, ""] = value
     lines = []
     for metric, text in HELP.items():
         series = sorted((kind, value) for (name, kind), value in values.items() if name == metric)

@@ -128,16 +128,9 @@ def room(needed: int, free: int, total: int, where: str, what: str = "the backup
     spare = max(SPARE_BYTES, math.ceil(total * SPARE_SHARE))
     if needed + spare <= free:
         return result(())
-    return result(
-        [
-            Problem(
-                "no_room",
-                "%s needs about %s in %s, where %s are free and %s must stay so"
-                % (what, _readable(needed), where, _readable(free), _readable(spare)),
-                where,
-            )
-        ]
-    )
+    text = "%s needs about %s in %s, where %s are free and %s must stay so"
+    values = (what, _readable(needed), where, _readable(free), _readable(spare))
+    return result([Problem("no_room", text % values, where)])
 
 
 def _readable(size: float) -> str:

@@ -132,9 +132,8 @@ def pack_received(host: Host, request: dict) -> dict:
     """Pack these segments for the host on which the database is restored."""
     names, path = received(host), os.path.join(host.directory, "outgoing", request["id"] + "-wal.tar")
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    host.run(
-        "packing WAL", "tar", "--create", "--file", path, "--directory", os.path.join(host.directory, "wal"), *names
-    )
+    place = os.path.join(host.directory, "wal")
+    host.run("packing WAL", "tar", "--create", "--file", path, "--directory", place, *names)
     return {"restored": "%d segments" % len(names), "archive": path, "segments": len(names)}
 
 
@@ -267,9 +266,8 @@ def database_here(host: Host, request: dict) -> dict:
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
             if to_the_end:
                 _wait_for_end_of_archive(host, request, log, behind)
-                host.as_postgres(
-                    "promoting the database", os.path.join(host.bin, "pg_ctl"), "--pgdata", data, "--wait", "promote"
-                )
+                promote = (os.path.join(host.bin, "pg_ctl"), "--pgdata", data, "--wait", "promote")
+                host.as_postgres("promoting the database", *promote)
             _wait_for_end_of_recovery(host, data)
             _forget_the_recovery(host, data)
             _archive_received(host, data, received_dir)
@@ -281,21 +279,15 @@ def database_here(host: Host, request: dict) -> dict:
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600, fine=range(256))
             raise
         os.unlink(MARKER)
-    return {
-        "restored": chosen.text,
-        "seconds": round(time.monotonic() - began, 1),
-        "kept": aside if os.path.exists(aside) else "",
-    }
+    kept = aside if os.path.exists(aside) else ""
+    return {"restored": chosen.text, "seconds": round(time.monotonic() - began, 1), "kept": kept}
 
 
 def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -> None:
     """Wait until a standby has read all that there is; refuse an end that comes too early."""
     seen, since, deadline = None, time.monotonic(), time.monotonic() + _limit(host)
-    last = request.get("last_segment", "")
-    attempts = 0
-    while attempts < ATTEMPTS and time.monotonic() - since < (
-        STILL_SECONDS if not last or last in (seen or ()) else SLOW_SECONDS
-    ):
+    last, attempts, limit = request.get("last_segment", ""), 0, STILL_SECONDS
+    while attempts < ATTEMPTS and time.monotonic() - since < limit:
         if time.monotonic() > deadline:
             raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
         with os.fdopen(safe_files.open_file(log), encoding="utf-8", errors="replace") as stream:
@@ -309,6 +301,7 @@ def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -
         attempts = text.rpartition("restored log file")[2].count("waiting for WAL to become available")
         if now != seen:
             seen, since = now, time.monotonic()
+        limit = STILL_SECONDS if not last or last in seen else SLOW_SECONDS
         time.sleep(1)
     _require_the_end(request, text)
 
@@ -350,9 +343,8 @@ def _move(host: Host, data: str, aside: str) -> None:
         if error.errno not in NOT_RENAMED:
             raise
         # As postgres, who could put links in the way of root.
-        host.as_postgres(
-            "keeping the database of before", "cp", "--archive", "--no-target-directory", data, aside + ".part"
-        )
+        copy = ("cp", "--archive", "--no-target-directory", data, aside + ".part")
+        host.as_postgres("keeping the database of before", *copy)
         safe_files.rename(aside + ".part", os.path.basename(aside))
         _empty(host, data)
 
@@ -415,9 +407,8 @@ def _state(host: Host) -> str:
 def _came_up(data: str) -> bool:
     """Whether recovery has ended: PostgreSQL then removes or renames each of these signs of it."""
     signs = ("backup_label", "recovery.signal", "standby.signal")
-    return os.path.exists(os.path.join(data, "global", "pg_control")) and not any(
-        os.path.exists(os.path.join(data, name)) for name in signs
-    )
+    left = any(os.path.exists(os.path.join(data, name)) for name in signs)
+    return os.path.exists(os.path.join(data, "global", "pg_control")) and not left
 
 
 def undo_at_boot(host: Host) -> None:
@@ -490,30 +481,24 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
     """Query the local server as postgres until it accepts writes."""
     deadline = time.monotonic() + _limit(host)
     while True:
-        done = host.as_postgres(
-            "querying the restored database", os.path.join(host.bin, "psql"), "-XqAt", "-w", "-d", "postgres", "-c",
-            "SELECT pg_is_in_recovery()", fine=(0, 1, 2), timeout=60,
-        )  # fmt: skip
-        if done.stdout.strip() == "f":
+        if _ask_here(host, "SELECT pg_is_in_recovery()", fine=(0, 1, 2), timeout=60).strip() == "f":
             return
         if _state(host) not in ("active", "activating"):
             fatal = []
             with contextlib.suppress(OSError):
                 text = safe_files.read_tail(_log_of(host), 8192).decode("utf-8", "replace")
                 fatal = [line for line in text.splitlines() if re.search("FATAL|PANIC", line)]
-            raise BackupError(
-                "the restored database does not come up: %s" % (tail(fatal[-1]) if fatal else "see its log")
-            )
+            why = tail(fatal[-1]) if fatal else "see its log"
+            raise BackupError("the restored database does not come up: %s" % why)
         if time.monotonic() > deadline:
             raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
         time.sleep(0.5)
 
 
-def _ask_here(host: Host, *statements: str) -> str:
-    words = [word for statement in statements for word in ("-c", statement)]
-    program = os.path.join(host.bin, "psql")
-    done = host.as_postgres("querying the restored database", program, "-XqAt", "-w", "-d", "postgres", *words)
-    return done.stdout
+def _ask_here(host: Host, *statements: str, **more) -> str:
+    words = [os.path.join(host.bin, "psql"), "-XqAt", "-w", "-d", "postgres"]
+    words += [word for statement in statements for word in ("-c", statement)]
+    return host.as_postgres("querying the restored database", *words, **more).stdout
 
 
 def _forget_the_recovery(host: Host, data: str) -> None:
@@ -540,10 +525,8 @@ def _require_room(host: Host, chosen: Plan) -> None:
     place = host.options["scratch"]
     free, needed = host.free_bytes(place), chosen.size_bytes * 1.1
     if free < needed:
-        raise BackupError(
-            "there is too little room in %s for the restored database: %s free, %s needed"
-            % (place, report.sized(free), report.sized(needed))
-        )
+        sizes = (place, report.sized(free), report.sized(needed))
+        raise BackupError("there is too little room in %s for the restored database: %s free, %s needed" % sizes)
 
 
 def _archive_until_now(host: Host) -> None:
@@ -607,16 +590,13 @@ def table(host: Host, request: dict) -> dict:
             as_written = ".".join('"%s"' % one for one in whole.split("."))
             found = server.ask(TREE_SQL % (_text(whole), _text(as_written)), database)
             if not found:
-                raise BackupError(
-                    "there is no table %s in database %s; it was looked for in this: %s" % (name, database, chosen.text)
-                )
+                why = "there is no table %s in database %s; it was looked for in this: %s"
+                raise BackupError(why % (name, database, chosen.text))
             if found[0][1] not in ("r", "p"):
                 raise BackupError("%s of database %s is no table, and has no rows of its own" % (name, database))
             rows = server.ask("SELECT count(*) FROM %s" % found[0][0], database)[0][0]
-            server.client(
-                "pg_dump of %s" % name, "pg_dump", "--no-password", "--format=custom", "--file", path,
-                *["--table=%s" % one[0] for one in found], database, write=[directory],
-            )  # fmt: skip
+            words = ["--no-password", "--format=custom", "--file", path, *["--table=%s" % one[0] for one in found]]
+            server.client("pg_dump of %s" % name, "pg_dump", *words, database, write=[directory])
     return {"restored": chosen.text, "file": path, "rows": int(rows), "database": database, "table": name}
 
 
@@ -631,7 +611,7 @@ def _require_target(host: Host, into: str) -> str:
         raise BackupError("into=%s is no directory to restore into" % into)
     # By its own name, and by the one that links make of it.
     for name in (path, os.path.realpath(path)):
-        if backup_place.is_below(name, SYSTEM_DIRECTORIES) or backup_place.is_below(name, ours):
+        if backup_place.is_below(name, [*SYSTEM_DIRECTORIES, *ours]):
             raise BackupError(
                 "into=%s belongs to the system or to what is saved: name a new directory elsewhere" % into
             )
@@ -724,23 +704,16 @@ def files(host: Host, request: dict, part: str) -> dict:
             shutil.rmtree(staged, ignore_errors=True)
             os.mkdir(staged, 0o700)
         patterns = [re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
-        answer = {
-            "restored": "%d files" % len(chosen),
-            "count": count,
-            "into": target + below if target else "" if of else "/",
-            "kept": kept,
-            "paths": paths,
-        }
+        where = target + below if target else "" if of else "/"
+        answer = {"restored": "%d files" % len(chosen), "count": count, "into": where, "kept": kept, "paths": paths}
         try:
             # What is of another host lies below its copy's directory, in the snapshot and where it is restored.
             restic.restore("restic restore", label, into, *patterns)
             if of and not target:
                 # By numbers: this host may have other names for them.
                 answer["archive"] = staged + ".tar"
-                host.run(
-                    "packing files", "tar", "--create", "--numeric-owner", "--file", answer["archive"],
-                    "--directory", staged + below, ".",
-                )  # fmt: skip
+                words = ("--numeric-owner", "--file", answer["archive"], "--directory", staged + below, ".")
+                host.run("packing files", "tar", "--create", *words)
             elif not target:
                 tops = [*(options.get("restore_paths") or ()), *options["paths"]]
                 _put_in_place(staged, paths, tops, owners, count)
@@ -771,10 +744,8 @@ def main(host: Host, what: str, stream) -> int:
         request = json.load(stream)
         request["id"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BackupError(
-            "the request has to be on standard input, as JSON with an id (%s: %s), as restore.yml asks"
-            % (type(error).__name__, error)
-        )
+        why = "the request has to be on standard input, as JSON with an id (%s: %s), as restore.yml asks"
+        raise BackupError(why % (type(error).__name__, error))
     answer, code = {}, 0
     try:
         answer = COMMANDS[what](host, request)

@@ -87,25 +87,14 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
             place = archive.group(1)
             archives[place] = archive.group(2) == archive.group(3) and int(archive.group(2)) > 0
             if not archives[place]:
-                problems.append(
-                    Problem(
-                        "wal_damaged",
-                        "of %s segments in archive %s %s are complete" % (archive.group(2), place, archive.group(3)),
-                        place,
-                    )
-                )
+                what = "of %s segments in archive %s %s are complete" % (archive.group(2), place, archive.group(3))
+                problems.append(Problem("wal_damaged", what, place))
         elif backup:
             place = backup.group(1)
             states[place] = backup.group(2) == "valid" and backup.group(3) == backup.group(4) != "0"
             if not states[place]:
-                problems.append(
-                    Problem(
-                        "backup_damaged",
-                        "backup %s is %s: of %s files %s are complete"
-                        % (place, backup.group(2), backup.group(3), backup.group(4)),
-                        place,
-                    )
-                )
+                what = "backup %s is %s: of %s files %s are complete" % backup.groups()
+                problems.append(Problem("backup_damaged", what, place))
         elif counts:
             counted.add(place)
             if set(counts.groups()) != {"0"} and states.get(place, archives.get(place, True)):
@@ -121,9 +110,8 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
     elif status != "ok" and not problems:
         problems.append(Problem("unknown_text", "verify found an error that it does not name"))
     elif not states or not archives:
-        problems.append(
-            Problem("no_report", "verify looked at %d backups and %d archives" % (len(states), len(archives)))
-        )
+        what = "verify looked at %d backups and %d archives" % (len(states), len(archives))
+        problems.append(Problem("no_report", what))
     for one, whole in {**archives, **states}.items():
         if whole and one not in counted:
             problems.append(Problem("no_report", "the report ends at %s" % one, one))
@@ -142,21 +130,16 @@ def _against_catalogue(states: dict, stanza, repo: int) -> list:
             found.append(Problem("not_verified", "verify did not look at backup %s" % backup.label, backup.label))
         lost = damaged & {backup.prior, *backup.references}
         if lost and backup.label not in damaged:
-            found.append(
-                Problem("backup_damaged", "backup %s needs %s" % (backup.label, ", ".join(sorted(lost))), backup.label)
-            )
+            what = "backup %s needs %s" % (backup.label, ", ".join(sorted(lost)))
+            found.append(Problem("backup_damaged", what, backup.label))
     return found
 
 
 def damaged_wal(text: str) -> list:
     """Return the segments that verify calls damaged, by their names of 24 digits."""
-    names = []
-    for line in text.splitlines():
-        broken = _VERIFY_FILE.match(_PREFIX.sub("", line).strip())
-        segment = _SEGMENT_FILE.match(broken.group(2)) if broken else None
-        if segment:
-            names.append(segment.group(1))
-    return sorted(set(names))
+    broken = [_VERIFY_FILE.match(_PREFIX.sub("", line).strip()) for line in text.splitlines()]
+    segments = [_SEGMENT_FILE.match(one.group(2)) for one in broken if one]
+    return sorted({segment.group(1) for segment in segments if segment})
 
 
 # What the errors of pgBackRest (src/common/error/error.auto.c) mean for the one who reads the report.
@@ -275,9 +258,8 @@ def amcheck(rc: int, stdout: str, stderr: str) -> Result:
     if rc != 0 and not problems:
         problems.append(Problem("failed", "pg_amcheck ended with code %d" % rc))
     if done is None or done[0] != done[1] or done[1] == "0":
-        problems.append(
-            Problem("not_ended", "pg_amcheck did not look at everything: %s" % " of ".join(done or ("nothing",)))
-        )
+        what = "pg_amcheck did not look at everything: %s" % " of ".join(done or ("nothing",))
+        problems.append(Problem("not_ended", what))
     return result(problems)
 
 

@@ -161,38 +161,23 @@ def _doubts(items: list, verified: set, fulls: list, moments: list, now: float, 
     late = [moment for moment in moments if moment > now + SKEW_SECONDS]
     if late:
         future = [item.name for item in items if item.ended > now + SKEW_SECONDS]
-        found.append(
-            Problem(
-                "clock",
-                "the clock is %.1f days before the last run: set it right, and expire %s by hand if they are of no use"
-                % ((late[-1] - now) / DAY, ", ".join(future) or "nothing"),
-                future[-1] if future else "",
-            )
-        )
+        what = "the clock is %.1f days before the last run: set it right, and expire %s by hand if they are of no use"
+        values = ((late[-1] - now) / DAY, ", ".join(future) or "nothing")
+        found.append(Problem("clock", what % values, future[-1] if future else ""))
     recent = [moment for moment in moments if now - moment <= policy.gap_days * DAY]
     before = [moment for moment in moments if now - moment > policy.gap_days * DAY]
-    if before and (recent[0] if recent else now) - before[-1] > policy.gap_days * DAY:
-        found.append(
-            Problem(
-                "gap",
-                "no run is known of the %.1f days before: after an outage or a moved clock nothing goes at first"
-                % (((recent[0] if recent else now) - before[-1]) / DAY),
-            )
-        )
+    gap = (recent[0] if recent else now) - before[-1] if before else 0
+    if gap > policy.gap_days * DAY:
+        what = "no run is known of the %.1f days before: after an outage or a moved clock nothing goes at first"
+        found.append(Problem("gap", what % (gap / DAY)))
     if not fulls:
         found.append(Problem("no_verified", "no full backup is verified by a restore"))
     elif items[-1].name not in verified:
-        found.append(
-            Problem("newest_not_verified", "the newest backup, %s, is not verified" % items[-1].name, items[-1].name)
-        )
+        what = "the newest backup, %s, is not verified" % items[-1].name
+        found.append(Problem("newest_not_verified", what, items[-1].name))
     elif now - items[-1].ended > policy.fresh_days * DAY:
-        found.append(
-            Problem(
-                "not_fresh",
-                "the newest verified backup, %s, is %.1f days old" % (items[-1].name, (now - items[-1].ended) / DAY),
-                items[-1].name,
-            )
-        )
+        what = "the newest verified backup, %s, is %.1f days old" % (items[-1].name, (now - items[-1].ended) / DAY)
+        found.append(Problem("not_fresh", what, items[-1].name))
     return found
 
 
@@ -232,17 +217,10 @@ def database_plan(
     **more,
 ) -> DatabasePlan:
     """Decide for one of pgBackRest's repositories; more is what plan() takes."""
-    backups = stanza.of(repo)
-    items = [
-        Item(
-            backup.label,
-            backup.stopped,
-            tuple(sorted({backup.prior, *backup.references} - {None})),
-            backup.kind == "full",
-            backup.error,
-        )
-        for backup in backups
-    ]
+    backups, items = stanza.of(repo), []
+    for backup in backups:
+        needs = tuple(sorted({backup.prior, *backup.references} - {None}))
+        items.append(Item(backup.label, backup.stopped, needs, backup.kind == "full", backup.error))
     made = plan(items, verifications, now, policy, **more)
     left = [backup for backup in backups if backup.label not in made.remove and backup.kind == "full"]
     wal_from = {}
@@ -263,17 +241,11 @@ def commands(stanza: str, made: DatabasePlan, repo: int = 1) -> list:
     """
     if made.doubt:
         return []
-    called = [["--stanza=%s" % stanza, "--repo=%d" % repo, "--set=%s" % label, "expire"] for label in made.remove]
+    common = ["--stanza=%s" % stanza, "--repo=%d" % repo]
+    called = [[*common, "--set=%s" % label, "expire"] for label in made.remove]
     if made.fulls_left:
-        called.append(
-            [
-                "--stanza=%s" % stanza,
-                "--repo=%d" % repo,
-                "--repo%d-retention-archive-type=full" % repo,
-                "--repo%d-retention-archive=%d" % (repo, made.fulls_left),
-                "expire",
-            ]
-        )
+        kept = "--repo%d-retention-archive=%d" % (repo, made.fulls_left)
+        called.append([*common, "--repo%d-retention-archive-type=full" % repo, kept, "expire"])
     return called
 
 

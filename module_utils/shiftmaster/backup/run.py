@@ -262,12 +262,8 @@ class Run:
                 version, revision = (str(found.get(key, "")) for key in ("version", "revision"))
             except (OSError, ValueError, AttributeError):
                 continue
-            return {
-                "name": plain(name),
-                "version": plain(version),
-                "revision": plain(revision),
-                "migrations": self.migrations(),
-            }
+            texts = {"name": plain(name), "version": plain(version), "revision": plain(revision)}
+            return dict(texts, migrations=self.migrations())
         return {}
 
     def migrations(self):
@@ -326,11 +322,7 @@ class Run:
             raise
         self.seen("database", manifests.RESTORED, ", ".join(verified["how"]) + " (%s s)" % verified["seconds"])
         manifests.note(self.manifest, verification.elsewhere(self.host))
-        rows = {
-            "%s.%s" % (database, name): table.rows
-            for database, tables in end.tables.items()
-            for name, table in tables.items()
-        }
+        rows = {"%s.%s" % (base, name): one.rows for base, tables in end.tables.items() for name, one in tables.items()}
         return {
             "kind": backup.kind,
             "label": backup.label,
@@ -424,15 +416,10 @@ class Run:
         self.seen("database", "verify", "checksums of this backup and of what it needs, and its WAL without a gap")
 
     def versions(self) -> dict:
-        found = {}
-        for name, command in (
-            ("pgbackrest", ("pgbackrest", "version")),
-            ("restic", ("restic", "version")),
-            ("postgresql", (os.path.join(self.host.bin, "postgres"), "--version")),
-        ):
-            said = self.host.run(name, *command).stdout
-            found[name] = re.search(r"\d+(\.\d+)+", said).group()
-        return found
+        commands = {"pgbackrest": ("pgbackrest", "version"), "restic": ("restic", "version")}
+        commands["postgresql"] = (os.path.join(self.host.bin, "postgres"), "--version")
+        said = {name: self.host.run(name, *command).stdout for name, command in commands.items()}
+        return {name: re.search(r"\d+(\.\d+)+", text).group() for name, text in said.items()}
 
     # -- logical dumps -----------------------------------------------------------------------------------------------
 
@@ -566,8 +553,6 @@ def after_a_killed_one(host: Host, unit: str, told: bool) -> None:
 def told_meanwhile(host: Host, began: float) -> bool:
     """Whether another run, which came by the lock before us, has ended a killed one since that was killed."""
     since = manifests.moment(began - JUST_NOW_SECONDS)
-    return any(
-        manifest["ended"] and manifest["ended"] >= since and problem["code"] == "stopped"
-        for manifest in manifests.history(os.path.join(host.directory, "manifests")).manifests
-        for problem in manifest["problems"]
-    )
+    found = manifests.history(os.path.join(host.directory, "manifests")).manifests
+    lately = [one for one in found if one["ended"] and one["ended"] >= since]
+    return any(problem["code"] == "stopped" for one in lately for problem in one["problems"])

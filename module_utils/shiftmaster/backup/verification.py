@@ -330,21 +330,14 @@ class Server:
             config_file=paths["postgresql.conf"],
             hba_file=paths["pg_hba.conf"],
             ident_file=paths["pg_ident.conf"],
-            shared_preload_libraries="",
-            session_preload_libraries="",
             dynamic_shared_memory_type="mmap",
-            # It accepts connections once it has recovered.
-            hot_standby="off",
-            # The sandbox allows no memory that is written and executed.
-            jit="off",
             shared_buffers="64MB",
-            ssl="off",
-            fsync="off",
-            archive_mode="off",
-            logging_collector="off",
             log_destination="stderr",
             lc_messages="C",
-            synchronous_standby_names="",
+            # hot_standby: it accepts connections once it has recovered. jit: the sandbox allows no memory that is
+            # written and executed.
+            **dict.fromkeys(("hot_standby", "jit", "ssl", "fsync", "archive_mode", "logging_collector"), "off"),
+            **dict.fromkeys(("shared_preload_libraries", "session_preload_libraries", "synchronous_standby_names"), ""),
         )
         if int(self.host.database["version"]) >= 17:
             # One on login would run in each session of a superuser.

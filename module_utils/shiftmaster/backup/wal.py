@@ -144,15 +144,7 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, dire
     for timeline, text in histories.items():
         with contextlib.suppress(WalError):  # Reported as one that was not read (judge).
             read[timeline] = history_of(text)
-    return Archive(
-        segments,
-        read,
-        tuple(partial),
-        known,
-        tuple(twice),
-        tuple(odd),
-        segment_bytes,
-    )
+    return Archive(segments, read, tuple(partial), known, tuple(twice), tuple(odd), segment_bytes)
 
 
 # ----------------------------------------------------------------------------------------------------------- continuity
@@ -217,11 +209,7 @@ def _missing(numbers: list, first: int, last: int) -> list:
 
 
 def reaches(
-    held: Archive,
-    backups: Iterable,
-    timeline: Optional[int] = None,
-    newest: str = "",
-    damaged: Iterable = (),
+    held: Archive, backups: Iterable, timeline: Optional[int] = None, newest="", damaged: Iterable = ()
 ) -> list:
     """Return the Reach of each backup, in their order.
 
@@ -254,20 +242,12 @@ def reaches(
             gaps += [(one, *gap) for gap in _missing(numbers, first, end)]
         reached = _reached(way.parts, gaps, by_timeline)
         consistent = not [gap for gap in gaps if gap[1] <= stop.number]
-        found.append(
-            Reach(
-                backup.label,
-                consistent,
-                tuple(
-                    Gap(name_of(Place(one, first), size), name_of(Place(one, last), size), last - first + 1)
-                    for one, first, last in gaps
-                ),
-                name_of(reached, size) if reached else None,
-                there[reached] if reached else None,
-                way.current,
-                way.problem,
-            )
+        ranges = [(Place(one, first), Place(one, last)) for one, first, last in gaps]
+        named = tuple(
+            Gap(name_of(first, size), name_of(last, size), last.number - first.number + 1) for first, last in ranges
         )
+        last, until = (name_of(reached, size), there[reached]) if reached else (None, None)
+        found.append(Reach(backup.label, consistent, named, last, until, way.current, way.problem))
     return found
 
 
@@ -316,13 +296,8 @@ def judge(held: Archive, found: Iterable, directory: str, verified: str = "") ->
         place = place_of(verified, held.segment_bytes)
         last = place_of(newest.last, held.segment_bytes) if newest.last else Place(0, -1)
         if place.number > last.number or place.timeline > last.timeline:
-            problems.append(
-                Problem(
-                    "verification_not_reached",
-                    "backup %s does not reach segment %s of its restore point" % (newest.label, verified),
-                    newest.label,
-                )
-            )
+            what = "backup %s does not reach segment %s of its restore point" % (newest.label, verified)
+            problems.append(Problem("verification_not_reached", what, newest.label))
     return result(problems)
 
 

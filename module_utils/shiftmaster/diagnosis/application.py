@@ -91,11 +91,8 @@ def _interpreter(path: str, user: str) -> dict:
     blocked = obstacle(path, user, 1)
     if blocked:
         # Missing rights and users are a finding of their own (rights()).
-        return {
-            "path": path,
-            "works": None if blocked["problem"] in ("rights", "no such user") else False,
-            "error": blocked["problem"],
-        }
+        works = None if blocked["problem"] in ("rights", "no such user") else False
+        return {"path": path, "works": works, "error": blocked["problem"]}
     command = [path, "-I", "-S", "-B", "-c", "import sys; print(sys.version)"]
     try:
         done = run_as(user, command, {}, "/", timeout=4)
@@ -103,11 +100,8 @@ def _interpreter(path: str, user: str) -> dict:
         # On a host with too much to do it may be late.
         return {"path": path, "works": None if "did not end" in str(error) else False, "error": str(error)}
     if done.rc != 0:
-        return {
-            "path": path,
-            "works": False,
-            "error": " ".join(done.stderr.split())[-300:] or "it ended with %d" % done.rc,
-        }
+        why = " ".join(done.stderr.split())[-300:] or "it ended with %d" % done.rc
+        return {"path": path, "works": False, "error": why}
     return {"path": path, "works": True, "version": (done.stdout.split() or ["?"])[0][:40]}
 
 
@@ -121,18 +115,12 @@ def _deploys(layout, count: int = 12) -> list:
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
             event = legacy.event(json.loads(line))
-            if event.get("event") in (
-                "live",
-                "gate_failed",
-                "reverted",
-                "not_reverted",
-                "marked_bad",
-                "cutover_started",
-            ):
+            if event.get("event") in _EVENTS:
                 found.append({key: str(event[key])[:200] for key in _AUDITED if event.get(key)})
     return found[-count:]
 
 
+_EVENTS = ("live", "gate_failed", "reverted", "not_reverted", "marked_bad", "cutover_started")
 _AUDITED = ("time", "event", "kind", "target", "release", "version", "previous", "who", "reason")
 
 # --- the environment -------------------------------------------------------------------------------------------------
@@ -326,9 +314,8 @@ def _count(directory: str, limit: int = 20000) -> tuple:
         for name in sorted(files):
             count += 1
             # Compressed copies are handed out under another name.
-            first = first or (
-                "" if name.endswith((".gz", ".br")) else os.path.relpath(os.path.join(place, name), directory)
-            )
+            if not first and not name.endswith((".gz", ".br")):
+                first = os.path.relpath(os.path.join(place, name), directory)
         if count > limit or time.monotonic() > end:
             break
     return count, first
@@ -444,23 +431,15 @@ def celery(setting) -> dict:
         # Processes of the application choose their arguments; a command of a finding would stop the unit.
         if not kind or (unit.startswith("shiftmaster-") and not unit.startswith("shiftmaster-%s@" % kind[:-1])):
             continue
-        found[kind].append(
-            {
-                "pid": pid,
-                "parent": process["parent"],
-                "state": process["state"],
-                "unit": unit,
-                "command": command.replace("\0", " ")[:160],
-            }
-        )
+        entry = {"pid": pid, "parent": process["parent"], "state": process["state"], "unit": unit}
+        found[kind].append(dict(entry, command=command.replace("\0", " ")[:160]))
     for kind in ("beats", "workers"):
         # A forked child is the same worker.
         pids = {one["pid"] for one in found[kind]}
         found[kind] = sorted((one for one in found[kind] if one["parent"] not in pids), key=lambda one: one["pid"])
     found["slot"] = layout.active_slot()
-    found["log"] = worker_log(
-        os.path.join(setting.log_dir, "celery.log"), "shiftmaster-worker@%s.service" % found["slot"]
-    )
+    unit = "shiftmaster-worker@%s.service" % found["slot"]
+    found["log"] = worker_log(os.path.join(setting.log_dir, "celery.log"), unit)
     return found
 
 
@@ -501,22 +480,13 @@ def workers_answer(setting) -> dict:
     if not setting.celery_application:
         raise Absent("the application has no Celery")
     context = checks.Context(setting.environment_file, setting.environment_keys, setting.app_root, setting.user)
-    options = {
-        "application": setting.celery_application,
-        "worker_pattern": "worker-{slot}@{node}",
-        "timeout_seconds": 12.0,
-        "min_workers": 1,
-    }
+    options = {"application": setting.celery_application, "worker_pattern": "worker-{slot}@{node}"}
     try:
-        outcome = checks.KINDS["celery"].function(options, context)
+        outcome = checks.KINDS["celery"].function(dict(options, timeout_seconds=12.0, min_workers=1), context)
     except probe.ProbeError as error:
         return {"asked": True, "answers": False, "message": str(error)}
-    found = {
-        "asked": True,
-        "answers": outcome.status == checks.HEALTHY,
-        "message": outcome.error,
-        "workers": outcome.data.get("workers", []),
-    }
+    found = {"asked": True, "answers": outcome.status == checks.HEALTHY, "message": outcome.error}
+    found["workers"] = outcome.data.get("workers", [])
     if found["answers"]:
         found["not_taken"] = not_taken(setting)
     return found
@@ -526,9 +496,8 @@ def not_taken(setting) -> list:
     """Return the queues that no worker takes tasks from, although one responds."""
     argv = ["celery", "-A", setting.celery_application, "inspect", "active_queues", "--json", "--timeout", "3"]
     try:
-        done = ReleaseCode(os.path.join(setting.app_root, "active", "release"), user=setting.user).run(
-            argv, timeout=6.0
-        )
+        code = ReleaseCode(os.path.join(setting.app_root, "active", "release"), user=setting.user)
+        done = code.run(argv, timeout=6.0)
         taken = {queue["name"] for queues in json.loads(done.stdout).values() for queue in queues}
     except (ReleaseCodeError, KeyError, ValueError, TypeError, AttributeError):
         return []

@@ -149,17 +149,14 @@ STATEMENTS = {
 def statements_of(database: str) -> dict:
     """Return STATEMENTS as they are queried in another database."""
     literal = "'%s'" % database.replace("'", "''")
+    queries = {name: query.replace("current_database()", literal) for name, query in STATEMENTS.items()}
     return {
-        name: query.replace("FROM pg_stat_statements s", "FROM public.pg_stat_statements s").replace(
-            "current_database()", literal
-        )
-        for name, query in STATEMENTS.items()
+        name: query.replace(" pg_stat_statements s", " public.pg_stat_statements s") for name, query in queries.items()
     }
 
 
 # No white space at which a text is taken apart into lines.
 _MARK = "\t@@\t"
-_SQL_FIELDS = ("query",)
 
 
 def script(queries: dict) -> list:
@@ -181,17 +178,16 @@ def parse(text: str) -> dict:
         if mark:
             with contextlib.suppress(ValueError):
                 found[name] = [
-                    {key: redact_sql(value) if key in _SQL_FIELDS and value else value for key, value in row.items()}
-                    for row in json.loads(rows)
+                    dict(row, query=redact_sql(row["query"])) if row.get("query") else row for row in json.loads(rows)
                 ]
     return found
 
 
 def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
     """Query everything in one connection; returns ({name: rows}, errors). Raises ProbeError where there is no server."""
+    limits = " -c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on"
     environment = {
-        "PGOPTIONS": SAFE_SEARCH_PATH
-        + " -c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on",
+        "PGOPTIONS": SAFE_SEARCH_PATH + limits,
         "PGAPPNAME": "shiftmaster-diagnose",
         "PGCONNECT_TIMEOUT": "3",
         "PGPASSFILE": "/nonexistent",
@@ -201,44 +197,37 @@ def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
     }
     command = ["psql", "--no-psqlrc", "--no-password", "--no-align", "--tuples-only", "--dbname=" + database]
     # As another user it does not see a directory that only root may enter.
-    code, stdout, stderr = probe.run(
-        ["runuser", "-u", "postgres", "--", "env", "--chdir=/", *command, *script(queries)], seconds, environment
-    )
+    become = ["runuser", "-u", "postgres", "--", "env", "--chdir=/"]
+    code, stdout, stderr = probe.run([*become, *command, *script(queries)], seconds, environment)
     answers = parse(stdout)
     if not answers:
         if code == 127:
             raise probe.ProbeError("error", "missing", "psql is not installed")
         message = " ".join(stderr.split())[:400]
         if not message:
-            said = " ".join(stdout.split())[:100]
-            raise probe.ProbeError(
-                "error",
-                "garbage",
-                "psql ended with %d and gave no response that can be read: %s" % (code, said or "nothing"),
-            )
+            said = " ".join(stdout.split())[:100] or "nothing"
+            why = "psql ended with %d and gave no response that can be read: %s" % (code, said)
+            raise probe.ProbeError("error", "garbage", why)
         raise probe.ProbeError("down", refusal(message), re.sub(r"^psql: (error: )?", "", message))
     return answers, [line[:300] for line in stderr.splitlines() if "ERROR" in line][:10]
 
 
 def refusal(message: str) -> str:
     """Return a short reason for what psql shows when it cannot connect."""
-    for words, reason in (
+    for reason, words in (
         # Of the socket: a server that runs may lack a file, too.
-        ("failed: No such file or directory", "stopped"),
-        ("Connection refused", "stopped"),
-        ("pg_hba.conf", "hba"),
-        ("Peer authentication failed", "hba"),
-        ("too many clients", "connections"),
-        ("remaining connection slots", "connections"),
-        ("starting up", "starting"),
-        ("shutting down", "stopping"),
-        ("in recovery mode", "recovering"),
-        ("does not exist", "absent"),
-        ("not accepting commands", "wraparound"),
-        ("No space left", "disk"),
+        ("stopped", "failed: No such file or directory|Connection refused"),
+        ("hba", "pg_hba.conf|Peer authentication failed"),
+        ("connections", "too many clients|remaining connection slots"),
+        ("starting", "starting up"),
+        ("stopping", "shutting down"),
+        ("recovering", "in recovery mode"),
+        ("absent", "does not exist"),
+        ("wraparound", "not accepting commands"),
+        ("disk", "No space left"),
         ("timeout", "timeout"),
     ):
-        if words in message:
+        if re.search(words, message):
             return reason
     return "refused"
 

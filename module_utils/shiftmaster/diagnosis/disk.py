@@ -39,6 +39,9 @@ def _name_what_lies_there(mounts: list, setting) -> None:
         )
 
 
+_MEMORY = ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV")
+
+
 def deleted(setting) -> dict:
     """Files that are deleted but still open: their room comes back when their process closes them."""
     proc, found = setting.proc, {}
@@ -53,9 +56,7 @@ def deleted(setting) -> dict:
             with contextlib.suppress(OSError):
                 target = os.readlink(path)
                 # Memory that is only called a file has no room on a disk.
-                if not target.endswith(" (deleted)") or target.startswith(
-                    ("/memfd:", "/dev/shm/", "/dev/zero", "/SYSV")
-                ):
+                if not target.endswith(" (deleted)") or target.startswith(_MEMORY):
                     continue
                 status = os.stat(path)
                 if stat.S_ISREG(status.st_mode) and status.st_blocks:
@@ -154,20 +155,14 @@ def largest(setting) -> dict:
                 visit(descriptor, root, "", 0)
         finally:
             os.close(descriptor)
+    heaviest = sorted(directories.items(), key=lambda one: -one[1])[:_TOP]
+    crowded = sorted(((count, path) for path, count in counted.items() if count > 1000), reverse=True)[:3]
+    files = sorted(files, reverse=True)[:_TOP]
     return {
         "complete": complete,
-        "files": [
-            {"path": path, "bytes": size, "mount": mount} for size, path, mount in sorted(files, reverse=True)[:_TOP]
-        ],
-        "directories": [
-            {"path": path, "bytes": size, "mount": lies_on[path]}
-            for path, size in sorted(directories.items(), key=lambda one: -one[1])[:_TOP]
-        ],
-        "crowded": [
-            {"path": path, "entries": count}
-            for path, count in sorted(counted.items(), key=lambda one: -one[1])[:3]
-            if count > 1000
-        ],
+        "files": [{"path": path, "bytes": size, "mount": mount} for size, path, mount in files],
+        "directories": [{"path": path, "bytes": size, "mount": lies_on[path]} for path, size in heaviest],
+        "crowded": [{"path": path, "entries": count} for count, path in crowded],
     }
 
 
@@ -178,16 +173,9 @@ def rotation(setting) -> dict:
         for entry in os.scandir(setting.log_dir):
             if entry.is_file(follow_symlinks=False):
                 status = entry.stat(follow_symlinks=False)
-                logs.append(
-                    {
-                        "name": entry.name,
-                        "bytes": status.st_size,
-                        "changed": int(status.st_mtime),
-                        "mode": stat.filemode(status.st_mode),
-                        "owner": _name(pwd.getpwuid, status.st_uid),
-                        "group": _name(grp.getgrgid, status.st_gid),
-                    }
-                )
+                owner, group = _name(pwd.getpwuid, status.st_uid), _name(grp.getgrgid, status.st_gid)
+                log = {"name": entry.name, "bytes": status.st_size, "changed": int(status.st_mtime)}
+                logs.append(dict(log, mode=stat.filemode(status.st_mode), owner=owner, group=group))
     age, known = None, []
     with contextlib.suppress(OSError), open(setting.path("/var/lib/logrotate/status"), errors="replace") as stream:
         age = round((time.time() - os.fstat(stream.fileno()).st_mtime) / 86400.0, 1)
@@ -223,12 +211,7 @@ def traffic(setting) -> dict:
     for device, (busy, requests, waited) in parse_diskstats(read(setting.proc, "diskstats")).items():
         old_busy, old_requests, old_waited = before.get(device, (busy, requests, waited))
         count = requests - old_requests
-        disks.append(
-            {
-                "device": device,
-                "busy_percent": round(min(100.0, 100.0 * (busy - old_busy) / passed), 1),
-                "requests": count,
-                "milliseconds": round((waited - old_waited) / count, 1) if count else 0.0,
-            }
-        )
+        percent = round(min(100.0, 100.0 * (busy - old_busy) / passed), 1)
+        each = round((waited - old_waited) / count, 1) if count else 0.0
+        disks.append({"device": device, "busy_percent": percent, "requests": count, "milliseconds": each})
     return {"disks": sorted(disks, key=lambda one: -one["busy_percent"])[:_TOP]}

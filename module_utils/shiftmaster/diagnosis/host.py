@@ -106,10 +106,8 @@ def cpu_ticks(text: str) -> dict:
 def shares(before: dict, after: dict) -> dict:
     """Return the percentages between two looks at cpu_ticks()."""
     total = max(1, after["total"] - before["total"])
-    return {
-        name + "_percent": round(100.0 * (after[name] - before[name]) / total, 1)
-        for name in ("busy", "iowait", "steal")
-    }
+    spent = {name: after[name] - before[name] for name in ("busy", "iowait", "steal")}
+    return {name + "_percent": round(100.0 * ticks / total, 1) for name, ticks in spent.items()}
 
 
 def pressure(text: str) -> dict:
@@ -141,7 +139,8 @@ def cpu(setting) -> dict:
         used.append((round(100.0 * ticks / _TICKS / passed, 1), pid))
     used.sort(reverse=True)
     processors = len(os.sched_getaffinity(0)) if proc == "/proc" else 1
-    described = {pid: describe(pid, second[pid], proc) for percent, pid in used if percent >= 1}
+    busy = [dict(describe(pid, second[pid], proc), cpu_percent=percent) for percent, pid in used if percent >= 1]
+    stuck = [pid for pid, stat in second.items() if stat["state"] == first.get(pid, {}).get("state") == "D"]
     load = [float(word) for word in (read(proc, "loadavg").split() + ["0"] * 3)[:3]]
     return {
         "processors": processors,
@@ -150,22 +149,15 @@ def cpu(setting) -> dict:
         "uptime_seconds": int(float((read(proc, "uptime").split() or ["0"])[0])),
         "pressure": pressure(read(proc, "pressure", "cpu")),
         "io_pressure": pressure(read(proc, "pressure", "io")),
-        "top": [
-            dict(described[pid], cpu_percent=percent, cpu_share=round(percent / max(1, processors), 1))
-            for percent, pid in used[:_TOP]
-            if percent >= 1
-        ],
+        "top": [dict(one, cpu_share=round(one["cpu_percent"] / max(1, processors), 1)) for one in busy[:_TOP]],
         # Four processes of one program are one hog.
-        "groups": groups([dict(described[pid], cpu_percent=one) for one, pid in used if one >= 1], processors),
-        "waiting_for_disk": [
-            describe(pid, stat, proc) for pid, stat in second.items() if stat["state"] == "D" and pid in first
-            and first[pid]["state"] == "D"
-        ][:_TOP],
+        "groups": groups(busy, processors),
+        "waiting_for_disk": [describe(pid, second[pid], proc) for pid in stuck[:_TOP]],
         "zombies": sum(stat["state"] == "Z" for stat in second.values()),
         "processes": len(second),
         "processes_limit": int(read(proc, "sys/kernel/pid_max").strip() or 0),
         **shares(first_ticks, second_ticks),
-    }  # fmt: skip
+    }
 
 
 def groups(used: list, processors: int) -> list:
@@ -192,18 +184,7 @@ def memory(setting) -> dict:
     found = processes(proc)
     top = sorted(found, key=lambda pid: found[pid]["memory"], reverse=True)[:_TOP]
     values = numbers(read(proc, "meminfo"))
-    kept = (
-        "MemTotal",
-        "MemFree",
-        "MemAvailable",
-        "Buffers",
-        "Cached",
-        "SwapTotal",
-        "SwapFree",
-        "Dirty",
-        "Slab",
-        "Shmem",
-    )
+    kept = "MemTotal MemFree MemAvailable Buffers Cached SwapTotal SwapFree Dirty Slab Shmem".split()
     return dict(
         probe.memory_usage(proc),
         meminfo_kib={name: values[name] for name in kept if name in values},
@@ -223,9 +204,8 @@ def parse_swaps(text: str) -> list:
     for line in text.splitlines()[1:]:
         words = line.rsplit(None, 4)
         if len(words) == 5 and words[2].isdigit() and words[3].isdigit():
-            found.append(
-                {"path": words[0], "kind": words[1], "bytes": int(words[2]) * 1024, "used_bytes": int(words[3]) * 1024}
-            )
+            size, used = (int(word) * 1024 for word in words[2:4])
+            found.append({"path": words[0], "kind": words[1], "bytes": size, "used_bytes": used})
     return found
 
 
@@ -233,24 +213,16 @@ def unit_memory(root: str) -> list:
     """Return the services with a limit of memory: what they use, and how often a process of theirs was killed."""
     found = []
     for directory, _directories, files in os.walk(os.path.join(root, "system.slice")):
-        if (
-            directory.count("/") > root.count("/") + 3
-            or "memory.max" not in files
-            or not directory.endswith(".service")
-        ):
+        deep = directory.count("/") > root.count("/") + 3
+        if deep or "memory.max" not in files or not directory.endswith(".service"):
             continue
         limit, current = read(directory, "memory.max").strip(), read(directory, "memory.current").strip()
         events = numbers(read(directory, "memory.events"))
         if (limit.isdigit() or events.get("oom_kill")) and current.isdigit():
-            found.append(
-                {
-                    "unit": os.path.basename(directory),
-                    "bytes": int(current),
-                    "limit_bytes": int(limit) if limit.isdigit() else None,
-                    "percent": round(100.0 * int(current) / int(limit), 1) if limit.isdigit() and int(limit) else 0.0,
-                    "kills": events.get("oom_kill", 0),
-                }
-            )
+            used, most = int(current), int(limit) if limit.isdigit() else None
+            entry = {"unit": os.path.basename(directory), "bytes": used, "limit_bytes": most}
+            percent = round(100.0 * used / most, 1) if most else 0.0
+            found.append(dict(entry, percent=percent, kills=events.get("oom_kill", 0)))
     return sorted(found, key=lambda unit: unit["percent"], reverse=True)[:20]
 
 
@@ -277,18 +249,11 @@ def parse_kills(text: str) -> list:
             ended.append((at, end["unit"]))
         if match := _KILL.search(line):
             place = victims.pop(match["pid"], "") if match["pid"] else ""
-            found.append(
-                {
-                    "at": at,
-                    "name": match["name"] or "",
-                    "unit": match["unit"] or "",
-                    "place": place,
-                    "whole_host": bool(match["kernel"]) and match["kernel"].startswith("Out of memory"),
-                }
-            )
+            kill = {"at": at, "name": match["name"] or "", "unit": match["unit"] or "", "place": place}
+            found.append(dict(kill, whole_host=(match["kernel"] or "").startswith("Out of memory")))
     for kill in found:
-        kill["unit"] = kill["unit"] or own_unit(kill.pop("place"), kill["at"], ended)
-        kill.pop("place", None)
+        place = kill.pop("place")
+        kill["unit"] = kill["unit"] or own_unit(place, kill["at"], ended)
     return by_unit(of_one_kill(found))[-20:]
 
 
@@ -296,9 +261,8 @@ def own_unit(place: str, at: float, ended: list) -> str:
     """Return the unit of a control group, "" where it may be another container's: they all read one kernel's log."""
     unit = next((word for word in reversed(place.split("/")) if word.endswith(".service")), "")
     here = place.startswith(("/system.slice/", "/user.slice/"))
-    return (
-        unit if here or any(name == unit and 0 <= moment - at <= _SAID_WITHIN_SECONDS for moment, name in ended) else ""
-    )
+    said = any(name == unit and 0 <= moment - at <= _SAID_WITHIN_SECONDS for moment, name in ended)
+    return unit if here or said else ""
 
 
 def of_one_kill(found: list) -> list:
@@ -377,15 +341,12 @@ def files(setting) -> dict:
 # --- kernel and clock ------------------------------------------------------------------------------------------------
 
 # Each needs more than the 15 characters of a process's name, which is in many lines and which the process chooses.
+_IO_ERROR = re.compile(
+    r"(?i)I/O error, dev \w+, sector|Buffer I/O error on dev|metadata I/O error|blocks, I/O error \(sct"
+    r"|medium error, dev|Sense Key : Medium error"
+)
 _KERNEL = (
-    (
-        "io_error",
-        re.compile(
-            r"I/O error, dev \w+, sector|Buffer I/O error on dev|metadata I/O error|blocks, I/O error \(sct"
-            r"|medium error, dev|Sense Key : Medium error",
-            re.I,
-        ),
-    ),
+    ("io_error", _IO_ERROR),
     ("read_only", re.compile(r"Remounting filesystem read-only", re.I)),
     ("hung_task", re.compile(r"blocked for more than \d+ seconds")),
     ("conntrack", re.compile(r"nf_conntrack: table full")),

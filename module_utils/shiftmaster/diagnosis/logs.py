@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import collections
 import datetime
 import glob
 import gzip
@@ -271,9 +272,13 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
     for page in failing:
         total, errors = served.get(page["page"], (0, 0))
         page["new"] = page["new"] and not (total >= symptoms.REQUESTS_MIN and errors < total / 2)
+
+    def by_status(requests):
+        return {str(code): count for code, count in sorted(collections.Counter(one[1] for one in requests).items())}
+
     return {
         "requests": len(found),
-        "by_status": {str(code): sum(one[1] == code for one in found) for code in sorted({one[1] for one in found})},
+        "by_status": by_status(found),
         "recent": {
             "requests": len(recent),
             "errors": sum(one.failed for one in recent),
@@ -281,9 +286,7 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
             "usual_p95_seconds": usual,
             # Several times as slow as in the hours before, and so that people notice it.
             "slower": len(earlier) >= 100 and p95 > max(0.5, 4 * usual),
-            "by_status": {
-                str(code): sum(one[1] == code for one in recent) for code in sorted({one[1] for one in recent})
-            },
+            "by_status": by_status(recent),
             "failing": failing,
         },
         "series": [

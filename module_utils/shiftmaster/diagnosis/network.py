@@ -33,16 +33,11 @@ def parse_ss(text: str, peer: bool = False) -> list:
         address, _colon, port = words[3].rpartition(":")
         programs = re.findall(r'\("([^"]+)",pid=(\d+)', words[-1])
         if port.isdigit():
-            found.append(
-                {
-                    "address": address.strip("[]").partition("%")[0],
-                    "port": int(port),
-                    "programs": sorted({name for name, _pid in programs}),
-                    "pids": sorted({int(pid) for _name, pid in programs}),
-                    "waiting": int(words[1]) if words[1].isdigit() else 0,
-                    "queue": int(words[2]) if words[2].isdigit() else 0,
-                }
-            )
+            waiting, queue = (int(word) if word.isdigit() else 0 for word in words[1:3])
+            names, pids = ({one[number] for one in programs} for number in (0, 1))
+            address = address.strip("[]").partition("%")[0]
+            found.append(dict(address=address, port=int(port), programs=sorted(names), pids=sorted(map(int, pids))))
+            found[-1].update(waiting=waiting, queue=queue)
     return found
 
 
@@ -61,22 +56,10 @@ def ports(setting) -> dict:
         holders = [one for one in listeners if one["port"] == int(port)]
         # Names of programs are cut to 15 letters, and PostgreSQL's is "postgres". The rightful one may hold the port of
         # one address while it tries for the other.
-        strange = [
-            one
-            for one in holders
-            if one["address"] in _EVERYWHERE
-            and one["programs"]
-            and not any(name.startswith(program[:8]) for name in one["programs"])
-        ]
-        expected.append(
-            {
-                "port": int(port),
-                "program": program,
-                "listens": bool(holders),
-                "by": sorted({name for one in strange or holders for name in one["programs"]}),
-                "foreign": bool(strange),
-            }
-        )
+        here = [one for one in holders if one["address"] in _EVERYWHERE and one["programs"]]
+        strange = [one for one in here if not any(name.startswith(program[:8]) for name in one["programs"])]
+        by = sorted({name for one in strange or holders for name in one["programs"]})
+        expected.append(dict(port=int(port), program=program, listens=bool(holders), by=by, foreign=bool(strange)))
     clients = "( sport = :443 or sport = :80 )"
     return {
         "listeners": listeners[:80],
@@ -159,11 +142,9 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
                     ours = ours and hit and (bool(known) or _covers(right, _NOBODY))
                 elif left == {"ct": {"key": "state"}} and "new" in (right if isinstance(right, list) else [right]):
                     pass  # Every connection begins so.
-                elif field not in ("protocol", "nexthdr") and not (
-                    isinstance(left, dict)
-                    and left.get("meta", {}).get("key") in ("l4proto", "nfproto", "iifname", "oifname")
-                ):
-                    narrow = True
+                elif field not in ("protocol", "nexthdr"):
+                    meta = left.get("meta", {}).get("key") if isinstance(left, dict) else None
+                    narrow = narrow or meta not in ("l4proto", "nfproto", "iifname", "oifname")
             packets += one.get("counter", {}).get("packets", 0) if isinstance(one.get("counter"), dict) else 0
         chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
         hit = sorted(ports & set(interesting))
@@ -173,19 +154,10 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
         if not hit and not ports and addresses and not narrow:
             hit = sorted(interesting)
         if hit or (not ports and not addresses and not narrow and chain.get("hook") in ("input", "output")):
-            found.append(
-                {
-                    "table": "%s %s" % (rule["family"], rule["table"]),
-                    "chain": rule["chain"],
-                    "handle": rule.get("handle"),
-                    "hook": chain.get("hook") or "",
-                    "verdict": verdict,
-                    "ports": hit,
-                    "addresses": addresses,
-                    "sure": ours and not narrow,
-                    "packets": packets,
-                }
-            )
+            table, sure = "%s %s" % (rule["family"], rule["table"]), ours and not narrow
+            entry = dict(table=table, chain=rule["chain"], handle=rule.get("handle"), hook=chain.get("hook") or "")
+            entry.update(verdict=verdict, ports=hit, addresses=addresses, sure=sure, packets=packets)
+            found.append(entry)
     for (family, table, name), chain in chains.items():
         if chain.get("hook") in ("input", "output") and chain.get("policy") == "drop" and table != "shiftmaster":
             found.append(
@@ -255,23 +227,15 @@ def firewall(setting) -> dict:
         raise probe.ProbeError("error", "nft", error.strip()[:200])
     try:
         ruleset = json.loads(text or '{"nftables": []}')
-        tables = [
-            "%s %s" % (entry["table"]["family"], entry["table"]["name"])
-            for entry in ruleset["nftables"]
-            if "table" in entry
-        ]
+        tables = [entry["table"] for entry in ruleset["nftables"] if "table" in entry]
+        tables = ["%s %s" % (table["family"], table["name"]) for table in tables]
     except (ValueError, TypeError, KeyError, RecursionError):
         said = " ".join(text.split())[:100]
         raise probe.ProbeError("error", "garbage", "nft gave no response that can be read: %s" % said)
-    return {
-        "tables": tables,
-        "ours": "inet shiftmaster" in tables,
-        "refusals": refusals(
-            ruleset,
-            [int(port) for port in setting.ports] + setting.remote_ports,
-            addresses_of([peer["address"] for peer in setting.peers], read_file(setting.path("/etc/hosts"))),
-        )[:20],
-    }
+    needed = [int(port) for port in setting.ports] + setting.remote_ports
+    known = addresses_of([peer["address"] for peer in setting.peers], read_file(setting.path("/etc/hosts")))
+    found = refusals(ruleset, needed, known)[:20]
+    return {"tables": tables, "ours": "inet shiftmaster" in tables, "refusals": found}
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -303,21 +267,15 @@ def names(setting) -> dict:
     calls = [(ask, name) for name in setting.names] + [(ask, hostname, True)]
     probe.together(calls + [(ask_server, address) for address in servers], 5.0)
     heard = list(found)
-    heard += [
-        {"name": name, "own": False, "error": "no response within 5 s", "seconds": 5.0}
-        for name in setting.names
-        if name not in {entry["name"] for entry in heard if not entry["own"]}
-    ]
+    by_name = {entry["name"]: entry for entry in heard if not entry["own"]}
+    late = {"own": False, "error": "no response within 5 s", "seconds": 5.0}
+    local = re.search(r"^\s*127\.0\.0\.1\s.*\blocalhost\b", read_file(setting.path("/etc/hosts")), re.M)
     return {
         "servers": [answering.get(one) or {"address": one, "answers": False, "seconds": None} for one in servers],
         "hostname": hostname,
-        "names": sorted(
-            (entry for entry in heard if not entry["own"]), key=lambda entry: setting.names.index(entry["name"])
-        ),
+        "names": [by_name.get(name) or dict(late, name=name) for name in setting.names],
         "own": next((entry for entry in heard if entry["own"]), None),
-        "hosts_has_localhost": bool(
-            re.search(r"^\s*127\.0\.0\.1\s.*\blocalhost\b", read_file(setting.path("/etc/hosts")), re.M)
-        ),
+        "hosts_has_localhost": bool(local),
     }
 
 

@@ -42,94 +42,79 @@ _STATES = (
     r"|reset|set|expires|failure|denied|too|sent)(?![\w-]))"
 )
 # No part repeats without an end what begins at every letter: a log line of a megabyte is read once.
-_SHAPES = (
-    (
-        re.compile(
-            r"-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)", re.S
+_SHAPES = tuple(
+    (re.compile(pattern), instead)
+    for pattern, instead in (
+        (
+            r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----.*?(?:-----END [A-Z ]*PRIVATE KEY(?: BLOCK)?-----|\Z)",
+            "[private key]",
         ),
-        "[private key]",
-    ),
-    # What programs take as an option of one letter.
-    (re.compile(r"(\bcurl%s[^\s:\"',]+:)[^\s\"']+" % (_OPTIONS % "-u|--user|-U|--proxy-user")), r"\1***"),
-    (re.compile(r"(\b(?:redis|valkey)-cli%s)[^\s\"',]+" % (_OPTIONS % "-a")), r"\1***"),
-    (
-        re.compile(
-            r"(\b(?:mysql(?:dump|admin|import|check)?|mariadb(?:-dump|-admin)?|sshpass)\b[^\n|;]{0,300}?[\s\"']-p)(\"[^\"\n]+\"|'[^'\n]+'|[^\s\"',]+)"
+        # What programs take as an option of one letter.
+        (r"(\bcurl%s[^\s:\"',]+:)[^\s\"']+" % (_OPTIONS % "-u|--user|-U|--proxy-user"), r"\1***"),
+        (r"(\b(?:redis|valkey)-cli%s)[^\s\"',]+" % (_OPTIONS % "-a"), r"\1***"),
+        (
+            r"(\b(?:mysql(?:dump|admin|import|check)?|mariadb(?:-dump|-admin)?|sshpass)\b[^\n|;]{0,300}?[\s\"']-p)(\"[^\"\n]+\"|'[^'\n]+'|[^\s\"',]+)",
+            r"\1***",
         ),
-        r"\1***",
-    ),
-    (re.compile(r"(\bsshpass%s)[^\s\"',]+" % (_OPTIONS % "-p")), r"\1***"),
-    # Redis' own command. "AUTH PLAIN LOGIN" and "AUTH failed" are words.
-    (
-        re.compile(
-            r"(\bAUTH\\*[\"']?\s+(?:%s\s+)?)\\*(?:\"[^\"\n]+\"|'[^'\n]+'|%s[^\s\"',;)]{6,})" % (_WORD, _STRANGE)
+        (r"(\bsshpass%s)[^\s\"',]+" % (_OPTIONS % "-p"), r"\1***"),
+        # Redis' own command. "AUTH PLAIN LOGIN" and "AUTH failed" are words.
+        (
+            r"(\bAUTH\\*[\"']?\s+(?:%s\s+)?)\\*(?:\"[^\"\n]+\"|'[^'\n]+'|%s[^\s\"',;)]{6,})" % (_WORD, _STRANGE),
+            r"\1***",
         ),
-        r"\1***",
-    ),
-    # As programs prompt for it: "Password for admin: x"; and in Japanese.
-    (
-        re.compile(
+        # As programs prompt for it: "Password for admin: x"; and in Japanese.
+        (
             r"(?i)(\bpass(?:word|phrase|code)\s+(?:for|of)\s[^\n:=]{1,60}[:=][ \t]*)(?!%s)"
-            r"(?:[^\s\"',;]+(?=[ \t]*(?:$|[\"'\n]))|%s[^\s\"',;]{6,})" % (_STATES, _STRANGE)
+            r"(?:[^\s\"',;]+(?=[ \t]*(?:$|[\"'\n]))|%s[^\s\"',;]{6,})" % (_STATES, _STRANGE),
+            r"\1***",
         ),
-        r"\1***",
-    ),
-    (re.compile(r"((?:パスワード|パスフレーズ|暗証番号)[^\S\n]*[:：=＝][^\S\n]*)[!-~]+"), r"\1***"),
-    (re.compile(r"((?:トークン|シークレット|秘密鍵|認証キー)[^\S\n]*[:：=＝][^\S\n]*)[!-~]{6,}"), r"\1***"),
-    # <password>x</password>
-    (
-        re.compile(
-            r"(?i)(<(?:[\w.-]{0,40}[:_.-])?" + _NAME + r"(?:[_.-][\w.-]{0,40})?(?:\s[^<>]{0,200})?>)[^<]+(?=</)"
+        (r"((?:パスワード|パスフレーズ|暗証番号)[^\S\n]*[:：=＝][^\S\n]*)[!-~]+", r"\1***"),
+        (r"((?:トークン|シークレット|秘密鍵|認証キー)[^\S\n]*[:：=＝][^\S\n]*)[!-~]{6,}", r"\1***"),
+        # <password>x</password>
+        (
+            r"(?i)(<(?:[\w.-]{0,40}[:_.-])?" + _NAME + r"(?:[_.-][\w.-]{0,40})?(?:\s[^<>]{0,200})?>)[^<]+(?=</)",
+            r"\1***",
         ),
-        r"\1***",
-    ),
-    # user:password@ of an address; a password may itself hold an @.
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]{0,30}://[^\s:/@]{0,200}):[^\s/]{0,1000}@"), r"\1:***@"),
-    # The same without a scheme; 127.0.0.1:6379@16379 is a node, redis:7@sha256 an image, web@blue.service a unit.
-    (
-        re.compile(
+        # user:password@ of an address; a password may itself hold an @.
+        (r"(?i)\b([a-z][a-z0-9+.-]{0,30}://[^\s:/@]{0,200}):[^\s/]{0,1000}@", r"\1:***@"),
+        # The same without a scheme; 127.0.0.1:6379@16379 is a node, redis:7@sha256 an image, web@blue.service a unit.
+        (
             r"(?<![\w.+-])(?=[\w.+-]{0,63}[A-Za-z])([\w.+-]{1,64}):(?!\d{1,10}@|//)[^\s/\"'<>,;]{4,100}"
-            r"@(?!\S{1,100}\.(?:service|socket|timer|slice|scope|target|mount|path)\b|sha\d+:)(?=[A-Za-z0-9\[])"
+            r"@(?!\S{1,100}\.(?:service|socket|timer|slice|scope|target|mount|path)\b|sha\d+:)(?=[A-Za-z0-9\[])",
+            r"\1:***@",
         ),
-        r"\1:***@",
-    ),
-    (re.compile(r"(?i)\b(bearer|basic|digest)\s+[a-z0-9+/_.=~-]{8,}"), r"\1 ***"),
-    # Whatever the scheme is called, and every cookie of a line.
-    (
-        re.compile(r"(?i)((?<![a-z])authorization[\\\"']*\s*(?:=>|[=:])\s*[\\\"']*[a-z][\w-]*\s+)[^\s\"'\\,;]+"),
-        r"\1***",
-    ),
-    (
-        re.compile(
-            r"(?i)((?<![a-z])cookie[\\\"']*\s*(?:=>|[=:])\s*[\\\"']*)[^\s\"'\\;]+(?:;\s*[^\s\"'\\;=]+=[^\s\"'\\;]*)*"
+        (r"(?i)\b(bearer|basic|digest)\s+[a-z0-9+/_.=~-]{8,}", r"\1 ***"),
+        # Whatever the scheme is called, and every cookie of a line.
+        (
+            r"(?i)((?<![a-z])authorization[\\\"']*\s*(?:=>|[=:])\s*[\\\"']*[a-z][\w-]*\s+)[^\s\"'\\,;]+",
+            r"\1***",
         ),
-        r"\1***",
-    ),
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{6,1000}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?"), HIDDEN),
-    # PASSWORD 'x' of SQL, --password x of a command, "password": "x" of JSON, password=x of everything else.
-    (re.compile(r"(?i)\b(password|encrypted password)(\s+)('(?:[^']|'')*'|\"[^\"]*\")"), r"\1\2***"),
-    (re.compile(r"(?i)(?<!\S)(--?(?:[\w-]*-)?" + _NAME + r")([ =]+)(?!-)(\"[^\"]*\"|'[^']*'|\S+)"), r"\1\2***"),
-    (
-        re.compile(
+        (
+            r"(?i)((?<![a-z])cookie[\\\"']*\s*(?:=>|[=:])\s*[\\\"']*)[^\s\"'\\;]+(?:;\s*[^\s\"'\\;=]+=[^\s\"'\\;]*)*",
+            r"\1***",
+        ),
+        (r"\beyJ[A-Za-z0-9_-]{6,1000}\.[A-Za-z0-9_-]{6,}(?:\.[A-Za-z0-9_-]*)?", HIDDEN),
+        # PASSWORD 'x' of SQL, --password x of a command, "password": "x" of JSON, password=x of everything else.
+        (r"(?i)\b(password|encrypted password)(\s+)('(?:[^']|'')*'|\"[^\"]*\")", r"\1\2***"),
+        (r"(?i)(?<!\S)(--?(?:[\w-]*-)?" + _NAME + r")([ =]+)(?!-)(\"[^\"]*\"|'[^']*'|\S+)", r"\1\2***"),
+        (
             # What follows the name is set off: AuthenticationError: is no name of a secret.
             r"(?i)(" + _NAME + r"(?:[_.-][\w.-]{0,60})?\\*[\"']?\s*(?:=>|[=:])\s*)"
             # The second is JSON inside of JSON. A comma ends a value where another name or a blank follows it.
             r"(\"(?:[^\"\\]|\\.)*\"|\\+\"[^\"\\]*\\+\"|'(?:[^'\\]|\\.)*'"
-            r"|[^\s,;&)}\]](?:[^\s,;&)}\]]|,(?=[^\s\"'{\[(\\])(?![\w.-]{1,40}[=:]))*)"
+            r"|[^\s,;&)}\]](?:[^\s,;&)}\]]|,(?=[^\s\"'{\[(\\])(?![\w.-]{1,40}[=:]))*)",
+            r"\1***",
         ),
-        r"\1***",
-    ),
-    (_PATH, _without_tokens),
-    # What people type into forms that are sent by GET.
-    (re.compile(r"(/[^\s?/\"']*\?)[^\s\"']+"), r"\1***"),
-    # Mail addresses; a unit of systemd looks like one.
-    (
-        re.compile(
+        (_PATH, _without_tokens),
+        # What people type into forms that are sent by GET.
+        (r"(/[^\s?/\"']*\?)[^\s\"']+", r"\1***"),
+        # Mail addresses; a unit of systemd looks like one.
+        (
             r"\b[\w.+-]{1,64}@(?!\S{1,100}\.(?:service|socket|timer|slice|scope|target|mount|path)\b)"
-            r"((?:[\w-]{1,63}\.){1,10}[a-z]{2,})\b"
+            r"((?:[\w-]{1,63}\.){1,10}[a-z]{2,})\b",
+            r"***@\1",
         ),
-        r"***@\1",
-    ),
+    )
 )
 # A statement may be cut in the middle of a literal. In a name and in a comment a quote begins none.
 _SQL_LITERAL = re.compile(

@@ -12,29 +12,14 @@ from ..host import probe
 from ..release.layout import Layout
 from . import logs
 from .engine import Absent
+from .host import journal as host_journal
 from .host import numbers, read
 
 _PROPERTIES = (
-    "Id",
-    "LoadState",
-    "ActiveState",
-    "SubState",
-    "Result",
-    "UnitFileState",
-    "NRestarts",
-    "MainPID",
-    "ExecMainStatus",
-    "ExecMainCode",
-    "ActiveEnterTimestamp",
-    "ActiveEnterTimestampMonotonic",
-    "InactiveEnterTimestamp",
-    "LimitNOFILE",
-    "ControlGroup",
-    "DropInPaths",
-    "CPUQuotaPerSecUSec",
-    "TasksCurrent",
-    "TasksMax",
-)
+    "Id LoadState ActiveState SubState Result UnitFileState NRestarts MainPID ExecMainStatus ExecMainCode "
+    "ActiveEnterTimestamp ActiveEnterTimestampMonotonic InactiveEnterTimestamp LimitNOFILE ControlGroup DropInPaths "
+    "CPUQuotaPerSecUSec TasksCurrent TasksMax"
+).split()
 _LINES = 12
 
 
@@ -68,9 +53,8 @@ def units(setting) -> dict:
             "tasks": int(_set(block.get("TasksCurrent")) or 0),
             "tasks_limit": int(_set(block.get("TasksMax")) or 0),
         }
-        unit["well"] = unit["active"] in ("active", "reloading") or (
-            not unit["required"] and unit["active"] != "failed" and unit["sub"] != "auto-restart"
-        )
+        unneeded = not unit["required"] and unit["active"] != "failed" and unit["sub"] != "auto-restart"
+        unit["well"] = unit["active"] in ("active", "reloading") or unneeded
         unit.update(unit_processes(setting, block.get("ControlGroup") or "", groups))
         if not unit["well"] or unit["restarts"]:
             unit["last_words"] = journal_of(unit["unit"])
@@ -107,37 +91,23 @@ def unit_processes(setting, group: str, groups: dict) -> dict:
         if match:
             states[match.group(1)] = states.get(match.group(1), 0) + 1
     frozen = numbers(read(setting.cgroup, group.lstrip("/"), "cgroup.events")).get("frozen", 0) if group else 0
-    return {
-        "processes": len(pids),
-        "stopped": states.get("T", 0),
-        "waiting_for_disk": states.get("D", 0),
-        "frozen": frozen,
-    }
+    stopped, waiting = states.get("T", 0), states.get("D", 0)
+    return {"processes": len(pids), "stopped": stopped, "waiting_for_disk": waiting, "frozen": frozen}
 
 
 def journal_of(unit: str, lines: int = _LINES) -> list:
     """Return the last lines of a unit, with what systemd reports about it."""
-    try:
-        code, text, _error = probe.run(
-            ["journalctl", "--no-pager", "--quiet", "--output=cat", "--lines=%d" % lines, "--unit=" + unit], 3.0
-        )
-    except probe.ProbeError:
-        return []
-    return [line[:300] for line in text.splitlines()] if code == 0 else []
+    with contextlib.suppress(probe.ProbeError):
+        text = host_journal(["--output=cat", "--lines=%d" % lines, "--unit=" + unit], 3.0)
+        return [line[:300] for line in text.splitlines()]
+    return []
 
 
 def journal(setting) -> dict:
     """What was written to the journal as an error in the last hours, the most frequent first; and restarts."""
-    code, text, error = probe.run(
-        [
-            "journalctl", "--no-pager", "--quiet", "--output=json", "--priority=3", "--lines=400",
-            "--since=-%dmin" % int(setting.hours * 60), "--output-fields=MESSAGE,_SYSTEMD_UNIT,UNIT,SYSLOG_IDENTIFIER",
-        ],
-        4.0,
-    )  # fmt: skip
-    if code not in (0, 1):
-        raise probe.ProbeError("error", "journal", error.strip()[:200] or "journalctl ended with %d" % code)
-    return {"problems": parse_journal(text)}
+    options = ["--output=json", "--priority=3", "--lines=400", "--since=-%dmin" % int(setting.hours * 60)]
+    fields = "--output-fields=MESSAGE,_SYSTEMD_UNIT,UNIT,SYSLOG_IDENTIFIER"
+    return {"problems": parse_journal(host_journal([*options, fields], 4.0))}
 
 
 def parse_journal(text: str) -> list:
@@ -154,9 +124,8 @@ def parse_journal(text: str) -> list:
         unit = entry.get("UNIT") or entry.get("_SYSTEMD_UNIT") or entry.get("SYSLOG_IDENTIFIER") or ""
         key = (unit, re.sub(r"\d+", "#", message)[:120])
         group = groups.setdefault(key, {"unit": unit, "count": 0})
-        group.update(
-            count=group["count"] + 1, text=message[:300], last=int(entry.get("__REALTIME_TIMESTAMP") or 0) / 1e6
-        )
+        last = int(entry.get("__REALTIME_TIMESTAMP") or 0) / 1e6
+        group.update(count=group["count"] + 1, text=message[:300], last=last)
     return sorted(groups.values(), key=lambda group: -group["last"])[:15]
 
 
@@ -173,23 +142,15 @@ def changes(setting) -> dict:
         if match:
             at = logs.moment(line)
             events.append({"at": at, "kind": "package", "text": "%s %s %s" % (match[2], match[3], match[5])})
-    since = "--since=-%dmin" % int(setting.hours * 60)
-    try:
-        code, text, _error = probe.run(
-            [
-                "journalctl", "--no-pager", "--quiet", "--output=short-unix", since,
-                "--lines=600", "_PID=1", "--grep=^(Started|Stopped|Failed to start) ",
-            ],
-            3.0,
-        )  # fmt: skip
-    except probe.ProbeError:
-        text = ""
+    options = ["--output=short-unix", "--since=-%dmin" % int(setting.hours * 60), "--lines=600", "_PID=1"]
+    text = ""
+    with contextlib.suppress(probe.ProbeError):
+        text = host_journal([*options, "--grep=^(Started|Stopped|Failed to start) "], 3.0)
     for line in text.splitlines():
         match = _STARTS.match(line)
         if match and setting.mentions_ours(match["text"]):
-            events.append(
-                {"at": float(match["at"]), "kind": "unit", "text": "%s %s" % (match["what"], match["text"][:120])}
-            )
+            what = "%s %s" % (match["what"], match["text"][:120])
+            events.append({"at": float(match["at"]), "kind": "unit", "text": what})
     return {
         "events": sorted((event for event in events if event["at"]), key=lambda event: event["at"])[-60:],
         "reboot_required": os.path.exists(setting.path("/run/reboot-required")),
@@ -199,18 +160,9 @@ def changes(setting) -> dict:
 
 # Runs of this repository change these before a release is live, and the release never after that.
 _CONFIGURATION = (
-    "/etc/nginx",
-    "/etc/postgresql",
-    "/etc/redis",
-    "/etc/systemd/system",
-    "/run/systemd/system",
-    "/run/systemd/system.control",
-    "/etc/hosts",
-    "/etc/resolv.conf",
-    "/etc/nsswitch.conf",
-    "/etc/passwd",
-    "/etc/sysctl.d",
-)
+    "/etc/nginx /etc/postgresql /etc/redis /etc/systemd/system /run/systemd/system /run/systemd/system.control "
+    "/etc/hosts /etc/resolv.conf /etc/nsswitch.conf /etc/passwd /etc/sysctl.d"
+).split()
 
 
 def edited(setting, seconds: float = 1.5) -> list:
@@ -281,12 +233,6 @@ def parse_containers(text: str) -> list:
         except ValueError:
             continue
         names = row.get("Names")
-        found.append(
-            {
-                "name": names if isinstance(names, str) else ",".join(names or []),
-                "image": row.get("Image", ""),
-                "state": row.get("State", ""),
-                "status": row.get("Status", ""),
-            }
-        )
+        name = names if isinstance(names, str) else ",".join(names or [])
+        found.append(dict({key: row.get(key.title(), "") for key in ("image", "state", "status")}, name=name))
     return found[:50]

@@ -124,28 +124,15 @@ class Setting:
             "postgresql": "/var/log/postgresql/*.log",
             "redis": "/var/log/redis/redis-server*.log",
         }
-        self.large_dirs = options.get("large_dirs") or [
-            "/tmp",
-            "/var/tmp",
-            "/var/cache",
-            "/var/log",
-            "/var/lib/postgresql",
-            "/var/backups",
-            self.app_root,
-        ]
+        large = "/tmp /var/tmp /var/cache /var/log /var/lib/postgresql /var/backups".split()
+        self.large_dirs = options.get("large_dirs") or [*large, self.app_root]
         # Who writes where: what a full filesystem stops.
-        self.writers = {
-            name: path
-            for name, path in {
-                "logs": self.log_dir,
-                "application": self.app_root,
-                "postgresql": "/var/lib/postgresql" if {"database", "standby"} & set(self.functions) else "",
-                "redis": "/var/lib/redis" if "cache" in self.functions else "",
-                "system": "/var/log",
-                "temporary": "/tmp",
-            }.items()
-            if path and os.path.isdir(path)
-        }
+        writers = {"logs": self.log_dir, "application": self.app_root, "system": "/var/log", "temporary": "/tmp"}
+        if {"database", "standby"} & set(self.functions):
+            writers["postgresql"] = "/var/lib/postgresql"
+        if "cache" in self.functions:
+            writers["redis"] = "/var/lib/redis"
+        self.writers = {name: path for name, path in writers.items() if os.path.isdir(path)}
         self._secrets = None
 
     def path(self, path: str) -> str:

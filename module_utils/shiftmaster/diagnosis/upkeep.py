@@ -18,14 +18,9 @@ from .host import journal
 
 def logins(setting) -> dict:
     """Log-ins that failed at ssh in a day, and at the application by the web server's log."""
-    text = journal(
-        [
-            "--output=cat", "--since=-24h", "--lines=5000", "--identifier=sshd", "--identifier=sshd-session",
-            "--identifier=sudo", "--identifier=su", "--grep=" + _FAILED_LOGIN,
-        ],
-        6.0,
-    )  # fmt: skip
-    return parse_logins(text)
+    programs = ["--identifier=" + name for name in ("sshd", "sshd-session", "sudo", "su")]
+    options = ["--output=cat", "--since=-24h", "--lines=5000", "--grep=" + _FAILED_LOGIN]
+    return parse_logins(journal(options + programs, 6.0))
 
 
 # One line for each attempt: at ssh the name, PAM's complaint and the password are three of the same.
@@ -83,18 +78,14 @@ def accounts(setting) -> dict:
     }
 
 
-_RIGHTS = re.compile(r"\b(useradd|usermod|userdel|groupmod|gpasswd|passwd|chpasswd|visudo)\b")
+_CHANGERS = ("useradd", "usermod", "userdel", "groupmod", "gpasswd", "passwd", "chpasswd")
+_RIGHTS = re.compile(r"\b(%s|visudo)\b" % "|".join(_CHANGERS))
 
 
 def rights_changed(setting) -> dict:
     """Accounts and groups of the host that were changed in a day."""
-    text = journal(
-        [
-            "--output=short-iso", "--since=-24h", "--lines=200", "--identifier=useradd", "--identifier=usermod", "--identifier=userdel", "--identifier=groupmod",
-            "--identifier=gpasswd", "--identifier=passwd", "--identifier=chpasswd",
-        ],
-        5.0,
-    )  # fmt: skip
+    programs = ["--identifier=" + name for name in _CHANGERS]
+    text = journal(["--output=short-iso", "--since=-24h", "--lines=200", *programs], 5.0)
     recent = []
     for path in ("/etc/passwd", "/etc/group", "/etc/sudoers"):
         with contextlib.suppress(OSError):
@@ -120,9 +111,8 @@ def parse_backups(manifests: list, now: float) -> dict:
         for name, part in manifest["parts"].items() if manifest["ended"] else ():
             if part["result"] == "skipped":
                 continue
-            found = parts.setdefault(
-                name, {"name": name, "daily": name not in backup_manifest.WITHOUT_AGE, "hours_ago": None, "bytes": None}
-            )
+            daily = name not in backup_manifest.WITHOUT_AGE
+            found = parts.setdefault(name, {"name": name, "daily": daily, "hours_ago": None, "bytes": None})
             found["failed"] = part["result"] not in backup_manifest.GOOD
             if not found["failed"]:
                 found.update(hours_ago=hours_ago(part["ended"]), bytes=part["size_bytes"])
@@ -144,18 +134,10 @@ def monitoring(setting) -> dict:
             'max by (alertname, instance, severity) (max_over_time(ALERTS{alertstate="firing",severity!="none"}[14h]))'
         )
         down = server.now("up == 0")
+        keys = {"name": "alertname", "instance": "instance", "severity": "severity"}
+        alerts = [{key: labels.get(label) for key, label in keys.items()} for labels, _value in alerts]
         return {
-            "alerts": sorted(
-                (
-                    {
-                        "name": labels.get("alertname"),
-                        "instance": labels.get("instance"),
-                        "severity": labels.get("severity"),
-                    }
-                    for labels, _value in alerts
-                ),
-                key=lambda one: (one["severity"] or "", one["name"] or ""),
-            )[:40],
+            "alerts": sorted(alerts, key=lambda one: (one["severity"] or "", one["name"] or ""))[:40],
             "watchdog": bool(server.now('ALERTS{alertname="Watchdog",alertstate="firing"}')),
             "targets": len(server.now("up")),
             "targets_down": ["%s %s" % (labels.get("job"), labels.get("instance")) for labels, _value in down][:20],

@@ -19,14 +19,8 @@ from ..host.printable import printable
 from ..host.probe import ProbeError
 from ..release.layout import Layout
 
-HEALTHY, WARNING, CRITICAL, UNHEALTHY, DOWN, ERROR = STATUSES = (
-    "healthy",
-    "warning",
-    "critical",
-    "unhealthy",
-    "down",
-    "error",
-)
+STATUSES = ("healthy", "warning", "critical", "unhealthy", "down", "error")
+HEALTHY, WARNING, CRITICAL, UNHEALTHY, DOWN, ERROR = STATUSES
 # From good to bad. A check that could not be made is worse than a warning: nothing is known.
 SEVERITY = (HEALTHY, WARNING, ERROR, UNHEALTHY, CRITICAL, DOWN)
 
@@ -42,9 +36,9 @@ class Outcome(NamedTuple):
     status: str
     detail: tuple = ()  # of Said
     reason: str = ""  # chooses the hint
-    hint_values: dict = {}  # noqa: RUF012 - never written to
-    error: str = ""
     data: dict = {}  # noqa: RUF012 - never written to
+    error: str = ""
+    hint_values: dict = {}  # noqa: RUF012 - never written to
 
 
 def said(key: str, **values) -> tuple:
@@ -162,15 +156,15 @@ def check_http(options: dict, context: Context) -> Outcome:
     if result.error:
         state = UNHEALTHY if result.reason in ("tls", "certificate", "protocol") else DOWN
         reason = "tls" if result.reason == "certificate" else result.reason
-        return Outcome(state, (), reason, _where(options["url"]), result.error, data)
+        return Outcome(state, (), reason, data, result.error, hint_values=_where(options["url"]))
     if result.status not in expected:
-        return Outcome(UNHEALTHY, (), "status", {}, "HTTP %d" % result.status, data)
+        return Outcome(UNHEALTHY, (), "status", data, "HTTP %d" % result.status)
     wanted = options.get("body_contains")
     if wanted and wanted not in result.body:
-        return Outcome(UNHEALTHY, said("http.body", status=result.status, text=wanted), "status", {}, "", data)
+        return Outcome(UNHEALTHY, said("http.body", status=result.status, text=wanted), "status", data)
     for limit, status in ((options.get("critical"), CRITICAL), (options.get("warning"), WARNING)):
         if limit is not None and milliseconds > limit:
-            return Outcome(status, said("http.slow", milliseconds=milliseconds, limit=limit), "slow", {}, "", data)
+            return Outcome(status, said("http.slow", milliseconds=milliseconds, limit=limit), "slow", data)
     return Outcome(HEALTHY, said("http", status=result.status), data=data)
 
 
@@ -189,17 +183,19 @@ def check_pages(options: dict, context: Context) -> Outcome:
             options.get("validate_certs", True),
         )
         if result.status is None:
-            return Outcome(DOWN, (), result.reason, _where(options["url"]), "%s: %s" % (page, result.error), {})
+            return Outcome(
+                DOWN, (), result.reason, error="%s: %s" % (page, result.error), hint_values=_where(options["url"])
+            )
         if result.status >= 500:
             data = {"http_status": result.status}
-            return Outcome(UNHEALTHY, (), "status", {}, "%s: HTTP %d" % (page, result.status), data)
+            return Outcome(UNHEALTHY, (), "status", data, "%s: HTTP %d" % (page, result.status))
     requests = symptoms.logged(options["access_log"], time.time() - 300) if options.get("access_log") else []
     failed, failing = sum(one.failed for one in requests), symptoms.failing(requests)
     data = {"requests": len(requests), "errors": failed}
     if failing and len(requests) >= symptoms.REQUESTS_MIN and failed / len(requests) > symptoms.FAILING_SHARE:
         pages = ", ".join(one["page"] for one in failing[:3])
         detail = said("pages.failing", errors=failed, requests=len(requests), pages=printable(pages))
-        return Outcome(UNHEALTHY, detail, "failing", {}, "", data)
+        return Outcome(UNHEALTHY, detail, "failing", data)
     return Outcome(HEALTHY, said("pages", errors=failed, requests=len(requests)), data=data)
 
 
@@ -238,19 +234,19 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
     hint = {"socket": url.replace("unix:", ""), "path": asked, "release": context.layout.active + "/release"}
     if result.error:
         state = UNHEALTHY if result.reason in ("tls", "certificate", "protocol") else DOWN
-        return Outcome(state, (), "http", hint, result.error, data)
+        return Outcome(state, (), "http", data, result.error, hint_values=hint)
     if result.status not in (200, 503):
-        return Outcome(UNHEALTHY, said("deep.absent", status=result.status), "absent", hint, "", data)
+        return Outcome(UNHEALTHY, said("deep.absent", status=result.status), "absent", data, hint_values=hint)
     try:
         answer = json.loads(result.body)
         checks = answer.get("checks")
     except (ValueError, AttributeError, RecursionError):
-        return Outcome(UNHEALTHY, said("deep.not_json", status=result.status), "absent", hint, "", data)
+        return Outcome(UNHEALTHY, said("deep.not_json", status=result.status), "absent", data, hint_values=hint)
     if not isinstance(checks, dict):
-        return Outcome(ERROR, said("deep.closed"), "closed", hint, "", data)
+        return Outcome(ERROR, said("deep.closed"), "closed", data, hint_values=hint)
     missing = [part for part in parts if part not in checks]
     if missing:
-        return Outcome(ERROR, said("deep.part_absent", parts=", ".join(missing)), "absent", hint, "", data)
+        return Outcome(ERROR, said("deep.part_absent", parts=", ".join(missing)), "absent", data, hint_values=hint)
     judged = {part: _plain(check) for part, check in checks.items() if not parts or part in parts}
     answer = _plain(answer)
     data.update(version=answer.get("version"), release=answer.get("release"), parts=judged)
@@ -263,16 +259,9 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
         broken = [check for check in judged.values() if check.get("status") not in (HEALTHY, "skipped")]
         # Migrations that cannot be read are not migrations that wait.
         pending = all("pending" in check or "pending" in str(check.get("error")) for check in broken)
-        return Outcome(UNHEALTHY, (), "parts" if pending else "http", hint, "; ".join(failed), data)
-    return Outcome(
-        HEALTHY,
-        said(
-            "deep",
-            version=answer.get("version") or "?",
-            parts=", ".join("%s %s" % (part, check.get("status")) for part, check in sorted(judged.items())),
-        ),
-        data=data,
-    )
+        return Outcome(UNHEALTHY, (), "parts" if pending else "http", data, "; ".join(failed), hint_values=hint)
+    told = ", ".join("%s %s" % (part, check.get("status")) for part, check in sorted(judged.items()))
+    return Outcome(HEALTHY, said("deep", version=answer.get("version") or "?", parts=told), data=data)
 
 
 def _plain(answer) -> dict:
@@ -342,18 +331,12 @@ def check_postgres(options: dict, context: Context) -> Outcome:
     status = above(metrics["connections_percent"], options.get("warning"), options.get("critical"))
     if metrics["waiting"]:
         # Pages that need the locked rows or tables hang, whatever else responds.
-        return Outcome(CRITICAL, said("postgres.locked", waiting=metrics["waiting"]), "locked", {}, "", metrics)
-    key = "postgres.standby" if metrics["recovery"] else "postgres"
-    return Outcome(
-        status,
-        said(
-            key, version=metrics["version"], connections=metrics["connections"], percent=metrics["connections_percent"]
-        ),
-        "connections",
-        {},
-        "",
-        metrics,
+        return Outcome(CRITICAL, said("postgres.locked", waiting=metrics["waiting"]), "locked", metrics)
+    values = dict(
+        version=metrics["version"], connections=metrics["connections"], percent=metrics["connections_percent"]
     )
+    detail = said("postgres.standby" if metrics["recovery"] else "postgres", **values)
+    return Outcome(status, detail, "connections", metrics)
 
 
 def check_redis(options: dict, context: Context) -> Outcome:
@@ -381,29 +364,18 @@ def check_redis(options: dict, context: Context) -> Outcome:
         if error.reason == "noauth" and options.get("allow_noauth"):
             return Outcome(HEALTHY, said("redis.noauth"))
         raise
-    detail = (
-        said("redis", version=metrics["version"], role=metrics.get("role", "?"))
-        if "version" in metrics
-        else said("redis.plain")
-    )
-    if "persistence_error" in metrics:
-        return Outcome(
-            CRITICAL, detail + said("redis.persistence", fields=metrics["persistence_error"]), "disk", {}, "", metrics
-        )
-    if "replication_error" in metrics:
-        return Outcome(
-            WARNING,
-            detail + said("redis.replication", fields=metrics["replication_error"]),
-            "replication",
-            {},
-            "",
-            metrics,
-        )
+    detail = said("redis.plain")
+    if "version" in metrics:
+        detail = said("redis", version=metrics["version"], role=metrics.get("role", "?"))
+    for what, status, reason in (("persistence", CRITICAL, "disk"), ("replication", WARNING, "replication")):
+        error = metrics.get(what + "_error")
+        if error is not None:
+            return Outcome(status, detail + said("redis." + what, fields=error), reason, metrics)
     # A cache that evicts is full by design.
     percent = None if metrics.get("evicts") else metrics.get("used_memory_percent")
     status = above(percent, options.get("warning"), options.get("critical"))
     if status != HEALTHY:
-        return Outcome(status, detail + said("redis.memory", percent=percent), "memory", {}, "", metrics)
+        return Outcome(status, detail + said("redis.memory", percent=percent), "memory", metrics)
     return Outcome(HEALTHY, detail, data=metrics)
 
 
@@ -441,27 +413,17 @@ def check_celery(options: dict, context: Context) -> Outcome:
     if len(names) >= wanted:
         return Outcome(HEALTHY, said("celery", count=len(names), names=", ".join(names)), data=data)
     if not names:
-        return Outcome(DOWN, (), "workers", {}, celery_failure(done.stderr + "\n" + done.stdout), data)
+        return Outcome(DOWN, (), "workers", data, celery_failure(done.stderr + "\n" + done.stdout))
     return Outcome(
-        UNHEALTHY,
-        said("celery.few", count=len(names), wanted=wanted, names=": " + ", ".join(names)),
-        "workers",
-        {},
-        "",
-        data,
+        UNHEALTHY, said("celery.few", count=len(names), wanted=wanted, names=": " + ", ".join(names)), "workers", data
     )
 
 
 def celery_failure(text: str) -> str:
     """Return the line with the error, without an address that may hold a password."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [
-        line
-        for line in lines
-        if line.startswith(
-            ("Error:", "kombu.", "redis.", "ModuleNotFoundError", "ImportError", "AttributeError", "Unable to load")
-        )
-    ]
+    begins = ("Error:", "kombu.", "redis.", "ModuleNotFoundError", "ImportError", "AttributeError", "Unable to load")
+    telling = [line for line in lines if line.startswith(begins)]
     line = (telling or lines or ["no worker responded"])[-1]
     return re.sub(r"://[^@/\s]*@", "://***@", line)[:300]
 
@@ -474,10 +436,8 @@ def judge_unit(unit: dict) -> str:
     if unit.get("LoadState") not in ("loaded", None):
         return DOWN
     state = unit.get("ActiveState")
-    if state == "active":
-        # A oneshot or an umbrella may be "exited" and well.
-        return HEALTHY
-    if state == "reloading":
+    # Of the active ones, a oneshot or an umbrella may be "exited" and well.
+    if state in ("active", "reloading"):
         return HEALTHY
     if state == "activating":
         return UNHEALTHY if unit.get("SubState") == "auto-restart" else WARNING
@@ -513,7 +473,9 @@ def check_systemd(options: dict, context: Context) -> Outcome:
     }
     if problems:
         told = "; ".join("%s %s" % (unit["Id"], _unit_words(unit)) for unit in units if unit["Id"] in problems)
-        return Outcome(worst(states), (), reason, {"units": " ".join(problems), "first": problems[0]}, told, data)
+        return Outcome(
+            worst(states), (), reason, data, told, hint_values={"units": " ".join(problems), "first": problems[0]}
+        )
     return Outcome(HEALTHY, said("units", count=sum(unit.get("ActiveState") == "active" for unit in units)), data=data)
 
 
@@ -547,37 +509,16 @@ def judge_disks(mounts: list, warning: Optional[float], critical: Optional[float
             if mount["reason"] == "readonly":
                 findings.append((CRITICAL, Said("disk.readonly", {"path": path}), "readonly", path))
             else:
-                status = {"timeout": DOWN, "missing": DOWN}.get(mount["reason"], ERROR)
-                findings.append(
-                    (status, Said("disk.problem", {"path": path, "error": mount["error"]}), "problem", path)
-                )
+                status = DOWN if mount["reason"] in ("timeout", "missing") else ERROR
+                problem = Said("disk.problem", {"path": path, "error": mount["error"]})
+                findings.append((status, problem, "problem", path))
             continue
-        space = above(mount["space_percent"], warning, critical)
-        if space != HEALTHY:
-            findings.append(
-                (
-                    space,
-                    Said(
-                        "disk.space_high",
-                        {"path": path, "percent": mount["space_percent"], "free": size(mount["free_bytes"])},
-                    ),
-                    "space",
-                    path,
-                )
-            )
-        inodes = above(mount["inodes_percent"], warning, critical)
-        if inodes != HEALTHY:
-            findings.append(
-                (
-                    inodes,
-                    Said(
-                        "disk.inodes_high",
-                        {"path": path, "percent": mount["inodes_percent"], "free": mount["free_inodes"]},
-                    ),
-                    "inodes",
-                    path,
-                )
-            )
+        for what, free in (("space", size(mount["free_bytes"])), ("inodes", mount["free_inodes"])):
+            percent = mount[what + "_percent"]
+            status = above(percent, warning, critical)
+            if status != HEALTHY:
+                high = Said("disk.%s_high" % what, {"path": path, "percent": percent, "free": free})
+                findings.append((status, high, what, path))
     data = {"mounts": mounts}
     asked = [mount for mount in mounts if "error" not in mount]
     fullest = max(asked, key=_fullness, default=None)
@@ -586,7 +527,7 @@ def judge_disks(mounts: list, warning: Optional[float], critical: Optional[float
     if findings:
         findings.sort(key=lambda finding: SEVERITY.index(finding[0]), reverse=True)
         status, _said, reason, path = findings[0]
-        return Outcome(status, tuple(finding[1] for finding in findings), reason, {"path": path}, "", data)
+        return Outcome(status, tuple(finding[1] for finding in findings), reason, data, hint_values={"path": path})
     if fullest is None:
         raise ProbeError(ERROR, "missing", "no filesystem was found")
     values = {"path": fullest["path"], "percent": _fullness(fullest), "count": len(mounts)}
@@ -602,14 +543,8 @@ def _fullness(mount: dict) -> float:
 def check_memory(options: dict, context: Context) -> Outcome:
     metrics = probe.memory_usage(context.proc)
     status = above(metrics["usage_percent"], options.get("warning"), options.get("critical"))
-    return Outcome(
-        status,
-        said("memory", available=size(metrics["available_bytes"]), total=size(metrics["total_bytes"])),
-        "use",
-        {},
-        "",
-        metrics,
-    )
+    detail = said("memory", available=size(metrics["available_bytes"]), total=size(metrics["total_bytes"]))
+    return Outcome(status, detail, "use", metrics)
 
 
 def check_certificate(options: dict, context: Context, now: Optional[datetime.datetime] = None) -> Outcome:
@@ -655,7 +590,7 @@ def check_certificate(options: dict, context: Context, now: Optional[datetime.da
         status = worst((status, WARNING))
         if first is certificates[-1]:
             reason = "differs"  # The new one is there already, and only needs to be read.
-    return Outcome(status, detail, reason, hint, "", data)
+    return Outcome(status, detail, reason, data, hint_values=hint)
 
 
 def check_clock(options: dict, context: Context) -> Outcome:
@@ -669,14 +604,14 @@ def judge_clock(state: dict, warning: Optional[float], critical: Optional[float]
         if offset is None:
             return Outcome(status, said("clock", source=state["source"]), data=state)
         return Outcome(
-            status, said("clock.offset", source=state["source"], milliseconds=offset * 1000), "offset", {}, "", state
+            status, said("clock.offset", source=state["source"], milliseconds=offset * 1000), "offset", state
         )
     if state["synchronised"] is None:
         # Not a failure: a container cannot set its clock, and has its machine's.
         if state["container"]:
             return Outcome(HEALTHY, said("clock.container"), data=state)
-        return Outcome(ERROR, said("clock.unknown"), "unknown", {}, "", state)
-    return Outcome(WARNING, said("clock.not", source=state["source"]), "not", {}, "", state)
+        return Outcome(ERROR, said("clock.unknown"), "unknown", state)
+    return Outcome(WARNING, said("clock.not", source=state["source"]), "not", state)
 
 
 # --- the release -----------------------------------------------------------------------------------------------------
@@ -691,38 +626,20 @@ def check_release(options: dict, context: Context) -> Outcome:
         return Outcome(DOWN, said("release.none"), "none")
     data = {"release": release, "slot": slot}
     if not os.path.isdir(os.path.join(layout.releases, release)):
-        return Outcome(CRITICAL, said("release.gone", slot=slot, release=release), "gone", {}, "", data)
+        return Outcome(CRITICAL, said("release.gone", slot=slot, release=release), "gone", data)
     try:
         state = State(layout)
     except (StateError, OSError) as error:
         raise ProbeError(ERROR, "state", str(error))
     data["status"] = state.status(release)
     if data["status"] == "bad":
-        return Outcome(
-            CRITICAL,
-            said("release.bad", release=release, reason=state.releases[release].get("reason") or "?"),
-            "bad",
-            {},
-            "",
-            data,
-        )
+        why = said("release.bad", release=release, reason=state.releases[release].get("reason") or "?")
+        return Outcome(CRITICAL, why, "bad", data)
     if state.transition:
         step = state.transition
         data["transition"] = {key: step.get(key) for key in ("kind", "from", "to", "phase", "since")}
-        return Outcome(
-            WARNING,
-            said(
-                "release.transition",
-                kind=step.get("kind", "?"),
-                to=step.get("to", "?"),
-                phase=step.get("phase", "?"),
-                since=step.get("since", "?"),
-            ),
-            "transition",
-            {},
-            "",
-            data,
-        )
+        what = said("release.transition", **{key: step.get(key, "?") for key in ("kind", "to", "phase", "since")})
+        return Outcome(WARNING, what, "transition", data)
     shown = check_maintenance(options, context)
     if shown.status != HEALTHY:
         return shown._replace(data=dict(data, maintenance=True))
@@ -735,7 +652,7 @@ def check_maintenance(options: dict, context: Context) -> Outcome:
     if not os.path.exists(switch):
         return Outcome(HEALTHY, said("maintenance"))
     since = datetime.datetime.fromtimestamp(os.path.getmtime(switch)).astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    return Outcome(WARNING, said("release.maintenance", since=since), "maintenance", {}, "", {"maintenance": True})
+    return Outcome(WARNING, said("release.maintenance", since=since), "maintenance", {"maintenance": True})
 
 
 class Kind(NamedTuple):

@@ -25,19 +25,10 @@ _GRACE_SECONDS = 0.3
 
 def complete(options: dict) -> dict:
     """Return the options of a check with its kind's defaults; keys that are None count as absent."""
-    kind = KINDS[options["kind"]]
-    result = {
-        "timeout_seconds": kind.timeout_seconds,
-        "warning": kind.warning,
-        "critical": kind.critical,
-        "unit": kind.unit,
-        "log_file": kind.log,
-        "retries": 0,
-        "delay_seconds": 1.0,
-        "consecutive_successes": 1,
-    }
-    result.update((name, value) for name, value in options.items() if value is not None)
-    return result
+    kind = KINDS[options["kind"]]._asdict()
+    del kind["function"]
+    kind.update(log_file=kind.pop("log"), retries=0, delay_seconds=1.0, consecutive_successes=1)
+    return {**kind, **{name: value for name, value in options.items() if value is not None}}
 
 
 def budget(options: dict) -> float:
@@ -49,17 +40,14 @@ def budget(options: dict) -> float:
 def attempt(options: dict, context: Context) -> Outcome:
     """Try once; whatever happens becomes an Outcome."""
     started = time.monotonic()
+    check, limit = KINDS[options["kind"]].function, options["timeout_seconds"] + _GRACE_SECONDS
     try:
-        outcome = probe.in_thread(
-            lambda: KINDS[options["kind"]].function(options, context),
-            options["timeout_seconds"] + _GRACE_SECONDS,
-            options["name"],
-        )
+        outcome = probe.in_thread(lambda: check(options, context), limit, options["name"])
     except probe.ProbeError as error:
         if error.reason == "timeout" and str(error).startswith(options["name"] + " did not respond"):
             outcome = Outcome(DOWN, said("timeout", seconds=options["timeout_seconds"]), "timeout")
         else:
-            outcome = Outcome(error.state, (), error.reason, {}, str(error))
+            outcome = Outcome(error.state, (), error.reason, error=str(error))
     except Exception as error:  # noqa: BLE001 - one check's fault must not hide the others.
         outcome = Outcome(ERROR, said("crash", error="%s: %s" % (type(error).__name__, error)), "crash")
     return outcome._replace(data=dict(outcome.data, seconds=round(time.monotonic() - started, 3)))
@@ -222,15 +210,8 @@ def report_of(host: str, result: dict) -> dict:
             return report
         except Exception as error:  # noqa: BLE001 - in whatever form it is, it must not keep the others from being shown
             problem = "its report is not valid (%s: %s)" % (type(error).__name__, error)
-    return {
-        "host": host,
-        "unreachable": bool(result.get("unreachable")),
-        "problem": problem,
-        "healthy": 0,
-        "total": 0,
-        "worst": DOWN,
-        "checks": [],
-    }
+    counts = {"healthy": 0, "total": 0, "worst": DOWN, "checks": []}
+    return {"host": host, "unreachable": bool(result.get("unreachable")), "problem": problem, **counts}
 
 
 def merge_reports(reports: list, generated: datetime.datetime) -> dict:
@@ -278,15 +259,10 @@ def unwell(reports: list, fail_on: str, language: str) -> dict:
             name = "unreachable" if report["unreachable"] else "unchecked"
             found["%s: %s" % (report["host"], name)] = "❌ %s: %s" % (report["host"], say(language, name))
         for check in failing(report["checks"], fail_on):
-            line = "%s %s: %s: %s" % (
-                check["icon"],
-                report["host"],
-                check["name"].upper(),
-                say(language, "status." + check["status"]),
-            )
-            found["%s: %s" % (report["host"], check["name"])] = ", ".join(
-                filter(None, (line, check["detail"] or check["error"]))
-            )
+            status = say(language, "status." + check["status"])
+            line = "%s %s: %s: %s" % (check["icon"], report["host"], check["name"].upper(), status)
+            why = check["detail"] or check["error"]
+            found["%s: %s" % (report["host"], check["name"])] = "%s, %s" % (line, why) if why else line
     return found
 
 

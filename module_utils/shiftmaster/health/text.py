@@ -7,6 +7,12 @@ from __future__ import annotations
 
 LANGUAGES = ("en", "ja")
 
+
+def commands(text: str) -> tuple:
+    """Return commands to look with, in both languages."""
+    return text, text.replace("; ", "、") + " を確認してください"
+
+
 CATALOG = {
     # --- the report's frame; the English one is the operations guide's
     "title": ("=== ShiftMaster System Health Report ===", "=== ShiftMaster システムヘルスレポート ==="),
@@ -37,7 +43,6 @@ CATALOG = {
     "no_checks": ("no check applies to this host", "このホストに該当するチェックはありません"),
     # --- details
     "http": ("HTTP {status}", "HTTP {status}"),
-    "http.unexpected": ("HTTP {status} instead of {expected}", "HTTP {status}({expected} を期待)"),
     "http.body": (
         'HTTP {status}, but the response does not contain "{text}"',
         "HTTP {status} ですが、応答に「{text}」が含まれません",
@@ -85,8 +90,6 @@ CATALOG = {
         "必要な {wanted} 個中 {count} 個のワーカーのみ応答{names}",
     ),
     "units": ("{count} unit(s) active", "{count} 個のユニットが稼働中"),
-    "units.none": ("no unit matches {names}", "{names} に一致するユニットがありません"),
-    "units.states": ("{states}", "{states}"),
     "disk": (
         "fullest: {path} {percent}% ({free} free), {count} filesystem(s)",
         "最大使用: {path} {percent}%(空き {free})、{count} 個のファイルシステム",
@@ -128,7 +131,6 @@ CATALOG = {
     ),
     "clock.unknown": ("neither chrony nor timedatectl knows it", "chrony も timedatectl も判定できません"),
     "deep": ("version {version}: {parts}", "バージョン {version}: {parts}"),
-    "deep.failed": ("{failed}", "{failed}"),
     "deep.closed": ("the response has no details: this caller has no access", "応答に詳細がありません(閲覧権限なし)"),
     "deep.absent": ("HTTP {status}: there is no such endpoint", "HTTP {status}: エンドポイントがありません"),
     "deep.part_absent": ("the response reports nothing about {parts}", "応答に {parts} の項目がありません"),
@@ -158,10 +160,7 @@ CATALOG = {
     "timeout": ("no response within {seconds:g} s", "{seconds:g} 秒以内に応答がありません"),
     "crash": ("the check itself failed: {error}", "チェック自体が失敗しました: {error}"),
     # --- actions
-    "hint.http": (
-        "systemctl status {unit}; journalctl -u {unit} -n 50; tail -n 50 {log}",
-        "systemctl status {unit}、journalctl -u {unit} -n 50、tail -n 50 {log} を確認してください",
-    ),
+    "hint.http": commands("systemctl status {unit}; journalctl -u {unit} -n 50; tail -n 50 {log}"),
     "hint.http.refused": (
         "nothing listens there: systemctl status {unit}; nginx -t; ss -ltnp",
         "待ち受けがありません。systemctl status {unit}、nginx -t、ss -ltnp を確認してください",
@@ -194,10 +193,7 @@ CATALOG = {
         "ss -ltnp; systemctl status {unit}; the firewall: nft list ruleset",
         "ss -ltnp、systemctl status {unit}、ファイアウォール(nft list ruleset)を確認してください",
     ),
-    "hint.postgres": (
-        "systemctl status {unit}; pg_lsclusters; tail -n 50 {log}",
-        "systemctl status {unit}、pg_lsclusters、tail -n 50 {log} を確認してください",
-    ),
+    "hint.postgres": commands("systemctl status {unit}; pg_lsclusters; tail -n 50 {log}"),
     "hint.postgres.refused": (
         "PostgreSQL does not run or listens elsewhere: systemctl start {unit}; pg_lsclusters; tail -n 50 {log}",
         "PostgreSQL が停止しているか別の場所で待ち受けています。systemctl start {unit}、pg_lsclusters、tail -n 50 {log}",
@@ -234,10 +230,7 @@ CATALOG = {
         "install postgresql-client on this host",
         "このホストに postgresql-client をインストールしてください",
     ),
-    "hint.redis": (
-        "systemctl status {unit}; journalctl -u {unit} -n 50; tail -n 50 {log}",
-        "systemctl status {unit}、journalctl -u {unit} -n 50、tail -n 50 {log} を確認してください",
-    ),
+    "hint.redis": commands("systemctl status {unit}; journalctl -u {unit} -n 50; tail -n 50 {log}"),
     "hint.redis.refused": (
         "Redis does not run or listens elsewhere: systemctl start {unit}; ss -ltnp; tail -n 50 {log}",
         "Redis が停止しているか別の場所で待ち受けています。systemctl start {unit}、ss -ltnp、tail -n 50 {log}",
@@ -279,10 +272,7 @@ CATALOG = {
         "there is no release, or it has no celery: ansible-playbook deploy.yml; celery_application must be the application's own",
         "リリースがないか celery が含まれていません。ansible-playbook deploy.yml を実行し、Celery アプリケーション名を確認してください",
     ),
-    "hint.systemd": (
-        "systemctl status {units}; journalctl -u {first} -n 50",
-        "systemctl status {units}、journalctl -u {first} -n 50 を確認してください",
-    ),
+    "hint.systemd": commands("systemctl status {units}; journalctl -u {first} -n 50"),
     "hint.systemd.absent": (
         "the unit is not installed: ansible-playbook deploy.yml",
         "ユニットがインストールされていません。ansible-playbook deploy.yml を実行してください",
@@ -303,10 +293,7 @@ CATALOG = {
         "the mount does not respond: mount | grep {path}; the file server or the disk behind it",
         "マウント先が応答しません。mount | grep {path} とファイルサーバー・ディスクを確認してください",
     ),
-    "hint.memory": (
-        "ps aux --sort=-%mem | head; systemd-cgtop -m; journalctl -k | grep -i oom",
-        "ps aux --sort=-%mem | head、systemd-cgtop -m、journalctl -k | grep -i oom を確認してください",
-    ),
+    "hint.memory": commands("ps aux --sort=-%mem | head; systemd-cgtop -m; journalctl -k | grep -i oom"),
     "hint.certificate": (
         "renew it: certbot renew (ACME), or put the new pair in place and run ansible-playbook deploy.yml --tags tls",
         "更新してください: certbot renew(ACME)、または新しい証明書と鍵を配置して ansible-playbook deploy.yml --tags tls",
@@ -327,14 +314,8 @@ CATALOG = {
         "name, chain or date do not fit: openssl s_client -connect {where} -servername {server_name} </dev/null",
         "名前・チェーン・期限のいずれかが一致しません。openssl s_client -connect {where} -servername {server_name} </dev/null",
     ),
-    "hint.clock": (
-        "systemctl status chrony; chronyc tracking; chronyc sources -v",
-        "systemctl status chrony、chronyc tracking、chronyc sources -v を確認してください",
-    ),
-    "hint.deep_health": (
-        "curl --unix-socket {socket} 'http://localhost{path}'; tail -n 50 {log}",
-        "curl --unix-socket {socket} 'http://localhost{path}'、tail -n 50 {log} を確認してください",
-    ),
+    "hint.clock": commands("systemctl status chrony; chronyc tracking; chronyc sources -v"),
+    "hint.deep_health": commands("curl --unix-socket {socket} 'http://localhost{path}'; tail -n 50 {log}"),
     "hint.deep_health.closed": (
         "query the private socket, or put SHIFTMASTER_HEALTH_TOKEN into {environment}",
         "専用ソケット経由で問い合わせるか、{environment} に SHIFTMASTER_HEALTH_TOKEN を設定してください",
@@ -355,11 +336,7 @@ CATALOG = {
         "the next run of ansible-playbook deploy.yml finishes or reverts it; nothing is to be cleaned by hand",
         "次回の ansible-playbook deploy.yml が完了または取り消しを行います。手作業の後始末は不要です",
     ),
-    "hint.release.maintenance": (
-        "ansible-playbook playbooks/maintenance.yml -e state=off ends it",
-        "ansible-playbook playbooks/maintenance.yml -e state=off で解除します",
-    ),
-    "hint.maintenance.maintenance": (
+    "hint.maintenance": (
         "ansible-playbook playbooks/maintenance.yml -e state=off ends it",
         "ansible-playbook playbooks/maintenance.yml -e state=off で解除します",
     ),
@@ -386,7 +363,7 @@ def say(language: str, key: str, **values) -> str:
 
 def hint_key(kind: str, reason: str) -> str:
     """Return the most particular hint that there is for a kind of check and a reason."""
-    if reason in ("environment", "live", "crash"):
+    if reason in ("environment", "live", "crash", "maintenance"):
         return "hint." + reason
     if kind == "migrations" and reason != "parts":
         kind = "deep_health"  # Nothing is known of the migrations; the way to them is broken.

@@ -5,9 +5,23 @@ from __future__ import annotations
 import base64
 import json
 import ssl
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
+
+# Options of a module for the address of such a service.
+ARGUMENTS = {
+    "url": {"type": "str", "required": True},
+    "ca_file": {"type": "path"},
+    "user": {"type": "str", "required": True},
+    "password": {"type": "str", "required": True, "no_log": True},
+}
+
+
+# Elasticsearch reads the files of its users and roles again every five seconds. What was written just now may not
+# be in use yet, on one node or the other.
+REREAD_SECONDS = 30
 
 
 class Failed(Exception):
@@ -70,6 +84,33 @@ class Api:
             failure.status = status
             raise failure
         return answer
+
+
+class Instance:
+    """What a module keeps of a service: run() returns facts, done names the changes."""
+
+    def __init__(self, module, **more):
+        self.module, self.p, self.done = module, module.params, []
+        self.api = Api(self.p["url"], self.p["ca_file"], (self.p["user"], self.p["password"]), **more)
+
+    def wait(self, inspect, wanted):
+        """Return what inspect() returns once it raises nothing; it is called once in check mode."""
+        began, limit = time.monotonic(), self.p["timeout_seconds"]
+        while True:
+            passed = float("inf") if self.module.check_mode else time.monotonic() - began
+            try:
+                return inspect()
+            except NoAnswer as error:
+                if self.module.check_mode:
+                    raise
+                why = error
+            except Failed as error:
+                if error.status in (401, 403) and passed >= REREAD_SECONDS:
+                    raise Failed("%s cannot log in: %s" % (self.p["user"], error))
+                why = error
+            if passed >= limit:
+                raise Failed("%s (waited %d s): %s" % (wanted, limit, why))
+            time.sleep(2)
 
 
 def keep(module, service, instance):

@@ -10,6 +10,7 @@ Nothing here needs more than the standard library.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import datetime
 import errno
@@ -175,10 +176,12 @@ def _resolve(host: str, port: int, deadline: Deadline) -> list:
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host)
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+
+    def look_up():
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
     try:
-        return in_thread(
-            lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), deadline.left(), "the name service"
-        )
+        return in_thread(look_up, deadline.left(), "the name service")
     except socket.gaierror as error:
         raise ProbeError("down", "name", "the name %s has no address: %s" % (host, error.strerror))
 
@@ -222,15 +225,8 @@ def _connect_tcp(host: str, port: int, deadline: Deadline) -> socket.socket:
 
 
 @contextlib.contextmanager
-def connected(
-    host: Optional[str],
-    port: Optional[int],
-    path: Optional[str],
-    deadline: Deadline,
-    tls=None,
-    server_name: Optional[str] = None,
-):
-    """Yield a socket to host:port, or to the unix socket at path; errors become ProbeError."""
+def connected(host: Optional[str], port: Optional[int], path: Optional[str], deadline: Deadline, tls=None, name=None):
+    """Yield a socket to host:port, or to the unix socket at path; errors become ProbeError. name: for TLS."""
     where = "unix:%s" % path if path else "%s:%s" % (host, port)
     connection = None
     try:
@@ -238,12 +234,11 @@ def connected(
             connection = _connect_unix(path, deadline) if path else _connect_tcp(host, port, deadline)
             if tls is not None:
                 connection.settimeout(deadline.left())
-                connection = tls.wrap_socket(connection, server_hostname=server_name or host)
+                connection = tls.wrap_socket(connection, server_hostname=name or host)
             yield connection
         except ssl.SSLCertVerificationError as error:
-            raise ProbeError(
-                "unhealthy", "certificate", "%s: the certificate is not accepted: %s" % (where, error.verify_message)
-            )
+            why = "%s: the certificate is not accepted: %s" % (where, error.verify_message)
+            raise ProbeError("unhealthy", "certificate", why)
         except socket.timeout:
             raise ProbeError("down", "timeout", "%s: no response within %g s" % (where, deadline.seconds))
         except ssl.SSLError as error:
@@ -283,9 +278,8 @@ class _Reader(io.RawIOBase):
         count = self._connection.recv_into(buffer)
         self._left -= count
         if self._left < 0:
-            raise ProbeError(
-                "unhealthy", "protocol", "the response is larger than %d MiB" % (RESPONSE_LIMIT_BYTES >> 20)
-            )
+            why = "the response is larger than %d MiB" % (RESPONSE_LIMIT_BYTES >> 20)
+            raise ProbeError("unhealthy", "protocol", why)
         return count
 
 
@@ -378,9 +372,8 @@ def http_get(
                 reason = str(error) or type(error).__name__
                 raise ProbeError("unhealthy", "protocol", "the response is not HTTP: %s" % reason[:100])
             found = {key.lower(): value for key, value in answer.getheaders()}
-            return HttpResult(
-                answer.status, time.monotonic() - started, body.decode("utf-8", "replace"), None, "", found
-            )
+            text = body.decode("utf-8", "replace")
+            return HttpResult(answer.status, time.monotonic() - started, text, None, headers=found)
     except ProbeError as error:
         return HttpResult(None, time.monotonic() - started, "", str(error), error.reason)
 
@@ -436,17 +429,8 @@ def parse_redis_url(url: str) -> RedisTarget:
     except ValueError:
         raise ValueError("the port of the Redis address is not a number")
     verify = query.get("ssl_cert_reqs", ["required"])[0].lower() not in ("none", "cert_none")
-    return RedisTarget(
-        parts.hostname or "localhost",
-        port,
-        None,
-        int(database),
-        user,
-        password,
-        parts.scheme == "rediss",
-        verify,
-        query.get("ssl_ca_certs", [None])[0],
-    )
+    tls = (parts.scheme == "rediss", verify, query.get("ssl_ca_certs", [None])[0])
+    return RedisTarget(parts.hostname or "localhost", port, None, int(database), user, password, *tls)
 
 
 class RedisError(Exception):
@@ -534,11 +518,8 @@ def redis_metrics(info: str) -> dict:
     if limit:
         metrics["used_memory_percent"] = round(100.0 * used / limit, 1)
         metrics["evicts"] = values.get("maxmemory_policy", "noeviction") != "noeviction"
-    broken = [
-        name
-        for name in ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
-        if values.get(name, "ok") != "ok"
-    ]
+    saves = ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
+    broken = [name for name in saves if values.get(name, "ok") != "ok"]
     if broken:
         metrics["persistence_error"] = ", ".join(broken)
     if values.get("role") == "slave" and values.get("master_link_status", "up") != "up":
@@ -575,28 +556,18 @@ POSTGRES_QUERY = (
     "(SELECT count(*) FROM pg_catalog.pg_stat_activity"
     " WHERE wait_event_type = 'Lock' AND now() - query_start > interval '5 s')"
 )
-_POSTGRES_REASONS = (
-    ("password authentication failed", "auth"),
-    ("no password supplied", "auth"),
-    ("SCRAM", "auth"),
-    ("Peer authentication failed", "auth"),
-    ("no pg_hba.conf entry", "hba"),
-    ("too many clients", "connections"),
-    ("remaining connection slots", "connections"),
-    ("too many connections", "connections"),
-    ("is starting up", "starting"),
-    ("not yet accepting connections", "starting"),
-    ("is shutting down", "starting"),
-    ("in recovery mode", "starting"),
-    ("does not exist", "absent"),
-    ("SSL", "tls"),
-    ("certificate", "tls"),
-    ("statement timeout", "timeout"),
-    ("timeout expired", "timeout"),
-    ("could not translate host name", "name"),
-    ("server closed the connection", "protocol"),
-    ("No space left", "disk"),
-)
+_POSTGRES_REASONS = {
+    "auth": "password authentication failed|no password supplied|SCRAM|Peer authentication failed",
+    "hba": "no pg_hba.conf entry",
+    "connections": "too many clients|remaining connection slots|too many connections",
+    "starting": "is starting up|not yet accepting connections|is shutting down|in recovery mode",
+    "absent": "does not exist",
+    "tls": "SSL|certificate",
+    "timeout": "statement timeout|timeout expired",
+    "name": "could not translate host name",
+    "protocol": "server closed the connection",
+    "disk": "No space left",
+}
 
 
 def postgres_ping(target: PostgresTarget, timeout: float = 5.0) -> dict:
@@ -625,38 +596,22 @@ def postgres_metrics(row) -> dict:
 
 def _postgres_row(target: PostgresTarget, timeout: float):
     environment = {
-        "PGHOST": target.host,
-        "PGPORT": str(target.port),
-        "PGDATABASE": target.database,
-        "PGUSER": target.user,
-        "PGPASSWORD": target.password,
-        "PGSSLMODE": target.sslmode,
-        "PGSSLROOTCERT": target.sslrootcert,
-        "PGAPPNAME": _USER_AGENT,
-        "PGCONNECT_TIMEOUT": str(max(1, int(timeout))),
-        "PGPASSFILE": "/dev/null",
+        "PGHOST": target.host, "PGPORT": str(target.port), "PGDATABASE": target.database, "PGUSER": target.user,
+        "PGPASSWORD": target.password, "PGSSLMODE": target.sslmode, "PGSSLROOTCERT": target.sslrootcert,
+        "PGAPPNAME": _USER_AGENT, "PGCONNECT_TIMEOUT": str(max(1, int(timeout))), "PGPASSFILE": "/dev/null",
         "PGOPTIONS": "%s -c statement_timeout=%d" % (SAFE_SEARCH_PATH, timeout * 1000),
-    }
-    argv = [
-        "psql",
-        "--no-psqlrc",
-        "--no-password",
-        "--no-align",
-        "--tuples-only",
-        "--field-separator=\t",
-        "--command=" + POSTGRES_QUERY,
-    ]
+    }  # fmt: skip
+    argv = ["psql", "--no-psqlrc", "--no-password", "--no-align", "--tuples-only", "--field-separator=\t"]
     if target.run_as:
         argv = ["runuser", "-u", target.run_as, "--"] + argv
     env = {name: value for name, value in environment.items() if value is not None}
     try:
-        code, stdout, stderr = run(argv, timeout, env)
+        code, stdout, stderr = run([*argv, "--command=" + POSTGRES_QUERY], timeout, env)
     except ProbeError as error:
-        if error.reason == "timeout":
-            raise ProbeError(
-                "down", "timeout", "PostgreSQL at %s did not respond within %g s" % (_postgres_where(target), timeout)
-            )
-        raise
+        if error.reason != "timeout":
+            raise
+        why = "PostgreSQL at %s:%s did not respond within %g s" % (target.host, target.port, timeout)
+        raise ProbeError("down", "timeout", why)
     if code != 0:
         if code == 127 or "failed to execute psql" in stderr or "psql: No such file" in stderr:
             raise ProbeError("error", "missing", "the command psql is not installed")
@@ -664,24 +619,19 @@ def _postgres_row(target: PostgresTarget, timeout: float):
     return stdout.strip("\n").split("\t")
 
 
-def _postgres_where(target: PostgresTarget) -> str:
-    return "%s:%s" % (target.host, target.port)
-
-
 def _postgres_error(text: str, target: PostgresTarget, timeout: float) -> ProbeError:
     """Distinguish a server that rejects from an absent one; its message may be in any language."""
     message = _without(" ".join(text.split()), target.password)
     message = re.sub(r"^psql: (error: )?", "", message)[:300]
-    reason = next((code for words, code in _POSTGRES_REASONS if words in text), None)
+    reason = next((code for code, words in _POSTGRES_REASONS.items() if re.search(words, text)), None)
     if reason in ("timeout", "name"):
         return ProbeError("down", reason, message)
     if reason is None or reason == "absent":
         silent = None
         for host, port in postgres_addresses(target):
+            path = "%s/.s.PGSQL.%d" % (host, port) if host.startswith("/") else None
             try:
-                tcp_connect(
-                    host, port, "%s/.s.PGSQL.%d" % (host, port) if host.startswith("/") else None, min(timeout, 2.0)
-                )
+                tcp_connect(host, port, path, min(timeout, 2.0))
                 break
             except ProbeError as error:
                 silent = error
@@ -709,17 +659,11 @@ def parse_postgres_url(url: str) -> PostgresTarget:
     except ValueError:
         raise ValueError("the port of the PostgreSQL address is not a number")
     user, password, host = (
-        urllib.parse.unquote(part) if part else part for part in (parts.username, parts.password, parts.hostname)
+        part and urllib.parse.unquote(part) for part in (parts.username, parts.password, parts.hostname)
     )
-    return PostgresTarget(
-        host or query.get("host", ["localhost"])[0],
-        port,
-        parts.path.strip("/") or "shiftmaster",
-        user or "shiftmaster",
-        password,
-        query.get("sslmode", [None])[0],
-        query.get("sslrootcert", [None])[0],
-    )
+    host, name = host or query.get("host", ["localhost"])[0], parts.path.strip("/") or "shiftmaster"
+    tls = [query.get(key, [None])[0] for key in ("sslmode", "sslrootcert")]
+    return PostgresTarget(host, port, name, user or "shiftmaster", password, *tls)
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------
@@ -736,15 +680,13 @@ def unit_states(names, timeout: float = 10.0) -> list:
     patterns = [name for name in names if is_pattern(name)]
     units = []
     if plain:
-        units = parse_units(
-            systemctl(["show", "--property=" + ",".join(_UNIT_PROPERTIES), "--", *plain], deadline.left())
-        )
+        show = ["show", "--property=" + ",".join(_UNIT_PROPERTIES), "--", *plain]
+        units = parse_units(systemctl(show, deadline.left()))
     if patterns:
         # One call to systemd, whatever their number; `show` makes one for each unit.
         known = {unit["Id"] for unit in units}
-        rows = parse_unit_list(
-            systemctl(["list-units", "--all", "--plain", "--no-legend", "--full", "--", *patterns], deadline.left())
-        )
+        listed = ["list-units", "--all", "--plain", "--no-legend", "--full", "--", *patterns]
+        rows = parse_unit_list(systemctl(listed, deadline.left()))
         units += [unit for unit in rows if unit["Id"] not in known]
     return units
 
@@ -808,9 +750,7 @@ def parse_mountinfo(text: str) -> list:
         fields, rest = head.split(" "), tail.split(" ")
         if not separator or len(fields) < 6 or len(rest) < 3:
             continue
-        path, root = (
-            re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)), field) for field in (fields[4], fields[3])
-        )
+        root, path = (re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), field) for field in fields[3:5])
         # Either the mount or the filesystem behind it may be read-only.
         options = frozenset(fields[5].split(",")) | frozenset(rest[2].split(",")) & {"ro"}
         mounts.append(Mount(fields[2], path, rest[0], options, root))
@@ -868,12 +808,8 @@ def disk_usage(proc: str = "/proc", paths=(), exclude=(), timeout: float = 5.0, 
 
 
 def _kind_of(path: str, mounts) -> str:
-    best = max(
-        (mount for mount in mounts if (path + "/").startswith(mount.path.rstrip("/") + "/")),
-        key=lambda mount: len(mount.path),
-        default=None,
-    )
-    return best.kind if best else ""
+    above = [mount for mount in mounts if (path + "/").startswith(mount.path.rstrip("/") + "/")]
+    return max(above, key=lambda mount: len(mount.path)).kind if above else ""
 
 
 def _writable_by_fstab(path: str) -> set:
@@ -889,22 +825,14 @@ def _statvfs(mount: Mount, deadline: Deadline):
     if mount.kind not in _REMOTE and not mount.kind.startswith("fuse."):
         return os.statvfs(mount.path)
     # A dead server would hold this process beyond any signal, so another process queries it.
-    code, stdout, stderr = run(
-        ["stat", "--file-system", "--format=%S %b %f %a %c %d", mount.path], min(deadline.left(), 3.0)
-    )
+    command = ["stat", "--file-system", "--format=%S %b %f %a %c %d", mount.path]
+    code, stdout, stderr = run(command, min(deadline.left(), 3.0))
     if code != 0:
         raise ProbeError("error", "io", stderr.strip()[:200])
-    size, blocks, free, available, files, files_free = (int(word) for word in stdout.split())
-    return _Usage(size, blocks, free, available, files, files_free)
+    return _Usage(*map(int, stdout.split()))
 
 
-class _Usage(NamedTuple):
-    f_frsize: int
-    f_blocks: int
-    f_bfree: int
-    f_bavail: int
-    f_files: int
-    f_ffree: int
+_Usage = collections.namedtuple("_Usage", "f_frsize f_blocks f_bfree f_bavail f_files f_ffree")
 
 
 def usage_metrics(status) -> dict:
@@ -930,11 +858,8 @@ def memory_usage(proc: str = "/proc") -> dict:
     """Return usage_percent by MemAvailable (the page cache is not use), total, available and swap in bytes."""
     try:
         with open(os.path.join(proc, "meminfo"), encoding="utf-8") as stream:
-            values = {
-                name: int(rest.split()[0]) * 1024
-                for name, _colon, rest in (line.partition(":") for line in stream)
-                if rest.split()
-            }
+            rows = [line.replace(":", " ").split() for line in stream]
+        values = {row[0]: int(row[1]) * 1024 for row in rows if len(row) > 1}
         total, available = values["MemTotal"], values["MemAvailable"]
     except (OSError, ValueError, KeyError) as error:
         raise ProbeError("error", "missing", "%s/meminfo cannot be read: %s" % (proc, error))
@@ -1057,13 +982,7 @@ def certificate_file(path: str) -> list:
 
 
 def certificate_der(
-    host: str,
-    port: int,
-    server_name: Optional[str] = None,
-    timeout: float = 5.0,
-    verify: bool = False,
-    ca_file: Optional[str] = None,
-    postgres: bool = False,
+    host: str, port: int, server_name=None, timeout=5.0, verify=False, ca_file=None, postgres=False
 ) -> bytes:
     """Return the encoded certificate that a server shows for a name; of PostgreSQL after its request for TLS."""
     deadline, context = Deadline(timeout), tls_context(verify, ca_file)
@@ -1078,18 +997,10 @@ def certificate_der(
             return connection.getpeercert(binary_form=True) or b""
 
 
-def certificate_served(
-    host: str,
-    port: int,
-    server_name: Optional[str] = None,
-    timeout: float = 5.0,
-    verify: bool = False,
-    ca_file: Optional[str] = None,
-    postgres: bool = False,
-) -> Certificate:
-    """Return the certificate that a server shows for a name; verify checks its chain and its names as well."""
+def certificate_served(host: str, port: int, *options, **more) -> Certificate:
+    """Return the certificate that a server shows, by certificate_der(); verify checks its chain and names as well."""
     try:
-        return parse_certificate(certificate_der(host, port, server_name, timeout, verify, ca_file, postgres))
+        return parse_certificate(certificate_der(host, port, *options, **more))
     except ValueError as error:
         raise ProbeError("unhealthy", "invalid", "%s:%s shows %s" % (host, port, error))
 
@@ -1111,10 +1022,8 @@ def serves_another(path: str, host: str, port: int, server_name: Optional[str] =
 
 def in_container(root: str = "/") -> bool:
     """Return whether the clock is somebody else's."""
-    return any(
-        os.path.exists(os.path.join(root, path))
-        for path in ("run/systemd/container", ".dockerenv", "run/.containerenv")
-    )
+    marks = ("run/systemd/container", ".dockerenv", "run/.containerenv")
+    return any(os.path.exists(os.path.join(root, mark)) for mark in marks)
 
 
 def clock_state(timeout: float = 5.0, container: Optional[bool] = None) -> dict:
@@ -1128,9 +1037,8 @@ def clock_state(timeout: float = 5.0, container: Optional[bool] = None) -> dict:
             state.update(parse_chrony(stdout), source="chrony")
     if state["synchronised"] is None:
         with contextlib.suppress(ProbeError):
-            code, stdout, _stderr = run(
-                ["timedatectl", "show", "--property=NTPSynchronized", "--property=NTP"], timeout / 2
-            )
+            show = ["timedatectl", "show", "--property=NTPSynchronized", "--property=NTP"]
+            code, stdout, _stderr = run(show, timeout / 2)
             values = dict(line.split("=", 1) for line in stdout.splitlines() if "=" in line)
             if code == 0 and "NTPSynchronized" in values:
                 state.update(synchronised=values["NTPSynchronized"] == "yes", source="timedatectl")
@@ -1159,7 +1067,6 @@ def parse_celery_ping(text: str) -> list:
                 answers = json.loads(line)
             except ValueError:
                 continue
-            return sorted(
-                name for name, answer in answers.items() if isinstance(answer, dict) and answer.get("ok") == "pong"
-            )
+            good = [name for name, one in answers.items() if isinstance(one, dict) and one.get("ok") == "pong"]
+            return sorted(good)
     return []

@@ -17,8 +17,22 @@ class QuietModule(AnsibleModule):
         self.log("Invoked")
 
 
+# Options that have to be there.
+TEXT, PATH = {"type": "str", "required": True}, {"type": "path", "required": True}
+SECRET = dict(TEXT, no_log=True)
+
+
+def given(default, **more):
+    """Return the specification of an option with a default, whose type it has."""
+    return {"type": type(default).__name__, "default": default, **more}
+
+
+def dict_of(**options):
+    """Return the specification of an option that is a mapping."""
+    return {"type": "dict", "options": options}
+
+
 def list_of(required=False, **options):
     """Return the specification of an option that is a list of mappings."""
-    return {
-        "type": "list", "elements": "dict", "options": options, **({"required": True} if required else {"default": []})
-    }  # fmt: skip
+    least = {"required": True} if required else {"default": []}
+    return {"type": "list", "elements": "dict", "options": options, **least}

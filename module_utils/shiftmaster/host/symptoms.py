@@ -133,20 +133,11 @@ def failing(requests: list, before: Optional[dict] = None) -> list:
     for page, ours in by_page.items():
         errors = [one for one in ours if one.failed]
         if goes_on([one.failed for one in ours]) and (everywhere or _alone(page, errors, ordered)):
-            found.append(
-                {
-                    "page": page,
-                    "status": errors[-1].status,
-                    "errors": len(errors),
-                    "requests": len(ours),
-                    "often": 2 * len(errors) >= len(ours),
-                    "own_errors": sum(one.by_application for one in errors),
-                    "first": errors[0].at,
-                    "last": errors[-1].at,
-                    "seconds": max(one.seconds for one in errors),
-                    "new": known and not failed_before(page, len(errors), len(ours), before),
-                }
-            )
+            failed, total, first, last = len(errors), len(ours), errors[0], errors[-1]
+            entry = {"page": page, "status": last.status, "errors": failed, "requests": total}
+            entry.update(often=2 * failed >= total, own_errors=sum(one.by_application for one in errors))
+            entry.update(first=first.at, last=last.at, seconds=max(one.seconds for one in errors))
+            found.append(dict(entry, new=known and not failed_before(page, failed, total, before)))
     return sorted(found, key=lambda one: -one["errors"])[:20]
 
 

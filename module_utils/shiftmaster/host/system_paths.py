@@ -8,30 +8,15 @@ from __future__ import annotations
 
 # Directories of the system that hold one directory for each program: they are none themselves.
 SHARED = frozenset(
-    [
-        *(
-            "/etc/ssl",
-            "/home",
-            "/media",
-            "/mnt",
-            "/opt",
-            "/root",
-            "/run",
-            "/srv",
-            "/usr/local/share",
-            "/var",
-            "/var/backups",
-        ),
-        *("/var/cache", "/var/lib", "/var/lock", "/var/log", "/var/opt", "/var/run", "/var/spool", "/var/www"),
-    ]
+    "/etc/ssl /home /media /mnt /opt /root /run /srv /usr/local/share /var /var/backups /var/cache /var/lib /var/lock "
+    "/var/log /var/opt /var/run /var/spool /var/www".split()
 )
 # Nothing below them either: the system's own, and directories that everybody writes to or a unit's sandbox hides.
-CLOSED = (
-    *("/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/libx32", "/lost+found", "/proc"),
-    *("/sbin", "/sys", "/tmp", "/usr", "/var/lib/apt", "/var/lib/dpkg", "/var/lib/pam", "/var/lib/postgresql"),
-    *("/var/lib/redis", "/var/lib/sudo", "/var/lib/systemd", "/var/local", "/var/log/apt", "/var/log/journal"),
-    *("/var/mail", "/var/spool/cron", "/var/tmp", "/run/lock", "/run/systemd", "/run/user"),
-    *("/etc/ssl/certs", "/etc/ssl/private"),
+CLOSED = tuple(
+    "/bin /boot /dev /etc /home /lib /lib32 /lib64 /libx32 /lost+found /proc /sbin /sys /tmp /usr /var/lib/apt "
+    "/var/lib/dpkg /var/lib/pam /var/lib/postgresql /var/lib/redis /var/lib/sudo /var/lib/systemd /var/local "
+    "/var/log/apt /var/log/journal /var/mail /var/spool/cron /var/tmp /run/lock /run/systemd /run/user "
+    "/etc/ssl/certs /etc/ssl/private".split()
 )
 # Below a closed one, and open nevertheless.
 OPEN = ("/etc/ssl", "/usr/local/share")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-# Elasticsearch reads the files of its users and roles again every five seconds. What was written just now may not
-# be in use yet, on one node or the other.
-REREAD_SECONDS = 30
-
 
 def cluster_health(api):
     """Return the cluster's health. Yellow on a single node is green if each of our indices is.

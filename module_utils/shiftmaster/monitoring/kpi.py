@@ -90,10 +90,7 @@ def availability(up: list, start: float, end: float, step: float) -> dict:
         "down_seconds": down,
         "unknown_seconds": unknown,
         "known_seconds": known,
-        "outages": [
-            {"start": outage.start, "end": outage.end, "seconds": outage.seconds, "ended": outage.ended}
-            for outage in found
-        ],
+        "outages": [dict(outage._asdict(), seconds=outage.seconds) for outage in found],
         "mttr_seconds": round(sum(repaired) / len(repaired), 1) if repaired else None,
         "mtbf_seconds": round((known - down) / len(found), 1) if found else None,
     }
@@ -124,17 +121,10 @@ def causes(found: list, alerts: list, margin: float = 300.0) -> list:
     """
     result = []
     for outage in found:
-        around = [
-            alert
-            for alert in alerts
-            if alert["start"] <= outage["end"]
-            and alert["end"] >= outage["start"] - margin
-            and alert["name"] not in _SYMPTOMS
-        ]
-        around.sort(key=lambda alert: alert["start"])
-        result.append(
-            dict(outage, cause=around[0]["name"] if around else None, alerts=[alert["name"] for alert in around])
-        )
+        near = [one for one in alerts if one["start"] <= outage["end"] and one["end"] >= outage["start"] - margin]
+        near.sort(key=lambda alert: alert["start"])
+        names = [alert["name"] for alert in near if alert["name"] not in _SYMPTOMS]
+        result.append(dict(outage, cause=names[0] if names else None, alerts=names))
     return result
 
 
@@ -192,9 +182,8 @@ def month(data: dict, start: float, end: float, step: float, targets: Optional[d
         metrics.update(served)
     else:
         missing.append("up")
-        metrics.update(
-            availability_percent=None, mttr_seconds=None, mtbf_seconds=None, outages=[], unknown_seconds=end - start
-        )
+        metrics.update(dict.fromkeys(("availability_percent", "mttr_seconds", "mtbf_seconds")), outages=[])
+        metrics["unknown_seconds"] = end - start
     requests = within(data.get("requests") or [], start, end)
     errors = within(data.get("errors") or [], start, end)
     total = sum(value for _at, value in requests)
@@ -234,11 +223,7 @@ def results(metrics: dict, targets: dict) -> dict:
     # Without an outage there was nothing to repair.
     mttr = 0.0 if served is not None and not metrics["outages"] else metrics["mttr_seconds"]
     return {
-        "availability_percent": "unknown"
-        if served is None
-        else "met"
-        if served >= targets["availability_percent"]
-        else "missed",
+        "availability_percent": at_most(served and -served, -targets["availability_percent"]),
         "p95_seconds": at_most(metrics["p95_seconds"], targets["p95_seconds"], targets["p95_tolerated_seconds"]),
         "error_percent": at_most(metrics["error_percent"], targets["error_percent"]),
         "mttr_seconds": at_most(mttr, targets["mttr_seconds"]),

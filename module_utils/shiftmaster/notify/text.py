@@ -10,7 +10,17 @@ import re
 
 from ..host.printable import printable
 
-EVENTS = ("deploy", "rollback", "backup", "restore", "health", "checklist", "test")
+# For each event the severity of a failure at PagerDuty, and its component. A failed deploy leaves what served before;
+# users notice an unwell system.
+EVENTS = {
+    "deploy": ("error", "application"),
+    "rollback": ("critical", "application"),
+    "backup": ("error", "backup"),
+    "restore": ("critical", "backup"),
+    "health": ("critical", "shiftmaster"),
+    "checklist": ("warning", "shiftmaster"),
+    "test": ("info", "notification"),
+}
 STATUSES = ("started", "succeeded", "warning", "failed")
 
 # Slack: "Truncating really long messages" recommends texts of up to 4,000 characters.
@@ -26,25 +36,6 @@ DETAIL = 600
 COLOURS = {"started": "#439FE0", "succeeded": "good", "warning": "warning", "failed": "danger"}
 # What a change event is sent for: something on the service is other than before.
 CHANGES = ("deploy", "rollback", "restore")
-# PagerDuty's severity of a failure. A failed deploy leaves what served before; an unwell system is felt by users.
-SEVERITIES = {
-    "deploy": "error",
-    "rollback": "critical",
-    "backup": "error",
-    "restore": "critical",
-    "health": "critical",
-    "checklist": "warning",
-    "test": "info",
-}
-COMPONENTS = {
-    "deploy": "application",
-    "rollback": "application",
-    "backup": "backup",
-    "restore": "backup",
-    "health": "shiftmaster",
-    "checklist": "shiftmaster",
-    "test": "notification",
-}
 
 CHECKLISTS = {
     "morning": ("Morning checklist", "朝のチェックリスト"),
@@ -224,7 +215,8 @@ def dedup_key(event, environment):
 def pagerduty(event, status, environment, details, language, links, time):
     """The events for PagerDuty without their key: a list of (kind, event), kind being alert or change."""
     summary = cut("[ShiftMaster] %s (%s)" % (titles(event, status, details, language), environment), PAGERDUTY_SUMMARY)
-    custom = {"component": COMPONENTS[event], "time": time, "environment": environment}
+    severity, component = EVENTS[event]
+    custom = {"component": component, "time": time, "environment": environment}
     custom.update(
         {name: cut(shown(value), DETAIL) for name, value in sorted(details.items()) if value not in ("", None, [])}
     )
@@ -239,9 +231,9 @@ def pagerduty(event, status, environment, details, language, links, time):
         payload = {
             "summary": summary,
             "source": "shiftmaster",
-            "severity": SEVERITIES[event],
+            "severity": severity,
             "timestamp": time,
-            "component": COMPONENTS[event],
+            "component": component,
             "group": environment,
             "class": event,
             "custom_details": dict(custom, advice=advice),

@@ -118,10 +118,8 @@ def judge_host(line: dict, host: dict, topology: dict) -> dict:
     evidence = {language: engine.text(templates[language], names) for language in LANGUAGES}
     # Nothing is ticked without evidence.
     if good is None or not all(evidence.values()):
-        return {
-            "mark": UNKNOWN,
-            "evidence": {language: text or both(SAYS["no_evidence"])[language] for language, text in evidence.items()},
-        }
+        evidence = {language: text or both(SAYS["no_evidence"])[language] for language, text in evidence.items()}
+        return {"mark": UNKNOWN, "evidence": evidence}
     return {"mark": GOOD if good else BAD, "evidence": evidence}
 
 
@@ -158,9 +156,8 @@ def text_lines(data: dict, language: str, metrics: dict = None) -> list:
     result = ["=== ShiftMaster: %s ===" % say(language, SAYS["title"][data["period"]]), when_made(data)]
     result += [say(language, SAYS["sum"]).format(**data["count"]), ""]
     for line in data["lines"]:
-        result.append(
-            "%s %s [%s]" % (MARKS[line["mark"]], line["text"][language], say(language, SAYS["words"][line["mark"]]))
-        )
+        word = say(language, SAYS["words"][line["mark"]])
+        result.append("%s %s [%s]" % (MARKS[line["mark"]], line["text"][language], word))
         if line["mark"] == PERSON:
             result.append("     %s" % line["person"][language])
         result += [
@@ -205,20 +202,15 @@ def metric_notes(metrics: dict, language: str) -> list:
     """Return what else has to be known of the metrics: what was not measured, and each outage."""
     notes = []
     if metrics["missing"]:
-        notes.append(
-            say(language, SAYS["missing"]).format(
-                names=", ".join(name_of(language, name) for name in metrics["missing"])
-            )
-        )
+        names = ", ".join(name_of(language, name) for name in metrics["missing"])
+        notes.append(say(language, SAYS["missing"]).format(names=names))
     if metrics.get("unknown_seconds"):
         notes.append(say(language, SAYS["unknown_time"]).format(hours="%.1f" % (metrics["unknown_seconds"] / 3600.0)))
     if "up" not in metrics["missing"]:
         notes.append(say(language, SAYS["cause"]) + ":" if metrics["outages"] else say(language, SAYS["no_outage"]))
     for outage in metrics["outages"]:
-        notes.append(
-            "  %s  %.0f min  %s"
-            % (outage["began"], outage["seconds"] / 60.0, outage["cause"] or say(language, SAYS["not_known"]))
-        )
+        cause = outage["cause"] or say(language, SAYS["not_known"])
+        notes.append("  %s  %.0f min  %s" % (outage["began"], outage["seconds"] / 60.0, cause))
     return notes
 
 
@@ -227,32 +219,19 @@ def metric_notes(metrics: dict, language: str) -> list:
 
 def page(data: dict, language: str, metrics: dict = None, series: dict = None) -> str:
     """Return the checklist as one self-contained HTML document."""
-    from .findings_report import STYLE, e, line_chart, table
+    from .findings_report import document, e, line_chart, table
 
     title = say(language, SAYS["title"][data["period"]])
-    parts = [
-        "<!doctype html>",
-        '<html lang="%s"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">' % language,
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
-        '<link rel="icon" href="data:,"><title>%s</title><style>%s</style></head><body>' % (e(title), STYLE),
-        "<h1>ShiftMaster: %s</h1><p>%s · %s</p>" % (
-            e(title), e(when_made(data)), e(say(language, SAYS["sum"]).format(**data["count"]))),
-    ]  # fmt: skip
+    sums = say(language, SAYS["sum"]).format(**data["count"])
+    parts = ["<h1>ShiftMaster: %s</h1><p>%s · %s</p>" % (e(title), e(when_made(data)), e(sums))]
     for line in data["lines"]:
         word = say(language, SAYS["words"][line["mark"]])
         seen = [e("%s %s: %s" % (MARKS[one["mark"]], one["host"], one["evidence"][language])) for one in line["hosts"]]
         if line["mark"] == PERSON:
             seen = [e(line["person"][language])]
-        parts.append(
-            '<section class="finding %s"><h3>%s %s <span class="word">%s</span></h3>%s</section>'
-            % (
-                "critical" if line["mark"] == BAD else "",
-                MARKS[line["mark"]],
-                e(line["text"][language]),
-                e(word),
-                "<br>".join(seen),
-            )
-        )
+        values = ("critical" if line["mark"] == BAD else "", MARKS[line["mark"]], e(line["text"][language]), e(word))
+        head = '<section class="finding %s"><h3>%s %s <span class="word">%s</span></h3>' % values
+        parts.append("%s%s</section>" % (head, "<br>".join(seen)))
     if data.get("metrics_problem"):
         parts.append("<p>%s</p>" % e(data["metrics_problem"][language]))
     if metrics:
@@ -260,13 +239,10 @@ def page(data: dict, language: str, metrics: dict = None, series: dict = None) -
         rows = [dict(zip(columns, row)) for row in metric_rows(metrics, language)]
         parts.append("<h2>%s</h2>%s" % (e(say(language, SAYS["kpi"])), table(columns, rows)))
         parts += ["<p>%s</p>" % e(note) for note in metric_notes(metrics, language)]
-        charts = [
-            line_chart(name_of(language, name), points, data["zone"])
-            for name, points in (series or {}).items()
-            if points
-        ]
+        drawn = {name_of(language, name): points for name, points in (series or {}).items() if points}
+        charts = [line_chart(name, points, data["zone"]) for name, points in drawn.items()]
         parts.append('<div class="charts">%s</div>' % "".join(charts) if charts else "")
-    return "\n".join(part for part in parts if part) + "\n</body></html>\n"
+    return document(language, title, parts)
 
 
 def daily(samples: list, start: float, mean: bool = True) -> list:

@@ -92,10 +92,9 @@ def zone_of(hosts: list) -> dict:
 
     Where no host reports it, that of this machine.
     """
-    said = collections.Counter(
-        (host["zone"]["name"], host["zone"]["offset_seconds"]) for host in hosts if (host.get("zone") or {}).get("name")
-    )
-    if said:
+    zones = [host["zone"] for host in hosts if (host.get("zone") or {}).get("name")]
+    if zones:
+        said = collections.Counter((zone["name"], zone["offset_seconds"]) for zone in zones)
         name, offset = said.most_common(1)[0][0]
     else:
         here = datetime.datetime.now().astimezone()
@@ -134,19 +133,19 @@ def outside_deploys(problems: list, deploys: list) -> list:
         elif at is not None and begun is not None:
             spans.append((begun, at + 60))
             begun = None
-    return [
-        one
-        for one in problems
-        if not any(begin <= one.get("first", 0) and one.get("last", 0) <= end for begin, end in spans)
-    ]
+
+    def within(one):
+        return any(begin <= one.get("first", 0) and one.get("last", 0) <= end for begin, end in spans)
+
+    return [one for one in problems if not within(one)]
 
 
 def clock(value, zone: dict) -> str:
     """Return a time as a zone's clock shows it; what is no time stays as it is."""
     at = moment(value)
-    return (
-        str(value) if at is None else datetime.datetime.fromtimestamp(at, timezone(zone)).strftime("%Y-%m-%d %H:%M %Z")
-    )
+    if at is None:
+        return str(value)
+    return datetime.datetime.fromtimestamp(at, timezone(zone)).strftime("%Y-%m-%d %H:%M %Z")
 
 
 # Units and programs that no command of a finding may end: what ShiftMaster needs, its watchers, and the host's own.
@@ -177,16 +176,8 @@ class Engine:
                 self._fail_with_undefined_error()
 
         self.environment = ImmutableSandboxedEnvironment(undefined=Missing, autoescape=False)
-        self.environment.filters.update(
-            size=size,
-            duration=duration,
-            clock=clock,
-            own_word=own_word,
-            outside_deploys=outside_deploys,
-            logged=logged,
-            tojson=json.dumps,
-            quote=lambda value: Quoted(shlex.quote(str(value))),
-        )
+        ours = {one.__name__: one for one in (size, duration, clock, own_word, outside_deploys, logged)}
+        self.environment.filters.update(ours, tojson=json.dumps, quote=lambda value: Quoted(shlex.quote(str(value))))
         self.environment.tests["ours"] = lambda name: bool(_OURS.match(str(name or "")))
         self.environment.tests["search"] = lambda text, pattern: bool(re.search(pattern, str(text or "")))
         # Commands are pasted into a shell, and values come from hosts. One that is not quoted holds none of its signs.
@@ -255,9 +246,8 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
     apps = [host["host"] for host in hosts if "app" in (host.get("functions") or [])]
     # Those that run the scheduler by the inventory; without it the first, as group_vars/all/application.yml has it.
     of_beat = [host for host in (expectations or {}).get("beat_hosts") or [] if host in apps]
-    beats = [
-        dict(beat, host=host["host"]) for host in heard for beat in host["parts"].get("celery", {}).get("beats") or []
-    ]
+    celery = {host["host"]: host["parts"].get("celery", {}) for host in heard}
+    beats = [dict(beat, host=host) for host, part in celery.items() for beat in part.get("beats") or []]
     # {host: [why another host does not reach it]}
     unreached = {}
     for host in heard:
@@ -276,12 +266,7 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
         unreachable=[host["host"] for host in hosts if (host.get("reach") or {}).get("unreachable")],
         beats=beats,
         # Whether all hosts that might run the scheduler have reported.
-        beats_known=all(
-            host["parts"].get("celery", {}).get("status") == "ok"
-            for host in heard
-            if "app" in (host.get("functions") or [])
-        )
-        and not any("app" in (host.get("functions") or []) for host in hosts if not host.get("parts")),
+        beats_known=all(celery.get(host, {}).get("status") == "ok" for host in apps),
         apps=len(apps),
         beat_host=next(iter(of_beat + apps), None),
         zone=zone_of(hosts),
@@ -302,16 +287,9 @@ def host_of(name: str, functions: list, result: dict) -> dict:
         return host
     # Where the module did not come to run (sudo wants a password), the message only reports that it gave no response.
     message = " ".join(str(result[name]) for name in ("module_stderr", "msg") if result.get(name))
-    return {
-        "host": name,
-        "functions": list(functions),
-        "parts": {},
-        "reach": {
-            "unreachable": bool(result.get("unreachable")),
-            "failed": not result.get("unreachable"),
-            "message": " ".join(message.split())[:400],
-        },
-    }
+    away = bool(result.get("unreachable"))
+    reach = {"unreachable": away, "failed": not away, "message": " ".join(message.split())[:400]}
+    return {"host": name, "functions": list(functions), "parts": {}, "reach": reach}
 
 
 def of_hosts(results: list, evaluate):
@@ -431,9 +409,8 @@ def explanations(findings: list, rules: dict, hosts: dict) -> list:
             rule = rules[other["rule"]]
             if finding["own"] and rule["component"] != "application":
                 continue
-            near = other["host"] == finding["host"] or needs(
-                hosts[finding["host"]], rule["component"], hosts[other["host"]]
-            )
+            here, there = hosts[finding["host"]], hosts[other["host"]]
+            near = here is there or needs(here, rule["component"], there)
             if near and any(matches(target, finding) for target in other["explains"]):
                 causes.append(position)
         result.append(causes)
@@ -446,15 +423,9 @@ def rank(findings: list, rules: dict, hosts: dict) -> list:
 
     def key(position):
         finding = findings[position]
-        own = rules[finding["rule"]]
-        return (
-            finding["symptom"],
-            own.get("depth", DEPTH.index(finding["component"]) * 50),
-            SEVERITIES.index(finding["severity"]),
-            order.index(finding["host"]),
-            finding["rule"],
-            position,
-        )
+        depth = rules[finding["rule"]].get("depth", DEPTH.index(finding["component"]) * 50)
+        severity = SEVERITIES.index(finding["severity"])
+        return finding["symptom"], depth, severity, order.index(finding["host"]), finding["rule"], position
 
     roots = roots_of(explanations(findings, rules, hosts), key)
     weight = {}
@@ -468,11 +439,10 @@ def rank(findings: list, rules: dict, hosts: dict) -> list:
     for position in beginnings + rest:
         finding, root = dict(findings[position]), roots[position]
         del finding["own"]
-        finding["root"] = position == root
-        finding["severity_of_all"] = SEVERITIES[weight[root]] if position == root else finding["severity"]
-        finding["follows_from"] = (
-            "" if position == root else "%s on %s" % (findings[root]["rule"], findings[root]["host"])
-        )
+        finding.update(root=True, severity_of_all=SEVERITIES[weight[root]], follows_from="")
+        if position != root:
+            above = "%s on %s" % (findings[root]["rule"], findings[root]["host"])
+            finding.update(root=False, severity_of_all=finding["severity"], follows_from=above)
         ranked.append(finding)
     return [dict(finding, number=number) for number, finding in enumerate(ranked, 1)]
 
@@ -490,10 +460,7 @@ def roots_of(causes: list, key) -> list:
         above.append(seen)
     # Nothing explains a beginning but what it explains itself.
     beginnings = {position for position in range(len(causes)) if all(position in above[one] for one in above[position])}
-    roots = []
-    for position in range(len(causes)):
-        roots.append(min((one for one in above[position] if one in beginnings), key=key))
-    return roots
+    return [min((one for one in seen if one in beginnings), key=key) for seen in above]
 
 
 def find(rules: list, hosts: list, area: str = "all", expectations: Optional[dict] = None) -> list:
@@ -522,12 +489,9 @@ def add_changes(finding: dict, host: dict, topology: dict) -> None:
     """Add to a symptom without a known cause what differs on its host from the last deploy."""
     files = (host["parts"].get("changes") or {}).get("files") or []
     shown = " ".join(finding["evidence"])
+    new = [(one["path"], clock(one["at"], topology["zone"])) for one in files[:5] if one["path"] not in shown]
     for field, words in (("evidence", "changed since the last deploy"), ("evidence_ja", "前回のデプロイ後に変更")):
-        finding[field] += [
-            "%s: %s (%s)" % (words, one["path"], clock(one["at"], topology["zone"]))
-            for one in files[:5]
-            if one["path"] not in shown
-        ]
+        finding[field] += ["%s: %s (%s)" % (words, *one) for one in new]
     deep = (host["parts"].get("http") or {}).get("deep") or {}
     unknown = ((deep.get("parts") or {}).get("migrations") or {}).get("unknown")
     if unknown:
@@ -555,16 +519,9 @@ def failing(findings: list, fail_on: str) -> list:
 # --- what the modules on the controller share ------------------------------------------------------------------------
 
 # What the task with shiftmaster_diagnose has registered on each host.
-RESULTS_OPTION = {
-    "type": "list",
-    "elements": "dict",
-    "required": True,
-    "options": {
-        "host": {"type": "str", "required": True},
-        "functions": {"type": "list", "elements": "str", "default": []},
-        "result": {"type": "dict", "required": True},
-    },
-}
+_HOST = {"host": {"type": "str", "required": True}, "functions": {"type": "list", "elements": "str", "default": []}}
+_HOST["result"] = {"type": "dict", "required": True}
+RESULTS_OPTION = {"type": "list", "elements": "dict", "required": True, "options": _HOST}
 
 
 def write(directory: str, files: dict) -> list:

@@ -105,60 +105,32 @@ SAYS = {
     "vacuum": ("Tables that wait longest to be frozen", "凍結待ちの長い表"),
 }
 # Headings of tables.
-COLUMNS = {
-    "host": ("host", "ホスト"),
-    "part": ("part", "項目"),
-    "status": ("status", "状態"),
-    "error": ("error", "エラー"),
-    "pid": ("process", "プロセス"),
-    "role": ("role", "ロール"),
-    "database": ("database", "データベース"),
-    "application": ("application", "アプリケーション"),
-    "client": ("client", "接続元"),
-    "state": ("state", "状態"),
-    "waits_for": ("waits for", "待機種別"),
-    "wait_event": ("wait event", "待機イベント"),
-    "blocked_by": ("blocked by", "ブロック元"),
-    "transaction_seconds": ("transaction", "トランザクション"),
-    "query_seconds": ("statement for", "文の経過"),
-    "state_seconds": ("in this state", "状態の継続"),
-    "query": ("statement", "文"),
-    "holds_up": ("holds up", "待たせている相手"),
-    "calls": ("calls", "実行回数"),
-    "mean_ms": ("mean, ms", "平均(ms)"),
-    "total_ms": ("total, ms", "合計(ms)"),
-    "rows": ("rows", "行数"),
-    "schema": ("schema", "スキーマ"),
-    "table": ("table", "表"),
-    "bytes": ("size", "サイズ"),
-    "index_bytes": ("indexes", "インデックス"),
-    "dead_rows": ("dead rows", "不要行"),
-    "scans": ("scans", "走査回数"),
-    "scanned_rows": ("rows by scans", "走査行数"),
-    "index_scans": ("index scans", "インデックス走査"),
-    "index_rows": ("rows by index", "インデックス取得行"),
-    "entries_read": ("entries read", "読取エントリ"),
-    "rows_fetched": ("rows fetched", "取得行"),
-    "vacuumed_seconds_ago": ("vacuumed ago", "VACUUM からの経過"),
-    "analysed_seconds_ago": ("analysed ago", "ANALYZE からの経過"),
-    "bloat_bytes": ("bloat", "肥大化"),
-    "index": ("index", "インデックス"),
-    "indexes": ("indexes", "インデックス"),
-    "constraint": ("constraint", "制約"),
-    "standby": ("standby", "スタンバイ"),
-    "sync_state": ("kind", "同期方式"),
-    "behind_bytes": ("behind", "遅延量"),
-    "behind_seconds": ("behind for", "遅延時間"),
-    "name": ("name", "名前"),
-    "age": ("age, transactions", "経過トランザクション"),
-    "allowed": ("takes connections", "接続可"),
-    "connection_limit": ("connection limit", "接続上限"),
-    "deadlocks": ("deadlocks", "デッドロック"),
-    "conflicts": ("conflicts", "競合"),
-    "temp_bytes": ("temporary files", "一時ファイル"),
-    "blks_hit": ("blocks from memory", "ヒットブロック"),
-    "blks_read": ("blocks from disk", "読込ブロック"),
-}
+COLUMNS_JA = {
+    "host": "ホスト", "part": "項目", "status": "状態", "error": "エラー", "pid": "プロセス", "role": "ロール",
+    "database": "データベース", "application": "アプリケーション", "client": "接続元", "state": "状態",
+    "waits_for": "待機種別", "wait_event": "待機イベント", "blocked_by": "ブロック元",
+    "transaction_seconds": "トランザクション", "query_seconds": "文の経過", "state_seconds": "状態の継続",
+    "query": "文", "holds_up": "待たせている相手", "calls": "実行回数", "mean_ms": "平均(ms)", "total_ms": "合計(ms)",
+    "rows": "行数", "schema": "スキーマ", "table": "表", "bytes": "サイズ", "index_bytes": "インデックス",
+    "dead_rows": "不要行", "scans": "走査回数", "scanned_rows": "走査行数", "index_scans": "インデックス走査",
+    "index_rows": "インデックス取得行", "entries_read": "読取エントリ", "rows_fetched": "取得行",
+    "vacuumed_seconds_ago": "VACUUM からの経過", "analysed_seconds_ago": "ANALYZE からの経過",
+    "bloat_bytes": "肥大化", "index": "インデックス", "indexes": "インデックス", "constraint": "制約",
+    "standby": "スタンバイ", "sync_state": "同期方式", "behind_bytes": "遅延量", "behind_seconds": "遅延時間",
+    "name": "名前", "age": "経過トランザクション", "allowed": "接続可", "connection_limit": "接続上限",
+    "deadlocks": "デッドロック", "conflicts": "競合", "temp_bytes": "一時ファイル", "blks_hit": "ヒットブロック",
+    "blks_read": "読込ブロック",
+}  # fmt: skip
+# In English a heading is the name itself, but for these.
+COLUMNS_EN = {
+    "pid": "process", "transaction_seconds": "transaction", "query_seconds": "statement for",
+    "state_seconds": "in this state", "query": "statement", "mean_ms": "mean, ms", "total_ms": "total, ms",
+    "bytes": "size", "index_bytes": "indexes", "scanned_rows": "rows by scans", "index_rows": "rows by index",
+    "vacuumed_seconds_ago": "vacuumed ago", "analysed_seconds_ago": "analysed ago", "bloat_bytes": "bloat",
+    "sync_state": "kind", "behind_bytes": "behind", "behind_seconds": "behind for", "age": "age, transactions",
+    "allowed": "takes connections", "temp_bytes": "temporary files", "blks_hit": "blocks from memory",
+    "blks_read": "blocks from disk",
+}  # fmt: skip
 DATABASE_TABLES = (
     "blockers", "activity", "slowest_on_average", "most_time_together", "tables", "bloat", "rarely_used_indexes",
     "duplicate_indexes", "invalid_indexes", "unindexed_keys", "databases", "vacuum", "replication",
@@ -179,7 +151,9 @@ TERMINAL_ROWS = 10
 
 
 def column_name(column: str, language: str) -> str:
-    return COLUMNS[column][LANGUAGES.index(language)] if column in COLUMNS else column
+    if language == "ja":
+        return COLUMNS_JA.get(column, column)
+    return COLUMNS_EN.get(column) or (column.replace("_", " ") if column in COLUMNS_JA else column)
 
 
 def say(language: str, key: str, **values) -> str:
@@ -231,14 +205,8 @@ def headline(data: dict, language: str) -> str:
     if not roots:
         sign, key = ("warning", "nothing_but") if parts else ("healthy", "nothing")
         return "%s %s" % (SIGNS[sign], say(language, key, parts=parts))
-    text = say(
-        language,
-        "result",
-        worst=say(language, data["worst"]),
-        roots=len(roots),
-        rest=len(data["findings"]) - len(roots),
-    )
-    return text + (say(language, "result_but", parts=parts) if parts else "")
+    values = {"worst": say(language, data["worst"]), "roots": len(roots), "rest": len(data["findings"]) - len(roots)}
+    return say(language, "result", **values) + (say(language, "result_but", parts=parts) if parts else "")
 
 
 def evidence_of(finding: dict, language: str) -> list:
@@ -275,15 +243,10 @@ def where(command: str, host: str, language: str) -> str:
 
 def lines(data: dict, language: str) -> list:
     """Return the summary: roots with cause, evidence and actions; what follows from each in one line."""
-    made = datetime.datetime.fromisoformat(data["made"])
+    made = datetime.datetime.fromisoformat(data["made"]).strftime("%Y-%m-%d %H:%M:%S")
+    head = (("made", made), ("area", data["area"]), ("hosts", len(data["hosts"])))
     result = ["=== %s ===" % say(language, "title")]
-    result.append(
-        "%s: %s   %s: %s   %s: %d"
-        % (
-            say(language, "made"), made.strftime("%Y-%m-%d %H:%M:%S"), say(language, "area"), data["area"],
-            say(language, "hosts"), len(data["hosts"]),
-        )
-    )  # fmt: skip
+    result.append("   ".join("%s: %s" % (say(language, key), value) for key, value in head))
     result.append("%s: %s" % (say(language, "times"), times(data, language)))
     roots = [one for one in data["findings"] if one["root"]]
     result += [headline(data, language)] if roots else ["", headline(data, language)]
@@ -301,12 +264,8 @@ def lines(data: dict, language: str) -> list:
         if root["advice"].get(language):
             result.append("   %s" % root["advice"][language])
         result.append("   %s: %s" % (say(language, "runbook"), runbook(root, language)))
-        following = [
-            one for one in data["findings"] if one["follows_from"] == "%s on %s" % (root["rule"], root["host"])
-        ]
-        result += [
-            "   └ %s: %s: %s" % (say(language, "follows"), one["host"], one["title"][language]) for one in following
-        ]
+        for one in following(root, data["findings"]):
+            result.append("   └ %s: %s: %s" % (say(language, "follows"), one["host"], one["title"][language]))
     if firing_now := firing(data["hosts"]):
         result += ["", say(language, "firing") + ":"]
         result += ["   " + firing_line(one, language, data["zone"]) for one in firing_now]
@@ -317,6 +276,10 @@ def lines(data: dict, language: str) -> list:
         for host in data["hosts"]:
             result += database_lines(host, language)
     return result
+
+
+def following(root: dict, found: list) -> list:
+    return [one for one in found if one["follows_from"] == "%s on %s" % (root["rule"], root["host"])]
 
 
 def wide(text: str) -> int:
@@ -395,24 +358,18 @@ def firing(hosts: list) -> list:
             if alert["end"] is None:
                 about = alert["instance"] or host["host"]
                 found.setdefault((about, alert["name"], alert["severity"]), dict(alert, host=about))
-    order = list(findings.SEVERITIES)
-    return sorted(
-        found.values(),
-        key=lambda one: (
-            (order + [one["severity"]]).index(one["severity"]),
-            one["start"] or 0.0,
-            one["name"],
-            one["host"],
-        ),
-    )
+
+    def order(one):
+        severity = [*findings.SEVERITIES, one["severity"]].index(one["severity"])
+        return severity, one["start"] or 0.0, one["name"], one["host"]
+
+    return sorted(found.values(), key=order)
 
 
 def firing_line(alert: dict, language: str, zone: dict) -> str:
-    began = (
-        say(language, "since", time=findings.clock(alert["start"], zone))
-        if alert["start"]
-        else say(language, "since_before")
-    )
+    began = say(language, "since_before")
+    if alert["start"]:
+        began = say(language, "since", time=findings.clock(alert["start"], zone))
     severity = severity_word(alert["severity"], language)
     where_to = runbook({"runbook": "docs/runbooks/%s.md" % alert["name"]}, language)
     return "%s: %s (%s), %s  %s" % (alert["host"], alert["name"], severity, began, where_to)
@@ -444,18 +401,24 @@ def e(value) -> str:
     return html.escape(str(value))
 
 
-def page(data: dict, language: str) -> str:
-    """Return the report as one HTML document."""
-    made = datetime.datetime.fromisoformat(data["made"])
-    roots = [one for one in data["findings"] if one["root"]]
-    parts = [
+def document(language: str, title: str, parts: list) -> str:
+    """Return one HTML document of these parts; empty ones are left out."""
+    head = [
         "<!doctype html>",
         '<html lang="%s"><head><meta charset="utf-8">' % language,
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         # Nothing may be fetched or run, whatever a log line holds.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">",
-        '<link rel="icon" href="data:,">',
-        "<title>%s %s</title><style>%s</style></head><body>" % (e(say(language, "title")), e(made.strftime("%Y-%m-%d %H:%M")), STYLE),
+        '<link rel="icon" href="data:,"><title>%s</title><style>%s</style></head><body>' % (e(title), STYLE),
+    ]
+    return "\n".join([*head, *filter(None, parts)]) + "\n</body></html>\n"
+
+
+def page(data: dict, language: str) -> str:
+    """Return the report as one HTML document."""
+    made = datetime.datetime.fromisoformat(data["made"])
+    roots = [one for one in data["findings"] if one["root"]]
+    parts = [
         "<h1>%s</h1>" % e(say(language, "title")),
         "<p>%s: <time datetime=\"%s\">%s</time> · %s: %s · %s: %s</p>"
         % (
@@ -489,13 +452,12 @@ def page(data: dict, language: str) -> str:
         parts.append("<details><summary>%s</summary><pre>%s</pre></details>" % (
             e(say(language, "details", host=host["host"])), e(json.dumps(host, ensure_ascii=False, indent=1)),
         ))  # fmt: skip
-    return "\n".join(part for part in parts if part) + "\n</body></html>\n"
+    return document(language, "%s %s" % (say(language, "title"), made.strftime("%Y-%m-%d %H:%M")), parts)
 
 
 def card(root: dict, found: list, language: str) -> str:
     """Return a cause with actions and consequences."""
     severity = root["severity_of_all"]
-    following = [one for one in found if one["follows_from"] == "%s on %s" % (root["rule"], root["host"])]
     rows = []
     if root["cause"].get(language):
         rows.append((say(language, "cause"), e(root["cause"][language])))
@@ -505,14 +467,9 @@ def card(root: dict, found: list, language: str) -> str:
         steps = ["%s<pre>%s</pre>" % (e(where(command, root["host"], language)), e(command)) for command in root["fix"]]
         rows.append((say(language, "fix"), "".join(steps) + e(root["advice"].get(language, ""))))
     rows.append((say(language, "runbook"), "<code>%s</code>" % e(runbook(root, language))))
-    if following:
-        rows.append(
-            (
-                say(language, "follows"),
-                "<ul>%s</ul>"
-                % "".join("<li>%s: %s</li>" % (e(one["host"]), e(one["title"][language])) for one in following),
-            )
-        )
+    items = ["<li>%s: %s</li>" % (e(one["host"]), e(one["title"][language])) for one in following(root, found)]
+    if items:
+        rows.append((say(language, "follows"), "<ul>%s</ul>" % "".join(items)))
     return '<section class="finding %s"><h3>%s <span class="word">%s</span> %s: %s</h3><dl>%s</dl></section>' % (
         severity, SIGNS[severity], e(say(language, severity)), e(root["host"]), e(root["title"][language]),
         "".join("<dt>%s</dt><dd>%s</dd>" % (e(name), value) for name, value in rows),
@@ -521,14 +478,11 @@ def card(root: dict, found: list, language: str) -> str:
 
 def table(columns: list, rows: list, language: Optional[str] = None) -> str:
     """Return rows of dictionaries as a table; wide ones scroll by themselves. Without a language the columns are headings."""
-    body = []
-    for row in rows:
-        cells = [
-            "<td%s>%s</td>"
-            % (' class="number"' if _is_number(row.get(column)) else "", e(cell(column, row.get(column), language)))
-            for column in columns
-        ]
-        body.append("<tr>%s</tr>" % "".join(cells))
+
+    def shown(column, value):
+        return "<td%s>%s</td>" % (' class="number"' if _is_number(value) else "", e(cell(column, value, language)))
+
+    body = ["<tr>%s</tr>" % "".join(shown(column, row.get(column)) for column in columns) for row in rows]
     head = "".join("<th>%s</th>" % e(column_name(column, language) if language else column) for column in columns)
     return '<div class="wide" tabindex="0"><table><tr>%s</tr>%s</table></div>' % (head, "".join(body))
 
@@ -605,11 +559,8 @@ def charts(host: dict, language: str, usage: Optional[dict], zone: dict) -> str:
 def bar(name: str, percent: float) -> str:
     """Return a bar; from 80 it is hatched, so that nobody needs its colour."""
     width = max(0.0, min(100.0, percent))
-    hatch = (
-        "".join('<path d="M%g 0l-6 10" stroke="currentColor"/>' % x for x in range(4, int(width) + 1, 4))
-        if percent > 80
-        else ""
-    )
+    lines_ = range(4, int(width) + 1, 4) if percent > 80 else ()
+    hatch = "".join('<path d="M%g 0l-6 10" stroke="currentColor"/>' % x for x in lines_)
     return (
         '<svg viewBox="0 0 100 10" role="img" aria-label="%s %.0f %%" preserveAspectRatio="none" style="height:.8rem">'
         '<rect width="100" height="10" fill="none" stroke="currentColor" stroke-width=".5"/>'
@@ -631,15 +582,12 @@ def line_chart(title: str, points: list, zone: dict, top: Optional[float] = None
     top = largest if top is None else top
     scale = top or 1
     first, last = points[0][0], points[-1][0]
-    coordinates = " ".join(
-        "%.1f,%.1f" % (45 + 250.0 * (at - first) / max(1, last - first), 80 - 65.0 * value / scale)
-        for at, value in points
-    )
+    width, form = max(1, last - first), "%m-%d" if last - first > 2 * 86400 else "%H:%M"
+    places = [(45 + 250.0 * (at - first) / width, 80 - 65.0 * value / scale) for at, value in points]
+    coordinates = " ".join("%.1f,%.1f" % place for place in places)
 
     def clock(at):
-        return datetime.datetime.fromtimestamp(at, timezone(zone)).strftime(
-            "%m-%d" if last - first > 2 * 86400 else "%H:%M"
-        )
+        return datetime.datetime.fromtimestamp(at, timezone(zone)).strftime(form)
 
     return (
         '<metric><figcaption>%s</figcaption><svg viewBox="0 0 300 100" role="img" aria-label="%s: max %g">'
@@ -661,9 +609,8 @@ def timeline(hosts: list, language: str = "en") -> list:
         parts = host.get("parts") or {}
         for deploy in parts.get("release", {}).get("deploys") or []:
             at = moment(deploy.get("time"))
-            text = " ".join(
-                str(deploy[key]) for key in ("kind", "event", "target", "version", "reason") if deploy.get(key)
-            )
+            words = [deploy.get(key) for key in ("kind", "event", "target", "version", "reason")]
+            text = " ".join(str(word) for word in words if word)
             events.append((at, host["host"], "deploy", text))
         for event in parts.get("changes", {}).get("events") or []:
             events.append((event["at"], host["host"], event["kind"], event["text"]))
@@ -685,10 +632,8 @@ def alert_events(hosts: list, language: str) -> list:
         news = []
         for alert in _history(host).get("alerts") or []:
             name, about, first, last = alert["name"], alert["instance"] or host["host"], alert["start"], alert["end"]
-            span = (float(first or 0), float(last or "inf"))
-            if any(
-                (name, about) == who and span[0] <= end + 60 and begin - 60 <= span[1] for who, (begin, end) in told
-            ):
+            since, until = span = (float(first or 0), float(last or "inf"))
+            if any(who == (name, about) and since <= end + 60 and begin - 60 <= until for who, (begin, end) in told):
                 continue
             news.append(((name, about), span))
             values = {"name": name, "severity": severity_word(alert["severity"], language)}
@@ -712,18 +657,12 @@ def severity_word(severity: str, language: str) -> str:
 def timeline_table(events: list, language: str, zone: dict) -> str:
     if not events:
         return "<p>%s</p>" % e(say(language, "none"))
-    rows = [
-        {
-            say(language, "when"): datetime.datetime.fromtimestamp(event["at"], timezone(zone)).strftime(
-                "%m-%d %H:%M:%S"
-            ),
-            say(language, "hosts"): event["host"],
-            say(language, "what"): say(language, event["kind"]),
-            say(language, "text"): event["text"][:300],
-        }
-        for event in events
-    ]
-    return table(list(rows[0]), rows)
+    columns, rows = [say(language, key) for key in ("when", "hosts", "what", "text")], []
+    for event in events:
+        when = datetime.datetime.fromtimestamp(event["at"], timezone(zone)).strftime("%m-%d %H:%M:%S")
+        cells = (when, event["host"], say(language, event["kind"]), event["text"][:300])
+        rows.append(dict(zip(columns, cells)))
+    return table(columns, rows)
 
 
 def database_report(host: dict, language: str) -> str:
@@ -736,9 +675,8 @@ def database_report(host: dict, language: str) -> str:
     for name in DATABASE_TABLES:
         if name not in database:
             if name in STATEMENT_TABLES:
-                result.append(
-                    "<h3>%s</h3><p>%s (pg_stat_statements)</p>" % (e(say(language, name)), e(say(language, "unknown")))
-                )
+                words = e(say(language, name)), e(say(language, "unknown"))
+                result.append("<h3>%s</h3><p>%s (pg_stat_statements)</p>" % words)
             continue
         rows = database[name]
         result.append("<h3>%s</h3>" % e(say(language, name)))

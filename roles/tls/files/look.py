@@ -48,18 +48,14 @@ def describe(path: str, kind: str) -> dict | None:
 def main() -> None:
     wanted = json.loads(sys.argv[1])
     packages = output("dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n", *wanted["packages"])
-    print(
-        json.dumps(
-            {
-                "files": {path: describe(path, kind) for path, kind in wanted["files"].items()},
-                "packages": [line.split()[0] for line in packages.splitlines() if line.endswith(" installed")],
-                "openssl": bool(output("openssl", "version")),
-                "timer": output("systemctl", "is-active", "certbot.timer").strip()
-                + " "
-                + output("systemctl", "is-enabled", "certbot.timer").strip(),
-            }
-        )
-    )
+    timer = [output("systemctl", verb, "certbot.timer").strip() for verb in ("is-active", "is-enabled")]
+    found = {
+        "files": {path: describe(path, kind) for path, kind in wanted["files"].items()},
+        "packages": [line.split()[0] for line in packages.splitlines() if line.endswith(" installed")],
+        "openssl": bool(output("openssl", "version")),
+        "timer": " ".join(timer),
+    }
+    print(json.dumps(found))
 
 
 main()

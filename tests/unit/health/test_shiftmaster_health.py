@@ -586,13 +586,11 @@ def test_release(release, tmp_path_factory):
 def results():
     outcomes = [
         ("web", "http", Outcome("healthy", said("http", status=200), data={"latency_ms": 12.3})),
-        ("database", "postgres", Outcome("down", (), "refused", {}, "localhost:5432: connection refused")),
+        ("database", "postgres", Outcome("down", (), "refused", error="localhost:5432: connection refused")),
         (
             "memory",
             "memory",
-            Outcome(
-                "warning", said("memory", available="1 GiB", total="8 GiB"), "use", {}, "", {"usage_percent": 85.0}
-            ),
+            Outcome("warning", said("memory", available="1 GiB", total="8 GiB"), "use", {"usage_percent": 85.0}),
         ),
         ("clock", "clock", Outcome("error", said("clock.unknown"), "unknown")),
     ]

@@ -217,9 +217,8 @@ class Server:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch, short_pauses):
     """Nothing is read late here unless a test requires it."""
-    short_pauses(elasticsearch_objects, kibana_objects, canary)
-    for module in (elasticsearch_objects, kibana_objects):
-        monkeypatch.setattr(module, "REREAD_SECONDS", 0)
+    short_pauses(elasticsearch_objects, json_api, canary)
+    monkeypatch.setattr(json_api, "REREAD_SECONDS", 0)
 
 
 @pytest.fixture
@@ -281,8 +280,7 @@ def test_a_user_with_more_rights_than_its_own_is_a_failure(server, run_module):
 
 def test_what_was_written_a_moment_ago_is_waited_for(server, run_module, monkeypatch):
     """Elasticsearch reads its files of users and roles every five seconds, and Kibana queries it."""
-    for module in (elasticsearch_objects, kibana_objects):
-        monkeypatch.setattr(module, "REREAD_SECONDS", 20)
+    monkeypatch.setattr(json_api, "REREAD_SECONDS", 20)
     server.passwords["admin"] = "the one before"
     threading.Timer(0.5, lambda: server.passwords.update(admin="admin-password")).start()
     assert not run_module(elasticsearch_objects, **given(server, timeout_seconds=20)).get("failed")

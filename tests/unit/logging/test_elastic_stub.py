@@ -23,6 +23,7 @@ import logging_canary
 import logging_verify
 import pytest
 import yaml
+from ansible.module_utils.shiftmaster.host import json_api
 from ansible.module_utils.shiftmaster.host.json_api import Api
 from ansible.module_utils.shiftmaster.logging import canary, log_watch
 from ansible.template import trust_as_template
@@ -48,8 +49,9 @@ def free_port() -> int:
 def authority(directory):
     """Make an authority and a certificate for localhost, and another authority with one."""
     for name in ("site", "other"):
+        (directory / name).mkdir()
         files = {
-            what: str(directory / f"{name}-{what}") for what in ("ca.key", "ca.crt", "host.key", "host.csr", "host.crt")
+            what: str(directory / name / what) for what in ("ca.key", "ca.crt", "host.key", "host.csr", "host.crt")
         }
         extensions = directory / "extensions"
         extensions.write_text(
@@ -73,19 +75,17 @@ class Parts:
         self.ports = {name: free_port() for name in ("elasticsearch", "logstash", "api", "kibana", "filebeat")}
         self.url = f"https://localhost:{self.ports['elasticsearch']}"
         self.log = directory / "logs" / "canary.log"
-        self.ca = str(directory / "site-ca.crt")
+        self.ca = str(directory / "site/ca.crt")
         authority(directory)
         for name in (
             "elasticsearch/certs", "elasticsearch/data", "logstash/conf.d", "kibana/data", "filebeat/data", "logs",
         ):  # fmt: skip
             (directory / name).mkdir(parents=True)
         for name in ("ca.crt", "host.crt", "host.key"):
-            shutil.copy(directory / f"site-{name}", directory / "elasticsearch/certs" / name)
-        tls = {
-            f"{role}_tls_{what}_file": str(directory / f"site-{name}")
-            for role in ("logstash", "kibana", "filebeat")
-            for what, name in (("certificate", "host.crt"), ("key", "host.key"), ("ca", "ca.crt"))
-        }
+            shutil.copy(directory / f"site/{name}", directory / "elasticsearch/certs" / name)
+        tls = {f"{role}_tls_dir": str(directory / "site") for role in ("logstash", "kibana")}
+        for what, name in (("certificate", "host.crt"), ("key", "host.key"), ("ca", "ca.crt")):
+            tls[f"filebeat_tls_{what}_file"] = str(directory / "site" / name)
         self.variables = {
             **VARIABLES, **tls, "elasticsearch_port": self.ports["elasticsearch"],
             "elasticsearch_data_dir": str(directory / "elasticsearch/data"), "elasticsearch_environment": ENVIRONMENT,
@@ -97,7 +97,7 @@ class Parts:
                 "path.logs": str(directory / "logstash/logs"),
             },
             "logstash_environment": ENVIRONMENT, "logstash_masks": masks(),
-            "__logstash_key": str(directory / "site-host.key"),
+            "__logstash_key": str(directory / "site/host.key"),
             "kibana_port": self.ports["kibana"], "kibana_elasticsearch_urls": [self.url],
             "kibana_elasticsearch_password": PASSWORDS["kibana"],
             "kibana_settings": {"path.data": str(directory / "kibana/data")},
@@ -176,8 +176,8 @@ def parts(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def soon(monkeypatch, short_pauses):
     """The stub reads its files of users and roles five times a second."""
-    monkeypatch.setattr(elasticsearch_objects, "REREAD_SECONDS", 10)
-    short_pauses(elasticsearch_objects, kibana_objects, canary)
+    monkeypatch.setattr(json_api, "REREAD_SECONDS", 10)
+    short_pauses(elasticsearch_objects, json_api, canary)
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def with_role(parts, run_module, monkeypatch):
         time.sleep(0.3)
         try:
             with monkeypatch.context() as context:
-                context.setattr(elasticsearch_objects, "REREAD_SECONDS", 0)
+                context.setattr(json_api, "REREAD_SECONDS", 0)
                 return run_module(elasticsearch_objects, **elasticsearch_parameters(parts))
         finally:
             path.write_text(before, encoding="utf-8")
@@ -362,8 +362,8 @@ def test_a_certificate_of_another_authority_sends_nothing(parts, tmp_path):
     strange = tmp_path / "filebeat"
     strange.mkdir()
     settings = yaml.safe_load((parts.directory / "filebeat/filebeat.yml").read_text(encoding="utf-8"))
-    settings["output.logstash"]["ssl.certificate"] = str(parts.directory / "other-host.crt")
-    settings["output.logstash"]["ssl.key"] = str(parts.directory / "other-host.key")
+    settings["output.logstash"]["ssl.certificate"] = str(parts.directory / "other/host.crt")
+    settings["output.logstash"]["ssl.key"] = str(parts.directory / "other/host.key")
     settings["http.port"] = free_port()
     (strange / "data").mkdir()
     (strange / "filebeat.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")

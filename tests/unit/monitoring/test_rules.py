@@ -158,7 +158,6 @@ BAD = [
     ("exporter", {**EXPORTER, "exporter_instances": [{"name": "postgres"}]}, "exporter_postgres_password is empty"),
     ("exporter", {**EXPORTER, "exporter_instances": [{"name": "redis"}]}, "exporter_redis_password is empty"),
     ("exporter", {**EXPORTER, "exporter_mail_servers": ["mail:25", "mail; reboot"]}, "mail; reboot is not host:port"),
-    ("exporter", {**EXPORTER, "exporter_container_timeout_seconds": 900}, "exporter_container_timeout_seconds"),
     ("backup", {**BACKUP, "backup_cipher_passphrase": "short"}, "less than 16 characters"),
     ("backup", {**BACKUP, "backup_cipher_passphrase": "with space " * 2}, "has a space"),
     ("backup", {**BACKUP, "backup_restic_password": "short"}, "backup_restic_password"),

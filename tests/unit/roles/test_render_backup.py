@@ -174,9 +174,9 @@ def test_the_unit_of_each_step_of_a_restore_is_confined(tmp_path, step):
     for line in (
         "MemoryMax=50%",
         "OOMPolicy=continue",
-        "NoNewPrivileges=yes",
+        "NoNewPrivileges=true",
         "SystemCallFilter=@system-service",
-        "RestrictNamespaces=yes",
+        "RestrictNamespaces=true",
         "UMask=0077",
     ):
         assert line in lines
@@ -184,7 +184,7 @@ def test_the_unit_of_each_step_of_a_restore_is_confined(tmp_path, step):
     assert not {"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH"} & set(bound.split("=")[1].split())
     # Files are restored wherever they belong.
     anywhere = step in ("files", "configuration")
-    assert ("ProtectSystem=strict" in lines, "PrivateTmp=yes" in lines) == (not anywhere, not anywhere)
+    assert ("ProtectSystem=strict" in lines, "PrivateTmp=true" in lines) == (not anywhere, not anywhere)
     assert "ReadWritePaths=-/backups" in lines
 
 

@@ -107,12 +107,12 @@ def test_what_is_optional_is_off():
 
 
 def test_a_container_does_not_move_its_machines_clock_and_a_virtual_machine_keeps_its_own():
-    assert value("base", "base_chrony_adjusts_clock") is True
+    assert value("base", "__base_chrony_adjusts_clock") is True
     container = {**FACTS, "virtualization_type": "docker"}
-    assert value("base", "base_chrony_adjusts_clock", ansible_facts=container) is False
+    assert value("base", "__base_chrony_adjusts_clock", ansible_facts=container) is False
     # A machine that only runs containers is no container.
     machine = {**container, "virtualization_role": "host"}
-    assert value("base", "base_chrony_adjusts_clock", ansible_facts=machine) is True
+    assert value("base", "__base_chrony_adjusts_clock", ansible_facts=machine) is True
 
 
 def test_a_mirror_replaces_every_source():

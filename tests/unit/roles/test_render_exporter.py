@@ -175,26 +175,15 @@ def test_the_password_of_redis_is_found_by_its_address_with_the_user():
         "__exporter_own_secrets.redis[1].content",
         "redis",
         exporter_redis_url="rediss://cache1:6379",
-        exporter_redis_user="me",
     )
     found = content if isinstance(content, dict) else json.loads(content)
-    assert found == {"rediss://me@cache1:6379": USERS[0]["password"]}
+    assert found == {"rediss://exporter@cache1:6379": USERS[0]["password"]}
 
 
-@pytest.mark.parametrize(
-    ("variables", "uri"),
-    [
-        ({}, "postgresql:///postgres?host=/run/postgresql&port=5432&sslmode=disable"),
-        (
-            {"exporter_postgres_host": "db1", "exporter_postgres_database": "shiftmaster"},
-            "postgresql://db1:5432/shiftmaster?sslmode=verify-full&sslrootcert=/etc/ssl/shiftmaster/ca.crt",
-        ),
-    ],
-)
-def test_how_postgresql_is_queried(variables, uri):
-    environment = value("__exporter_environment", "postgres", **variables)
+def test_how_postgresql_is_queried():
+    environment = value("__exporter_environment", "postgres")
     assert environment == {
-        "DATA_SOURCE_NAME": uri
+        "DATA_SOURCE_NAME": "postgresql:///postgres?host=/run/postgresql&port=5432&sslmode=disable"
         # The application can set another search_path for its database.
         + "&options=-csearch_path%3Dpg_catalog%2Cpublic"
         + "&user=exporter&connect_timeout=3&application_name=postgres_exporter&statement_timeout=3000&lock_timeout=500",

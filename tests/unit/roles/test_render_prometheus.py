@@ -339,7 +339,6 @@ def test_good_inputs_have_no_problem():
         ({"prometheus_web_users": []}, "anybody could read it"),
         ({"prometheus_web_users": [USERS[0], USERS[0]]}, "a user twice"),
         ({"prometheus_web_users": [{"name": "a", "password": ""}]}, "a password of prometheus_web_users is empty"),
-        ({"prometheus_tls_ca_file": ""}, "are all needed"),
         ({"prometheus_external_url": "mon1:9090"}, "prometheus_external_url is no URL"),
         ({"prometheus_external_url": "https://mon1 example"}, "prometheus_external_url is no URL"),
         ({"prometheus_retention_days": 0}, "prometheus_retention_days"),

@@ -69,7 +69,6 @@ def tried(server, **options):
         "password": "",
         "ca_file": None,
         "channels": ["slack", "email"],
-        "severity": "critical",
         "instance": "mon1",
         "environment": "test",
         "wait_seconds": 3,

@@ -291,6 +291,26 @@ def test_another_comment_in_the_drop_in_restarts_nothing(apply, nginx, tmp_path)
     assert apply(files=files, unit_drop_in=str(drop_in))["action"] == "restart"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "action"),
+    [
+        ("Nice=-10\nUMask=0027", "UMask=0027\nNice=-10", "none"),
+        ("Environment=A=1 \\\n  B=2\nNice=5", "Nice=5\nEnvironment=A=1 \\\n# Why.\n  B=2", "none"),
+        ("Environment=A=1 \\\n  B=2\nC=3", "Environment=A=1 \\\n  C=3\nB=2", "restart"),
+        # A later value of the same setting can take away what an earlier one allows.
+        ("SystemCallFilter=@a\nSystemCallFilter=~@b", "SystemCallFilter=~@b\nSystemCallFilter=@a", "restart"),
+        ("ReadWritePaths=\nReadWritePaths=/run", "ReadWritePaths=/run\nReadWritePaths=", "restart"),
+        ("Nice=-10", "", "restart"),
+        ("Nice=-10", "[Unit]\nNice=-10", "restart"),
+    ],
+)
+def test_the_order_of_different_settings_restarts_nothing(apply, tmp_path, before, after, action):
+    drop_in = str(tmp_path / "unit.d/own.conf")
+    apply(files=[{"path": drop_in, "content": f"[Service]\n{before}\n"}], unit_drop_in=drop_in)
+    result = apply(files=[{"path": drop_in, "content": f"[Service]\n{after}\n"}], unit_drop_in=drop_in)
+    assert result["action"] == action
+
+
 def test_a_file_elsewhere_needs_no_reload(apply, nginx, tmp_path):
     apply()
     files = [

@@ -694,7 +694,6 @@ def test_systemds_time():
     "more",
     [
         {"files": [{"path": "relative", "content": ""}]},
-        {"absent": ["/x/service.yml"], "files": [{"path": "/x/service.yml", "content": ""}]},
         {"files": [{"path": "/x/a", "content": ""}, {"path": "/x/a", "content": ""}]},
         {"files": [{"path": "/x/a", "content": "", "mode": "rw"}]},
         {"files": [{"path": "/x/a", "content": "", "owner": "nobody-yet"}]},
@@ -820,7 +819,7 @@ class Steps:
 
     def service(self, verify=None, **parameters):
         made = sc.Service.__new__(sc.Service)
-        made.p, made.unit = {"apply": "reload", "watch": [], "managed": [], "absent": [], **parameters}, "x.service"
+        made.p, made.unit = {"apply": "reload", "watch": [], "managed": [], **parameters}, "x.service"
         made.expects = None if verify is None else {**EXPECTS, **verify}
         made.module, made.files = types.SimpleNamespace(check_mode=False), configuration.FileSet()
         made.apply, made.secret, made.unit_paths, made.root = {}, set(), set(), "/etc/x"
@@ -1061,18 +1060,14 @@ def test_targets_that_cannot_be_known_are_none(steps):
 
 
 def test_the_youngest_of_what_a_process_has_to_load(steps, tmp_path):
-    path = {name: str(tmp_path / name / "x") for name in ("file", "restart", "watched", "managed", "absent")}
+    path = {name: str(tmp_path / name / "x") for name in ("file", "restart", "watched", "managed")}
     for number, one in enumerate(path.values()):
         os.makedirs(os.path.dirname(one))
         open(one, "w").close()
         os.utime(os.path.dirname(one), (1, 2_000_000_000 + number))
-    service = steps.service(
-        watch=[path["watched"], "/nowhere"], managed=[{"directory": os.path.dirname(path["managed"])}],
-        absent=[path["absent"]],
-    )  # fmt: skip
-    assert service.youngest("reload") == 2_000_000_004.0  # When the directory of what was removed changed.
-    service.p["absent"] = []
-    assert service.youngest("reload") == 2_000_000_003.0
+    managed = [{"directory": os.path.dirname(path["managed"])}]
+    service = steps.service(watch=[path["watched"], "/nowhere"], managed=managed)
+    assert service.youngest("reload") == 2_000_000_003.0  # When the directory of what was removed changed.
     service.p["managed"] = []
     assert service.youngest("reload") == os.stat(path["watched"]).st_ctime and service.youngest("restart") == 0.0
     service.p["watch"] = []
