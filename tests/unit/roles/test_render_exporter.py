@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
+from ansible.utils.collection_loader import AnsibleCollectionConfig
 from rendered import trusted
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,6 +27,8 @@ def templar(kind, **variables):
     known = {"ansible_managed": "Ansible managed", "ansible_facts": {"distribution_major_version": "13"}}
     for part in ("defaults", "vars"):
         known |= yaml.safe_load((ROLE / part / "main.yml").read_text(encoding="utf-8"))
+    if AnsibleCollectionConfig.collection_finder is None:
+        init_plugin_loader()
     loader = DataLoader()
     loader.set_basedir(str(ROLE))
     found = trusted(known)
