@@ -82,7 +82,9 @@ QUERIES = {
                seq_scan AS scans, seq_tup_read AS scanned_rows, coalesce(idx_scan, 0) AS index_scans,
                coalesce(idx_tup_fetch, 0) AS index_rows,
                extract(epoch FROM now() - greatest(last_autovacuum, last_vacuum))::bigint AS vacuumed_seconds_ago,
-               extract(epoch FROM now() - greatest(last_autoanalyze, last_analyze))::bigint AS analysed_seconds_ago
+               extract(epoch FROM now() - greatest(last_autoanalyze, last_analyze))::bigint AS analysed_seconds_ago,
+               ARRAY(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+                     WHERE i.indrelid = relid AND i.indisvalid) AS indexed
         FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = relid ORDER BY bytes DESC LIMIT 20""",
     # By the statistics, not by reading the tables: a row is its columns and some 32 bytes of header, pointer and padding.
     "bloat": """
@@ -281,6 +283,13 @@ def summary(answers: dict) -> dict:
     return found
 
 
+# A column of a statement with a value, as Django writes it ("table"."column" = $1) or as people do.
+_COMPARED = (
+    r"(?i)(?:\b%s\"?\.|\b(?:where|and|or)\s+\(*)\"?([a-z_][a-z0-9_]*)\"?\s*"
+    r"(?:(=|[<>]=?|in\b|between\b)|is\b|i?like\b|~)\s*[(]*(?:[$'?\d]|any\b)"
+)
+
+
 def scanning(answers: dict) -> list:
     """Return the slow statements that name a large table which is mostly read completely: an index is missing.
 
@@ -309,12 +318,18 @@ def scanning(answers: dict) -> list:
             continue
         for row in scanned:
             if row["table"] not in found and re.search(r"\b%s\b" % re.escape(row["table"]), statement["query"]):
+                compared = re.findall(_COMPARED % re.escape(row["table"]), statement["query"])
+                # Statistics of the time before an index was created: the table is read by it now.
+                missing = [column for column in compared if column[0] not in row["indexed"]]
+                if compared and not missing:
+                    continue
                 found[row["table"]] = {
                     "table": row["table"],
                     "rows": row["rows"],
                     "scans": row["scans"],
                     "scanned_rows": row["scanned_rows"],
                     "invalid_index": broken.get(row["table"], ""),
+                    "column": next((name for name, operator in missing if operator), ""),
                     **{name: statement[name] for name in ("query", "mean_ms", "calls")},
                 }
     return sorted(found.values(), key=lambda one: -one["mean_ms"])[:5]

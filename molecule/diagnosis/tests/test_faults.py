@@ -307,6 +307,7 @@ def test_slow_statement_without_its_index(operations):
             for area in ("db", "all"):
                 seen = assert_first(operations, "DatabaseSlowStatement", area=area)
                 assert "big" in seen.first["title"]["en"]
+            assert_fixed_as_said(operations, seen)
     finally:
         operations.shell(f"{PSQL} -d shiftmaster -c 'DROP TABLE big; SELECT pg_stat_statements_reset()'")
 

@@ -1161,7 +1161,7 @@ def test_what_cannot_be_read_has_a_reason(monkeypatch):
     assert engine.ask(part(nothing_said), Setting({}))["error"] == "it ended without a reason"
 
 
-def table(name, rows, scans, read, index_scans=0):
+def table(name, rows, scans, read, index_scans=0, indexed=()):
     return {
         "table": name,
         "rows": rows,
@@ -1169,6 +1169,7 @@ def table(name, rows, scans, read, index_scans=0):
         "scanned_rows": read,
         "index_scans": index_scans,
         "dead_rows": 0,
+        "indexed": list(indexed),
     }
 
 
@@ -1199,6 +1200,33 @@ def test_slow_statements_that_read_whole_tables():
     begun = dict(session(3, query_seconds=1), query=slow["query"])
     found = database.scanning({"tables": [large], "activity": [begun], "slowest_on_average": [slow]})
     assert [one["mean_ms"] for one in found] == [2000.0]
+
+
+@pytest.mark.parametrize(
+    ("query", "indexed", "columns"),
+    [
+        ("SELECT * FROM roster WHERE staff = $1", ["id"], ["staff"]),
+        (
+            'SELECT "roster"."id" FROM "roster" WHERE ("roster"."day" >= $1 AND "roster"."staff_id" IN ($2))',
+            ["day"],
+            ["staff_id"],
+        ),
+        (
+            'SELECT 1 FROM "roster" JOIN "staff" ON "roster"."id" = "staff"."roster_id" WHERE "staff"."name" = $1',
+            [],
+            [""],
+        ),
+        ("SELECT * FROM roster WHERE upper(name) = $1", ["id"], [""]),
+        ("SELECT * FROM roster WHERE name LIKE $1 AND day = 7", ["day"], [""]),
+        # The scans were before the index was created.
+        ("SELECT * FROM roster WHERE staff = $1", ["id", "staff"], []),
+    ],
+    ids=["plain", "Django", "join", "expression", "pattern", "index there"],
+)
+def test_a_slow_statement_names_the_column_without_an_index(query, indexed, columns):
+    slow = {"query": query, "mean_ms": 2000.0, "calls": 10}
+    answers = {"tables": [table("roster", 90000, 100, 9000000, indexed=indexed)], "slowest_on_average": [slow]}
+    assert [one["column"] for one in database.scanning(answers)] == columns
 
 
 def test_summary_counts_connections_against_what_can_be_used():

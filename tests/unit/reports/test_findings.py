@@ -307,7 +307,7 @@ def test_a_statement_that_reads_a_whole_table_explains_pages_that_are_slower_tha
     parts = {
         "requests": {"recent": {"p95_seconds": 0.8, "slower": True}},
         "database": {"scanning_statements": [{"table": "roster_assignment", "mean_ms": 450.0, "rows": 300000, "scans": 900,
-                                              "scanned_rows": 270000000, "invalid_index": "", "query": "SELECT x", "calls": 900}]},
+                                              "scanned_rows": 270000000, "invalid_index": "", "column": "", "query": "SELECT x", "calls": 900}]},
     }  # fmt: skip
     result = found(host({"parts": parts}))
     assert (
@@ -835,7 +835,18 @@ def test_the_name_of_a_table_is_no_command(name):
     (finding,) = [
         one for one in found(host({"parts": {"database": database}})) if one["rule"] == "DatabaseSlowStatement"
     ]
-    assert finding["fix"] == ["shiftmasterctl status"]
+    assert finding["fix"] == []
+
+
+@pytest.mark.parametrize(("index", "command"), [("", "CREATE INDEX CONCURRENTLY ON roster_assignment (staff_id)"),
+                                                ("roster_staff", "REINDEX INDEX CONCURRENTLY roster_staff")])  # fmt: skip
+def test_a_missing_or_invalid_index_is_created(index, command):
+    database = dict(CASES["DatabaseSlowStatement"]["fires"]["parts"]["database"])
+    database["scanning_statements"] = [dict(database["scanning_statements"][0], invalid_index=index)]
+    finding = next(
+        one for one in found(host({"parts": {"database": database}})) if one["rule"] == "DatabaseSlowStatement"
+    )
+    assert finding["fix"] == [f"sudo -u postgres psql -d shiftmaster -c '{command}'"]
 
 
 def test_a_slot_is_not_dropped_by_a_command():
