@@ -299,7 +299,10 @@ def test_good_inputs_have_no_problem(variables):
         ),
         ({"alertmanager_email_to": ["a@example.com", "admin at hospital"]}, '"admin at hospital" is no mail address'),
         ({"alertmanager_business_hours": {"weekdays": ["mon"], "start": "08:00", "end": "17:00"}}, "business_hours"),
-        ({"alertmanager_business_hours": {"weekdays": ["monday:sunday"], "start": "08:00", "end": "17:00"}}, "business_hours"),
+        (
+            {"alertmanager_business_hours": {"weekdays": ["monday:sunday"], "start": "08:00", "end": "17:00"}},
+            "business_hours",
+        ),
         ({"alertmanager_business_hours": {"weekdays": ["monday"], "start": "8:00", "end": "17:00"}}, "business_hours"),
         ({"alertmanager_business_hours": {"weekdays": ["monday"], "start": "17:00", "end": "08:00"}}, "business_hours"),
         ({"alertmanager_holidays": ["2027-5-3"]}, '"2027-5-3" is neither'),
