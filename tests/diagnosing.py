@@ -130,6 +130,15 @@ def forget_the_requests(operations) -> None:
     operations.shell(": > /var/log/nginx/shiftmaster_access.log; rm -f /var/log/nginx/shiftmaster_access.log[.-]*")
 
 
+def forget(operations) -> None:
+    """Leave nothing of the fault before: neither in logs nor in what has changed since the last deploy."""
+    forget_the_journal(operations)
+    forget_the_requests(operations)
+    logs = "/var/log/{nginx,shiftmaster,postgresql,redis}/*.log"
+    stamps = f"{APP}/shared/state/state.json /var/lib/shiftmaster-ops/configured"
+    operations.shell(f"truncate -c -s 0 {logs}; touch -d '-28 seconds' {stamps}")
+
+
 def carry_out(operations, command: str) -> None:
     """Carry out a command of a finding: Ansible's here, others on the host."""
     if command.startswith("ansible"):

@@ -59,12 +59,16 @@ def pytest_xdist_auto_num_workers():
 
 
 @pytest.fixture(autouse=True)
-def without_systemd(monkeypatch):
+def without_systemd(monkeypatch, tmp_path_factory):
     """Root runs a release's code in transient units; the machine of the tests may have no systemd.
 
     And what a release or a restore has on disk is not waited for with all that others write to the machine's disks.
     """
     monkeypatch.setattr(os, "sync", lambda: None)
+    from ansible.module_utils.shiftmaster.host import configuration
+
+    stamp = tmp_path_factory.getbasetemp() / "ops" / str(time.monotonic_ns())
+    monkeypatch.setattr(configuration, "STAMP", str(stamp))
     from ansible.module_utils.shiftmaster.host import units
 
     program = (sys.executable, "-I", "-S", str(ROOT / "tests/fake_systemd_run.py"))

@@ -6,9 +6,10 @@ import contextlib
 import json
 import os
 import re
+import stat
 import time
 
-from ..host import probe
+from ..host import configuration, probe
 from ..release.layout import Layout
 from . import logs
 from .engine import Absent
@@ -174,11 +175,15 @@ def edited(setting, seconds: float = 1.5) -> list:
     lately, deployed = time.time() - setting.hours * 3600, 0.0
     with contextlib.suppress(OSError):
         deployed = os.stat(os.path.join(layout.state, "state.json")).st_mtime + 30
+    with contextlib.suppress(OSError):
+        lately = max(lately, os.stat(setting.path(configuration.STAMP)).st_mtime + 30)
     release = os.path.realpath(os.path.join(layout.active, "release"))
 
     def note(path):
         with contextlib.suppress(OSError):
-            at = os.lstat(path).st_ctime
+            status = os.lstat(path)
+            # A deploy adds and removes links of files of the environments that it shares between releases.
+            at = status.st_mtime if status.st_nlink > 1 and stat.S_ISREG(status.st_mode) else status.st_ctime
             if at > since:
                 found.append({"path": path, "at": round(at, 1), "in_release": top in tops})
 

@@ -22,6 +22,8 @@ from . import safe_files, units
 
 # Lost by a reboot, as the processes are whose state the notes describe.
 NOTES = "/run/shiftmaster-services"
+# Its time is that of the last change by a run. What is younger was edited by hand (diagnosis).
+STAMP = "/var/lib/shiftmaster-ops/configured"
 # Limits of one file and of a directory with all that is in it; both may be a service's.
 FILE_LIMIT_BYTES = 16 * 1024 * 1024
 COPY_LIMIT_BYTES = 128 * 1024 * 1024
@@ -339,7 +341,15 @@ class FileSet:
                 os.close(descriptor)
 
     def swap(self, only=lambda path: True):
-        place_all({path: self.wanted[path] for path in self.changes if only(path)})
+        self._place({path: self.wanted[path] for path in self.changes if only(path)})
+
+    @staticmethod
+    def _place(states):
+        place_all(states)
+        if states:
+            os.makedirs(os.path.dirname(STAMP), 0o755, exist_ok=True)
+            with open(STAMP, "w"):
+                os.utime(STAMP)
 
     def apply(self, load, restore, first=lambda: None):
         """Swap the set in and load() it, which raises where that has no effect; its result is returned.
@@ -354,7 +364,7 @@ class FileSet:
         except BaseException as error:
             if not self.changes:
                 raise
-            place_all(self.changes)
+            self._place(self.changes)
             problem = ""
             try:
                 end = restore() or " and in use"

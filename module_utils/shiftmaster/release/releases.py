@@ -93,6 +93,35 @@ def manifest(layout: Layout, name: str) -> dict:
         return {}
 
 
+def fingerprint(directory: str) -> str:
+    """Return a checksum of the names, modes, sizes and times of the files of a release, but not of its manifest's.
+
+    It costs a tenth of a second where the contents would cost seconds, and survives a copy that keeps the times.
+    """
+    digest = hashlib.sha256()
+
+    def add(path: str) -> None:
+        for entry in sorted(os.scandir(path), key=lambda one: one.name):
+            if entry.path == os.path.join(directory, "manifest.json"):
+                continue
+            status = entry.stat(follow_symlinks=False)
+            facts = [os.path.relpath(entry.path, directory), status.st_mode]
+            if entry.is_dir(follow_symlinks=False):
+                add(entry.path)
+            else:
+                facts += [status.st_size, int(status.st_mtime)]
+            digest.update(repr(facts).encode("utf-8", "surrogateescape") + b"\n")
+
+    add(directory)
+    return digest.hexdigest()
+
+
+def is_edited(layout: Layout, name: str) -> bool:
+    """Return whether files of a release were changed since its build, as far as its manifest can tell."""
+    built = manifest(layout, name).get("files_sha256")
+    return bool(built) and built != fingerprint(layout.release(name))
+
+
 def amend_manifest(layout: Layout, name: str, **fields) -> None:
     """Add what is only known once a release has gone live."""
     write_json(os.path.join(layout.release(name), "manifest.json"), dict(manifest(layout, name), **fields), mode=0o644)
@@ -155,7 +184,7 @@ def describe(layout: Layout, state: State) -> list:
 
 def find(layout: Layout, state: State, revision: str, config: str) -> Optional[str]:
     """Return the newest finished release of this revision and configuration that is neither bad nor suspect, the
-    current one first.
+    current one first. One whose files were edited is none: a run builds it again, under another name.
     """
     matching = [
         name
@@ -164,6 +193,7 @@ def find(layout: Layout, state: State, revision: str, config: str) -> Optional[s
         and not state.is_suspect(name)
         and manifest(layout, name).get("revision") == revision
         and manifest(layout, name).get("config_sha256") == config
+        and not is_edited(layout, name)
     ]
     current = layout.current()
     if current in matching:
@@ -482,6 +512,7 @@ class Build:
                 "requirements_sha256": hashlib.sha256(requirements).hexdigest() if requirements else "",
                 "environment_sha256": self._key,
                 "config_sha256": self.spec["config_sha256"],
+                "files_sha256": fingerprint(self.path),
                 "migrations": self.spec["classify"](os.path.join(self.path, "source")),
                 "celery_application": self.spec["celery_application"],
                 "tasks": self.celery["tasks"],
@@ -529,7 +560,7 @@ def find_environment(layout: Layout, state: State, key: str) -> Optional[str]:
     """
     for name in reversed(layout.names()) if key else ():
         if manifest(layout, name).get("environment_sha256") == key:
-            if state.status(name) == "bad" or state.is_suspect(name):
+            if state.status(name) == "bad" or state.is_suspect(name) or is_edited(layout, name):
                 return None
             if state.was_live(name):
                 return name

@@ -371,7 +371,7 @@ def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
         "evidence_ja": evidence("ja"),
         "fix": own
         + [line for line in (engine.text(line, names, command=True) for line in rule.get("fix", [])) if line],
-        "explains": [target for target in (engine.text(entry, names) for entry in rule.get("explains", [])) if target],
+        "explains": [target for entry in rule.get("explains", []) for target in engine.text(entry, names).split()],
         "runbook": "docs/runbooks/%s.md" % (rule.get("alert") or rule["name"]),
     }
 

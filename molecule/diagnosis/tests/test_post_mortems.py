@@ -12,22 +12,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from diagnosing import PSQL, diagnose, facts_of, forget_the_journal, forget_the_requests, processors_first
-from support import APP, load, wait_for
+from diagnosing import PSQL, diagnose, facts_of, forget, processors_first
+from support import load, wait_for
 
 pytestmark = pytest.mark.usefixtures("well")
 FAULTS = yaml.safe_load((Path(__file__).parent / "post_mortems.yml").read_text(encoding="utf-8"))["faults"]
-LOGS = "/var/log/{nginx,shiftmaster,postgresql,redis}/*.log"
 # What else is tested on this machine may use its processors up.
 OF_THE_MACHINE = {"CpuShort", "CpuHog", "HostOverwhelmed"}
 USERS = ("--rate", "4", "--clients", "4", "--timeout", "10", "--no-read-back")
-
-
-def forget(operations) -> None:
-    """Leave nothing of the fault before: neither in logs nor in what has changed since the last deploy."""
-    forget_the_journal(operations)
-    forget_the_requests(operations)
-    operations.shell(f"truncate -c -s 0 {LOGS}; touch -d '-28 seconds' {APP}/shared/state/state.json")
 
 
 def filled(command: str, facts: dict) -> str:

@@ -998,6 +998,17 @@ def test_what_was_edited_since_the_deploy_is_known(tmp_path, monkeypatch):
     assert {(one["path"].rpartition("/")[2], one["in_release"]) for one in services.edited(setting)} == {
         ("home.py", True), ("nginx.conf", False),
     }  # fmt: skip
+    # A run that deploys no release has written it.
+    monkeypatch.setattr(services.configuration, "STAMP", "/configured")
+    stamp = tmp_path / "configured"
+    stamp.touch()
+    assert [one["path"].rpartition("/")[2] for one in services.edited(setting)] == ["home.py"]
+    os.utime(stamp, (time.time() - 60,) * 2)
+    # Another release shares the file.
+    os.link(release / "source/views/home.py", tmp_path / "link")
+    os.utime(release / "source/views/home.py", (1e9, 1e9))
+    assert "home.py" not in {one["path"].rpartition("/")[2] for one in services.edited(setting)}
+    os.utime(release / "source/views/home.py")
     # A file that was removed shows as its directory.
     (release / "source/views/home.py").unlink()
     assert (str(release / "source/views"), True) in {

@@ -243,6 +243,34 @@ def test_the_release_of_a_revision_and_configuration_is_found(layout, state, add
     assert releases.find(layout, state, "r", "c") == ONE
 
 
+EDITS = {
+    "edited": lambda release: (release / "source/settings.py").write_text("DEBUG = True\n"),
+    "emptied": lambda release: (release / "source/settings.py").write_text(""),
+    "removed": lambda release: (release / "source/settings.py").unlink(),
+    "added": lambda release: (release / "source/new.py").touch(),
+    "link": lambda release: (release / "source/link").symlink_to("/etc/passwd"),
+    "mode": lambda release: (release / "source").chmod(0o700),
+    "gone": lambda release: (release / "source").rename(release.parent / "elsewhere"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_release_that_was_edited_is_built_again(layout, state, add, edit):
+    add(ONE, "live", revision="r")
+    release = Path(layout.release(ONE))
+    (release / "source").mkdir()
+    (release / "source/settings.py").write_text("DEBUG = False\n")
+    os.utime(release / "source/settings.py", (1e9, 1e9))
+    releases.amend_manifest(layout, ONE, files_sha256=releases.fingerprint(str(release)), environment_sha256="key")
+    serve(layout, ONE)
+    assert releases.find(layout, state, "r", "c") == releases.find_environment(layout, state, "key") == ONE
+    # Another link of a file, and a copy of the release, are no edit.
+    os.link(release / "source/settings.py", release.parent / "link")
+    assert releases.find(layout, state, "r", "c") == ONE
+    EDITS[edit](release)
+    assert releases.find(layout, state, "r", "c") is None and releases.find_environment(layout, state, "key") is None
+
+
 def test_a_doubtful_release_is_not_deployed_again_and_still_the_way_back(layout, state, add):
     for name in (ONE, TWO):
         add(name, revision=name)
@@ -599,6 +627,8 @@ def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
         "w",
     )
     assert releases.find(layout, state, spec["revision"], "c") == name
+    releases.amend_manifest(layout, name, applied_when_live=[])
+    assert not releases.is_edited(layout, name)
     out = releasecode.ReleaseCode(path, None).run(["python", "-c", "import extra, sys; print(extra.y, sys.prefix)"])
     assert out.stdout.split() == ["2", os.path.join(path, "venv")]
     assert "unpack" in build.timings
@@ -702,6 +732,7 @@ def test_the_commands_of_a_build_and_what_they_leave(layout, state, spec, record
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o755 and not os.path.exists(tmp_path / "pip")
     manifest = releases.manifest(layout, name)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", manifest.pop("created"))
+    assert manifest.pop("files_sha256") == releases.fingerprint(path)
     assert manifest == {
         "format": 1, "release": name, "version": "2.0.0", "revision": spec["revision"], "config_sha256": "c",
         "requirements_sha256": hashlib.sha256(b"django\n").hexdigest(), "environment_sha256": "",
