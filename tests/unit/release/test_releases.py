@@ -122,7 +122,7 @@ def pending_changes(layout, state, add, monkeypatch, run_module):
     def answer(*_args, **_more):
         return probe.HttpResult(answers[-1], 0.0, "", None)
 
-    monkeypatch.setattr(shiftmaster_release, "http_get", answer)
+    monkeypatch.setattr(probe, "http_get", answer)
 
     def pending_changes(**parameters):
         asked = {"root": layout.root, "revision": "1" * 40, "celery_application": "shiftmaster", "keep": 1}
