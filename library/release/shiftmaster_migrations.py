@@ -213,28 +213,18 @@ import os  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ansible.module_utils.shiftmaster.host.printable import printable, printable_tree  # noqa: E402
+from ansible.module_utils.shiftmaster.host.quiet import TEXT, given  # noqa: E402
 from ansible.module_utils.shiftmaster.release import django_driver, migrations  # noqa: E402
 from ansible.module_utils.shiftmaster.release.releasecode import Driver, ReleaseCode, ReleaseCodeError  # noqa: E402
 
 PLAN_SECONDS = 120
 GRACE_SECONDS = 5  # How much later than this module's own limit the driver ends by itself.
-PUBLIC = (
-    "app",
-    "name",
-    "class",
-    "reversible",
-    "atomic",
-    "reasons",
-    "warnings",
-    "loses",
-    "describe",
-    "found_in",
-    "annotation",
-)
-
-
+PUBLIC = "app name class reversible atomic reasons warnings loses describe found_in annotation".split()
 # Characters of a message.
 MESSAGE = 8000
+
+
+HEADERS = {"before_header": "django_migrations", "after_header": "django_migrations"}
 
 
 class Refused(Exception):
@@ -281,19 +271,10 @@ class Runner:
             self.drivers[release] = self.driver(code, django_driver, None, seconds)
         answer = self.drivers[release].ask(request, timeout)
         if "failure" in answer:
-            failure = answer["failure"]
-            message = failure["message"]
-            if failure.get("hint"):
-                message += " " + failure["hint"]
-            changed = bool(answer["done"] or answer["repaired"] or failure.get("half_applied"))
-            raise Refused(
-                message,
-                failure=failure,
-                done=names(answer["done"]),
-                repaired=answer["repaired"],
-                applied=names(answer.get("applied", ())),
-                changed=changed,
-            )
+            failure, done, repaired = answer["failure"], names(answer["done"]), answer["repaired"]
+            message = " ".join(filter(None, (failure["message"], failure.get("hint"))))
+            changed, applied = bool(done or repaired or failure.get("half_applied")), names(answer.get("applied", ()))
+            raise Refused(message, failure=failure, done=done, repaired=repaired, applied=applied, changed=changed)
         return answer
 
     def look(self, release, sources=False):
@@ -324,7 +305,7 @@ class Runner:
             "ahead": public(self._compared(answer, self.options["release"])["ahead"]),
             "unchanged": bool(lived_with)
             and not answer.get("half")
-            and set(names(answer["applied"])) == set(lived_with),
+            and set(lived_with) == set(names(answer["applied"])),
             "applied": names(answer["applied"]),
             "half": names(answer.get("half", ())),
             "worst_class": worst,
@@ -332,12 +313,7 @@ class Runner:
             "safe_to_rollback": worst == migrations.EXPAND,
             "reason": reason,
             "locking": ["%s: %s" % (migrations.key(r), warning) for r in pending for warning in r["warnings"]],
-            "diff": {
-                "before_header": "django_migrations",
-                "after_header": "django_migrations",
-                "before": "",
-                "after": listing(pending),
-            },
+            "diff": dict(HEADERS, before="", after=listing(pending)),
         }
 
     def apply(self):
@@ -348,24 +324,11 @@ class Runner:
         handlers = self.options["run_handlers"]
         if self.check_mode or not (result["pending"] or handlers):
             return dict(result, changed=bool(result["pending"]))
-        answer = self.ask(
-            self.options["release"],
-            dict(
-                self.timing(),
-                op="apply",
-                handlers=handlers,
-                expected=[[r["app"], r["name"]] for r in result["pending"]],
-            ),
-            self.options["timeout_seconds"],
-        )
-        done = names(answer["done"])
-        return dict(
-            result,
-            changed=bool(done or answer["repaired"]),
-            done=done,
-            repaired=answer["repaired"],
-            applied=names(answer["applied"]),
-        )
+        expected = [[record["app"], record["name"]] for record in result["pending"]]
+        request = dict(self.timing(), op="apply", handlers=handlers, expected=expected)
+        answer = self.ask(self.options["release"], request, self.options["timeout_seconds"])
+        done, repaired, applied = names(answer["done"]), answer["repaired"], names(answer["applied"])
+        return dict(result, changed=bool(done or repaired), done=done, repaired=repaired, applied=applied)
 
     def _target(self):
         """Return {applied, known} as the target release sees them, and a warning where it had to be read from files."""
@@ -376,14 +339,10 @@ class Runner:
             if not self.options["release"]:
                 raise
             found = self.look(self.options["release"])
-            return {
-                "applied": found["applied"],
-                "half": found.get("half", ()),
-                "known": migrations.known_statically(target),
-            }, [
-                "The code of %s could not be queried (%s), so its migrations were read from its files."
-                % (os.path.basename(target), error)
-            ]
+            warning = "The code of %s could not be queried (%s), so its migrations were read from its files."
+            known = migrations.known_statically(target)
+            rows = {"applied": found["applied"], "half": found.get("half", ()), "known": known}
+            return rows, [warning % (os.path.basename(target), error)]
 
     def _root(self):
         return os.path.dirname(os.path.realpath(self.options["target_release"]))
@@ -439,12 +398,7 @@ class Runner:
             applied=names(answer["applied"]),
             reason=reason,
             loses=["%s: %s" % (migrations.key(r), lost) for r in ahead for lost in r.get("loses", ())],
-            diff={
-                "before_header": "django_migrations",
-                "after_header": "django_migrations",
-                "before": listing(ahead),
-                "after": "",
-            },
+            diff=dict(HEADERS, before=listing(ahead), after=""),
         )
         if not self.check_mode:
             result["safe_to_rollback"] = True
@@ -456,16 +410,16 @@ class Runner:
 def main():
     module = AnsibleModule(
         argument_spec={
-            "mode": {"type": "str", "choices": ["plan", "apply", "compare", "reverse"], "required": True},
+            "mode": dict(TEXT, choices=["plan", "apply", "compare", "reverse"]),
             "release": {"type": "path"},
             "target_release": {"type": "path"},
-            "allow_contract": {"type": "bool", "default": False},
-            "first_deploy": {"type": "bool", "default": False},
-            "run_handlers": {"type": "bool", "default": False},
-            "lock_wait_seconds": {"type": "int", "default": 60},
-            "lock_timeout_seconds": {"type": "float", "default": 5},
-            "timeout_seconds": {"type": "int", "default": 1800},
-            "user": {"type": "str", "default": "shiftmaster"},
+            "allow_contract": given(False),
+            "first_deploy": given(False),
+            "run_handlers": given(False),
+            "lock_wait_seconds": given(60),
+            "lock_timeout_seconds": given(5.0),
+            "timeout_seconds": given(1800),
+            "user": given("shiftmaster"),
         },
         required_if=[
             ("mode", "plan", ("release",)),

@@ -14,6 +14,7 @@ import time
 import uuid
 
 from ..host import points, safe_files
+from ..host.printable import sized
 from ..host.safe_files import sha256
 from ..host.sql import COUNT_MIGRATIONS
 from . import archive, catalogue, plan, report, results, sandbox, verification
@@ -381,7 +382,7 @@ class Run:
             except BackupError as error:
                 free = self.host.free_bytes(os.path.join(self.host.directory, "pgbackrest"))
                 if free < FULL_BYTES:
-                    raise BackupError("%s; the repository has %s left" % (error, report.sized(free)))
+                    raise BackupError("%s; the repository has %s left" % (error, sized(free)))
                 # 050: another process of pgBackRest holds the stanza.
                 if "[050]" not in str(error) or time.monotonic() > deadline:
                     raise

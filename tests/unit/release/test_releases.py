@@ -226,7 +226,7 @@ def test_an_authority_that_is_not_trusted_is_hinted_at(layout, state, tmp_path, 
     build = releases.Build(layout, state, spec)
     build.log = str(tmp_path / "log")
     with pytest.raises(releases.BuildError) as caught:
-        build._judge("pip", releasecode.Completed(1, "", said))
+        build._check("pip", releasecode.Completed(1, "", said))
     assert said in str(caught.value) and ("base_extra_ca_certificates" in str(caught.value)) is hint
 
 
