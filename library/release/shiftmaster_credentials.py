@@ -124,32 +124,16 @@ in_use:
   description: >-
     For each of O(values) V(current), the place of a previous one in its list as V(previous 0), V(other), or V(absent)
     where the environment is not there.
+  returned: always
   type: dict
-  returned: always
-problems:
-  description: Sentences about O(values) with which a rotation cannot be right.
-  type: list
-  elements: str
-  returned: always
+problems: {description: Sentences about O(values) that are wrong., returned: always, type: list, elements: str}
 known:
   description: For each of O(values) whether its current value is in the environment, be it as an accepted one besides.
+  returned: always
   type: dict
-  returned: always
-refused:
-  description: A sentence for each server that refuses a login of the environment.
-  type: list
-  elements: str
-  returned: always
-differing:
-  description: A sentence for each of O(compare_names) that differs.
-  type: list
-  elements: str
-  returned: always
-accepted:
-  description: For each of O(logins), in their order, whether it is accepted.
-  type: list
-  elements: bool
-  returned: always
+refused: {description: Servers that refuse a login of the environment., returned: always, type: list, elements: str}
+differing: {description: Those of O(compare_names) that differ., returned: always, type: list, elements: str}
+accepted: {description: "Whether each of O(logins) is accepted.", returned: always, type: list, elements: bool}
 """
 
 import json

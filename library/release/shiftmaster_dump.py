@@ -116,42 +116,22 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-file:
-  description: Path of the copy that was taken or restored; empty in check mode.
-  type: str
-  returned: for present and restored
+file: {description: Path of the copy; empty in check mode., returned: for present and restored, type: str}
 manifest:
   description: What is known of it (bytes, sha256, database, server, release, taken_at).
+  returned: for present and restored
   type: dict
-  returned: for present and restored
-seconds:
-  description: How long it took.
-  type: float
-  returned: for present and restored
-removed:
-  description: Copies beyond O(keep), and what killed runs left.
-  type: list
-  elements: str
-  returned: for present
-data_loss_seconds:
-  description: The time between the copy and now; what was written in it is lost.
-  type: int
-  returned: for restored
-data_loss:
-  description: The same as a sentence.
-  type: str
-  returned: for restored
-notes:
-  description: What a person should know.
-  type: list
-  elements: str
-  returned: for present and restored
+seconds: {description: How long it took., returned: for present and restored, type: float}
+notes: {description: What a person should know., returned: for present and restored, type: list, elements: str}
+removed: {description: "Old copies, and what killed runs left.", returned: for present, type: list, elements: str}
+data_loss_seconds: {description: Time since the copy., returned: for restored, type: int}
+data_loss: {description: The same as a sentence., returned: for restored, type: str}
 copies:
   description: The copies, oldest first, each its manifest with file, age_seconds and whole (the manifest is there and
     its size fits).
+  returned: for query
   type: list
   elements: dict
-  returned: for query
 """
 
 import contextlib

@@ -74,22 +74,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-acquired:
-  description: Whether this run holds the lock now.
-  type: bool
-  returned: for present
-holder:
-  description: The owner of the lock, or an empty dict.
-  type: dict
-  returned: for present, absent and query
-stale:
-  description: Whether the lock that is held has expired.
-  type: bool
-  returned: for present and query
-taken_over:
-  description: The dead owner whose lock was taken over, or an empty dict.
-  type: dict
-  returned: for present
+acquired: {description: Whether this run holds the lock now., returned: for present, type: bool}
+holder: {description: "The owner of the lock, or an empty dict.", returned: always, type: dict}
+stale: {description: Whether the lock that is held has expired., returned: for present and query, type: bool}
+taken_over: {description: The dead owner whose lock was taken over., returned: for present, type: dict}
 """
 
 import datetime

@@ -129,18 +129,9 @@ pending:
   type: list
   elements: dict
   sample:
-    - app: shifts
-      name: 0002_roster_note
-      class: expand
-      reversible: true
-      atomic: true
-      reasons: []
-      warnings: []
-      describe: ["Add field note to roster"]
-unchanged:
-  description: Whether the database has the very migrations that O(target_release) went live with.
-  returned: plan
-  type: bool
+    - {app: shifts, name: 0002_roster_note, class: expand, reversible: true, atomic: true, reasons: [], warnings: [],
+       describe: ["Add field note to roster"]}
+unchanged: {description: Whether the database has what O(target_release) went live with., returned: plan, type: bool}
 ahead:
   description: Migrations that the database holds and the target release (at V(plan) O(release)) does not, with
     C(found_in), the retained release that holds the file.
@@ -152,35 +143,12 @@ behind:
   returned: compare
   type: list
   elements: str
-half:
-  description: Migrations that an earlier run left half done, in either direction, as C(app.name).
-  returned: plan, apply and compare
-  type: list
-  elements: str
-applied:
-  description: All rows of C(django_migrations) as C(app.name), as they are at the end.
-  returned: always
-  type: list
-  elements: str
-done:
-  description: What this run applied or unapplied, as C(app.name), in order. Also returned on failure.
-  returned: apply and reverse
-  type: list
-  elements: str
-repaired:
-  description: What this run cleaned up after an earlier one that was interrupted.
-  returned: apply
-  type: list
-  elements: str
-worst_class:
-  description: The gravest class among C(pending) or C(ahead); V(expand) where there is none.
-  returned: always
-  type: str
-  sample: contract
-allowed:
-  description: Whether what is pending may be applied with these options.
-  returned: plan and apply
-  type: bool
+half: {description: What an earlier run left half done., returned: "plan, apply and compare", type: list, elements: str}
+applied: {description: "All rows of C(django_migrations), at the end.", returned: always, type: list, elements: str}
+done: {description: "What this run applied or unapplied.", returned: apply and reverse, type: list, elements: str}
+repaired: {description: What of an interrupted run was cleaned up., returned: apply, type: list, elements: str}
+worst_class: {description: "The gravest class; V(expand) for none.", returned: always, type: str, sample: contract}
+allowed: {description: Whether what is pending may be applied., returned: plan and apply, type: bool}
 safe_to_rollback:
   description: Whether the code of the target release can run on the database as it is. After plan and apply, whether
     the code from before could, once everything pending is applied.
@@ -192,16 +160,8 @@ reason:
   type: str
   sample: "The live code now may not work after shifts.0003_drop (contract: RemoveField roster.note: the old code
     still selects the column note of roster)."
-locking:
-  description: What the pending migrations lock, and for what.
-  returned: plan and apply
-  type: list
-  elements: str
-loses:
-  description: What V(reverse) cannot bring back when the newer release returns, migration by migration.
-  returned: reverse
-  type: list
-  elements: str
+locking: {description: "What they lock, and for what.", returned: plan and apply, type: list, elements: str}
+loses: {description: What V(reverse) cannot bring back., returned: reverse, type: list, elements: str}
 failure:
   description: Where and why it failed, with C(kind), C(message), C(app), C(name), C(operation), C(operations_done),
     C(half_applied), C(hint), C(sqlstate), C(blockers), C(invalid_indexes).

@@ -25,24 +25,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-units:
-  description: Services with such a process, without those of logins.
-  type: list
-  elements: str
-  returned: always
-init:
-  description: Whether systemd itself is one of them.
-  type: bool
-  returned: always
-sessions:
-  description: How many such processes belong to logins; they end with them.
-  type: int
-  returned: always
-reboot:
-  description: Why a reboot is due; empty where it is not.
-  type: list
-  elements: str
-  returned: always
+units: {description: "Services with such a process, without logins.", returned: always, type: list, elements: str}
+init: {description: Whether systemd itself is one of them., returned: always, type: bool}
+sessions: {description: How many such processes belong to logins., returned: always, type: int}
+reboot: {description: Why a reboot is due., returned: always, type: list, elements: str}
 """
 
 import os

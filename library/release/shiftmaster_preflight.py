@@ -114,25 +114,13 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-problems:
-  description: Problems that would fail the run, each a sentence with an action.
-  type: list
-  elements: str
-  returned: always
-findings:
-  description: The same in parts (check, problem, hint).
-  type: list
-  elements: dict
-  returned: always
-notes:
-  description: Checks that could not run, and further notes.
-  type: list
-  elements: str
-  returned: always
+problems: {description: "What would fail the run, with an action.", returned: always, type: list, elements: str}
+findings: {description: "The same in parts (check, problem, hint).", returned: always, type: list, elements: dict}
+notes: {description: "Checks that could not run, and further notes.", returned: always, type: list, elements: str}
 facts:
   description: What was seen, by check.
-  type: dict
   returned: always
+  type: dict
   sample: {system: debian 13, python: 3.13.5, init: systemd, clock_difference_seconds: 0.4}
 """
 

@@ -346,88 +346,38 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-release:
-  description: The release's directory name.
-  type: str
-  returned: for present, active, watched, finished, restored, suspect, bad, absent
-revision:
-  description: The release's revision.
-  type: str
-  returned: for target
-current:
-  description: The live release, before this call.
-  type: str
-  returned: always
-current_version:
-  description: Its version.
-  type: str
-  returned: always
-current_revision:
-  description: Its revision.
-  type: str
-  returned: always
-old_tasks:
-  description: Tasks of the live release which the new one does not know.
-  type: list
-  elements: str
-  returned: for active
-unfinished:
-  description: Whether V(recovered) has anything to do.
-  type: bool
-  returned: for query
-enabled:
-  description: Whether shiftmaster.service is active and enabled.
-  type: bool
-  returned: for query
-found:
-  description: The release of O(revision) and O(build) that V(present) would find, or an empty text.
-  type: str
-  returned: for query with O(revision)
-prunable:
-  description: Whether V(pruned) may have anything to do.
-  type: bool
-  returned: for finished
-previous:
-  description: The automatic target of a rollback; empty where there is none.
-  type: str
-  returned: for query
+release: {description: "What was built, activated, chosen or marked.", returned: except for pruned, type: str}
+revision: {description: Its revision., returned: for target, type: str}
+version: {description: Its version., returned: for target, type: str}
+current: {description: "The release that was live before this call; empty for none.", returned: always, type: str}
+current_version: {description: Its version., returned: always, type: str}
+current_revision: {description: Its revision., returned: always, type: str}
+current_is_whole: {description: Whether it has a manifest., returned: always, type: bool}
+active_slot: {description: "Its slot, V(blue) or V(green).", returned: always, type: str}
+timings: {description: Seconds of each phase., returned: always, type: dict}
+notes: {description: Sentences about what happened on the way., returned: always, type: list, elements: str}
+reverted: {description: Whether the old release was restored., returned: on failure of active and watched, type: bool}
+old_tasks: {description: Tasks that the new release does not know., returned: for active, type: list, elements: str}
+prunable: {description: Whether V(pruned) may have anything to do., returned: for finished, type: bool}
 releases:
   description: name, version, revision, status, was_live, reason, since and current of each, oldest first.
+  returned: for query
   type: list
   elements: dict
-  returned: for query
-transition:
-  description: The cutover that is under way, or an empty dict.
-  type: dict
-  returned: for query
-switched:
-  description: Whether the traffic of that cutover has moved.
-  type: bool
-  returned: for query
-running:
-  description: Whether the web processes of the live release run.
-  type: bool
-  returned: for query
+previous: {description: The automatic target of a rollback; empty for none., returned: for query, type: str}
+transition: {description: "The cutover that is under way, or an empty dict.", returned: for query, type: dict}
+switched: {description: Whether its traffic has moved., returned: for query and active, type: bool}
+running: {description: Whether the web processes of the live release run., returned: for query, type: bool}
+enabled: {description: Whether shiftmaster.service is active and enabled., returned: for query, type: bool}
+unfinished: {description: Whether V(recovered) has anything to do., returned: for query, type: bool}
+found: {description: What V(present) would find; empty for none., returned: for query with O(revision), type: str}
 pending_changes:
   description:
     - Why a run that requests O(revision) with O(build) has something to do here, as sentences. Empty where that release
       is live, healthy and with all its units, and nothing is unfinished or to be pruned.
-  type: list
-  elements: str
   returned: for query with O(revision)
-timings:
-  description: Seconds that each phase took.
-  type: dict
-  returned: for present, active, restored
-notes:
-  description: Sentences about what happened on the way.
   type: list
   elements: str
-  returned: for present, active, recovered, restored
-reverted:
-  description: Whether the old release was restored.
-  type: bool
-  returned: on failure of active and watched
 """
 
 import contextlib
