@@ -152,6 +152,7 @@ from ansible.module_utils.shiftmaster.host.bounded import Bounded
 from ansible.module_utils.shiftmaster.host.printable import lasting, printable, sized
 from ansible.module_utils.shiftmaster.host.quiet import TEXT, QuietModule, dict_of, given
 from ansible.module_utils.shiftmaster.host.safe_files import sha256
+from ansible.module_utils.shiftmaster.release.layout import sync
 from ansible.module_utils.shiftmaster.release.releasecode import Output
 from ansible.module_utils.shiftmaster.release.state import held, write_json
 
@@ -360,14 +361,6 @@ def prune_plan(found, keep, database, protect=()):
         if os.path.basename(entry["file"]) < os.path.basename(oldest_kept)
         and os.path.basename(entry["file"]) not in protected
     ]
-
-
-def sync(path, flags=0):
-    descriptor = os.open(path, os.O_RDONLY | flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def nearest(path):
@@ -605,7 +598,7 @@ def present(params, deadline):
             sync(part)
             write_json(path + ".json", manifest)
             os.rename(part, path)
-            sync(directory, os.O_DIRECTORY)
+            sync(directory)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)

@@ -502,12 +502,11 @@ class Tree:
     def make_logs(self, logs):
         for path in logs:
             # nginx writes into the same file as before: only whose it is changes.
-            descriptor = safe_files.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, LOG_MODE)
-            try:
+            with safe_files.closing(
+                safe_files.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, LOG_MODE)
+            ) as descriptor:
                 os.fchown(descriptor, *self.log_owner())
                 os.fchmod(descriptor, LOG_MODE)
-            finally:
-                os.close(descriptor)
 
     def running_differs(self, markers=None):
         """Return why the nginx that runs is not the one that the files describe."""

@@ -240,12 +240,9 @@ def database_here(host: Host, request: dict) -> dict:
             # A mount stays where it is. The directory above belongs to postgres, who could put a link in its place.
             entry = pwd.getpwnam("postgres")
             safe_files.make_directory(data, 0o700, entry.pw_uid, entry.pw_gid)
-            descriptor = safe_files.open_directory(data)
-            try:
+            with safe_files.closing(safe_files.open_directory(data)) as descriptor:
                 os.fchown(descriptor, entry.pw_uid, entry.pw_gid)
                 os.fchmod(descriptor, 0o700)
-            finally:
-                os.close(descriptor)
             points.reach("restore_database")
             log = _log_of(host)
             behind = os.path.getsize(log) if os.path.exists(log) else 0

@@ -13,6 +13,8 @@ import os
 import time
 from typing import NamedTuple, Optional
 
+from ..host import safe_files
+
 
 class Outcome(NamedTuple):
     acquired: bool
@@ -39,12 +41,9 @@ def _alone(path: str):
 
     The kernel drops this when the process dies; it is held briefly only.
     """
-    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with safe_files.closing(os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def expired(holder: dict) -> bool:

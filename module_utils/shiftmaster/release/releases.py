@@ -442,14 +442,11 @@ class Build:
 
 
 def _log_file(path: str, top: str) -> None:
-    directory = safe_files.open_directory(os.path.dirname(path), 0o750, beneath=top)
-    try:
+    with safe_files.closing(safe_files.open_directory(os.path.dirname(path), 0o750, beneath=top)) as directory:
         for old in [os.path.basename(path)] + sorted(os.listdir(directory))[: 1 - _KEPT_LOGS]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(old, dir_fd=directory)
         os.close(safe_files.open_in(directory, os.path.basename(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
-    finally:
-        os.close(directory)
 
 
 def _seal(path: str, owner: str) -> None:
