@@ -41,13 +41,11 @@ options:
       - For V(plan) it is optional, the release that is live, and only its manifest is read.
     type: path
   allow_contract:
-    description:
-      - Whether V(apply) may apply contract and irreversible migrations. Only true where no older code is live.
+    description: Whether V(apply) may apply contract and irreversible migrations. Only true where no older code is live.
     type: bool
     default: false
   first_deploy:
-    description:
-      - Whether no release is live yet. Then every class may be applied.
+    description: Whether no release is live yet. Then every class may be applied.
     type: bool
     default: false
   run_handlers:
@@ -58,14 +56,12 @@ options:
     type: bool
     default: false
   lock_wait_seconds:
-    description:
-      - How long to wait for another process that migrates.
+    description: How long to wait for another process that migrates.
     type: int
     default: 60
   lock_timeout_seconds:
-    description:
-      - How long a statement of a migration waits for a lock on a table. Every later statement on that table
-        waits as long, so keep it short.
+    description: How long a statement of a migration waits for a lock on a table. Every later statement on that table
+      waits as long, so keep it short.
     type: float
     default: 5
   timeout_seconds:
@@ -74,8 +70,7 @@ options:
     type: int
     default: 1800
   user:
-    description:
-      - Who runs the release's code. An empty string stands for the user that the module runs as.
+    description: Who runs the release's code. An empty string stands for the user that the module runs as.
     type: str
     default: shiftmaster
 attributes:
@@ -102,24 +97,11 @@ EXAMPLES = r"""
     release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
   register: plan
 
-- name: Apply what only adds, before the new code is live
-  shiftmaster_migrations:
-    mode: apply
-    release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
-
-- name: Check whether the previous release can run on this schema
-  shiftmaster_migrations:
-    mode: compare
-    release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
-    target_release: /var/www/shiftmaster/releases/20250701T120000Z-9f8e7d6
-  register: compare
-
 - name: Take the schema back, in maintenance mode and after a backup
   shiftmaster_migrations:
     mode: reverse
     release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
     target_release: /var/www/shiftmaster/releases/20250701T120000Z-9f8e7d6
-  when: not compare.safe_to_rollback
 """
 
 RETURN = r"""

@@ -21,9 +21,8 @@ options:
     type: bool
     default: false
   disk:
-    description:
-      - What must be free. Of a path that is not there yet, the nearest directory above it counts. Requirements on
-        one file system is added up.
+    description: What must be free. Of a path that is not there yet, the nearest directory above it counts. Requirements
+      on one file system is added up.
     type: list
     elements: dict
     default: []
@@ -41,9 +40,8 @@ options:
         type: int
         default: 0
   directories:
-    description:
-      - Directories that root will create, change the owner of, or remove from. In none of those above them may another
-        user exchange an entry.
+    description: Directories that root will create, change the owner of, or remove from. In none of those above them may
+      another user exchange an entry.
     type: list
     elements: dict
     default: []
@@ -75,9 +73,8 @@ options:
     description: The controller's time in seconds since 1970, taken just before.
     type: float
   interpreter:
-    description:
-      - An interpreter of the host for which wheels are chosen; RV(facts) then contains in C(interpreter) what they are
-        chosen by. Empty for none.
+    description: An interpreter of the host for which wheels are chosen; RV(facts) then contains in C(interpreter) what
+      they are chosen by. Empty for none.
     type: str
     default: ""
   release:

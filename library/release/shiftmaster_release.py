@@ -113,9 +113,8 @@ options:
     type: dict
     default: {}
   wheels_dir:
-    description:
-      - Directory of the host with wheels. pip then takes everything from it and uses no index. Where packages come from
-        is no part of the configuration's hash.
+    description: Directory of the host with wheels. pip then takes everything from it and uses no index. Where packages
+      come from is no part of the configuration's hash.
     type: path
     default: ""
   build_user:
@@ -150,9 +149,8 @@ options:
     choices: [whole, prepare, move, traffic, end_tasks, tasks]
     default: whole
   several_hosts:
-    description:
-      - Whether other hosts work on the same queues. What fails here then gives only its traffic back; background work
-        waits for O(state=restored), which comes when the new code is live on no host any more.
+    description: Whether other hosts work on the same queues. What fails here then gives only its traffic back;
+      background work waits for O(state=restored), which comes when the new code is live on no host any more.
     type: bool
     default: false
   kind:
@@ -290,9 +288,8 @@ options:
     type: str
     default: ""
   background:
-    description:
-      - With V(recovered), V(restored) and V(finished), whether worker and beat of the live release run, too.
-        Where a page is up because of the schema, its tasks would meet one that is not its own.
+    description: With V(recovered), V(restored) and V(finished), whether worker and beat of the live release run, too.
+      Where a page is up because of the schema, its tasks would meet one that is not its own.
     type: bool
     default: true
   event:
@@ -325,9 +322,6 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: List the releases
-  shiftmaster_release:
-
 - name: Build a release
   shiftmaster_release:
     state: present
@@ -337,12 +331,6 @@ EXAMPLES = r"""
     build:
       environment: "{{ shiftmaster_environment }}"
       secret_environment: "{{ shiftmaster_secret_environment }}"
-
-- name: Activate it
-  shiftmaster_release:
-    state: active
-    release: 2.1.0
-    celery_application: shiftmaster
 """
 
 RETURN = r"""

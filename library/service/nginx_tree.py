@@ -115,13 +115,6 @@ EXAMPLES = r"""
     ports: [80, 443]
   register: __nginx_host
 
-- name: cutover | Take a host out of the load balancer
-  nginx_tree:
-    state: server_out
-    server: 192.0.2.11:8443
-    reason: it could not be reached
-  delegate_to: web1
-
 - name: configure | Apply the site
   nginx_tree:
     files:

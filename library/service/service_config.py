@@ -59,9 +59,8 @@ options:
       mode: &private {description: Its mode., type: str, default: "0640"}
       apply: *apply
   copies:
-    description:
-      - Files of the host that the service reads as its own copies, such as a certificate. Their content is never shown.
-        In check mode one that is not there yet is left out.
+    description: Files of the host that the service reads as its own copies, such as a certificate. Their content is
+      never shown. In check mode one that is not there yet is left out.
     type: list
     elements: dict
     default: []
@@ -120,9 +119,8 @@ options:
     without a shell, as root or O(check_as); the first that rejects the copy is the last. In check mode one whose
     program is missing is left out."}
   check_as:
-    description:
-      - The user that runs O(checks), for a program that refuses root or leaves files that the service then cannot
-        write. This user can read of the copy what it can of the live files, and write nothing.
+    description: The user that runs O(checks), for a program that refuses root or leaves files that the service then
+      cannot write. This user can read of the copy what it can of the live files, and write nothing.
     type: dict
     suboptions: &user
       user: {description: The service's user., type: str, required: true}
@@ -130,10 +128,9 @@ options:
         (C(SupplementaryGroups)).}
   check_timeout_seconds: {description: How long one of O(checks) may take., type: int, default: 60}
   references:
-    description:
-      - Every C(*_file) that a C(.yml) file of the set or the web configuration names must exist, must not be empty, and
-        must be readable for the service's user, in fact and not only by its mode. All but certificates must be closed
-        to everybody else. The checking tools of Prometheus and Alertmanager pass without that.
+    description: Every C(*_file) that a C(.yml) file of the set or the web configuration names must exist, must not be
+      empty, and must be readable for the service's user, in fact and not only by its mode. All but certificates must be
+      closed to everybody else. The checking tools of Prometheus and Alertmanager pass without that.
     type: dict
     suboptions: *user
   apply: {type: str, default: reload, choices: [reload, restart, none], description: "What a changed file needs where
@@ -141,8 +138,7 @@ options:
     C(/bin/kill), which a minimal host lacks (package procps); a drop-in with C(ExecReload=/bin/sh -c 'kill -HUP
     $MAINPID') does without."}
   verify:
-    description:
-      - What the running service must report after a change. Without it, the unit must be active for a second.
+    description: What the running service must report after a change. Without it, the unit must be active for a second.
     type: dict
     suboptions:
       url: {description: "Must return 200; with O(verify.metric), metrics.", type: str, required: true}
