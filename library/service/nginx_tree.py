@@ -35,10 +35,8 @@ options:
   server: {description: The server's address as that file has it., type: str}
   reason: {type: str, default: "", description: "Why it is taken out; a comment of its line. With O(state=server_in), it
     comes in only where it is out for this reason."}
-
   unit_drop_in: {type: path, description: The one of O(files) that belongs to the systemd unit. A changed setting in it
     restarts nginx.}
-
   directories:
     description: Directories that must exist, before the files are written.
     type: list
@@ -98,7 +96,6 @@ options:
   tls_name: {description: The server name of that connection., type: str}
   groups: {type: list, elements: str, default: [], description: Groups whose members the workers must be. A worker
     learns its groups when it is forked.}
-
   ports: {type: list, elements: int, default: [], description: Ports of which V(query) reports whether another program
     listens on them.}
   verify_timeout_seconds: {description: How long to wait until a reload or a start is verified., type: int, default: 20}

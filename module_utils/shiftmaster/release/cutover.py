@@ -637,9 +637,8 @@ class Cutover:
 
     def _ping(self, slot: str) -> bool:
         """Whether a slot's worker responds."""
-        return self._ask({"op": "ping", "worker": _worker(slot), "seconds": self.options["worker_gate_seconds"]})[
-            "alive"
-        ]
+        request = {"op": "ping", "worker": _worker(slot), "seconds": self.options["worker_gate_seconds"]}
+        return self._ask(request)["alive"]
 
     def close(self) -> None:
         if self._driver is not None:

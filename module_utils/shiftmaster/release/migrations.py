@@ -501,8 +501,9 @@ def compare_fields(old: Field, new: Field, label: str, model: str):
         if new.kind.startswith("Big") or "Integer" in new.kind or "AutoField" in new.kind:
             warnings.append("rewrites the table of %s while nobody can read or write it" % model)
     for argument in sorted(set(old.arguments) | set(new.arguments)):
-        known = argument in PYTHON_ONLY or argument in WITH_DEFAULTS
-        if not known and old.dump(argument) != new.dump(argument):
+        # What cannot be compared raises, whichever argument it is.
+        differs = argument not in PYTHON_ONLY and old.dump(argument) != new.dump(argument)
+        if differs and argument not in WITH_DEFAULTS:
             reasons.append("%s changes its %s" % (label, argument))
     before, after = (f.value("max_length", DEFAULT_LENGTH.get(f.kind or "")) for f in (old, new))
     if new.kind != "TextField" and before != after:
