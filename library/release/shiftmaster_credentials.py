@@ -124,32 +124,16 @@ in_use:
   description: >-
     For each of O(values) V(current), the place of a previous one in its list as V(previous 0), V(other), or V(absent)
     where the environment is not there.
+  returned: always
   type: dict
-  returned: always
-problems:
-  description: Sentences about O(values) with which a rotation cannot be right.
-  type: list
-  elements: str
-  returned: always
+problems: {description: Sentences about O(values) that are wrong., returned: always, type: list, elements: str}
 known:
   description: For each of O(values) whether its current value is in the environment, be it as an accepted one besides.
+  returned: always
   type: dict
-  returned: always
-refused:
-  description: A sentence for each server that refuses a login of the environment.
-  type: list
-  elements: str
-  returned: always
-differing:
-  description: A sentence for each of O(compare_names) that differs.
-  type: list
-  elements: str
-  returned: always
-accepted:
-  description: For each of O(logins), in their order, whether it is accepted.
-  type: list
-  elements: bool
-  returned: always
+refused: {description: Servers that refuse a login of the environment., returned: always, type: list, elements: str}
+differing: {description: Those of O(compare_names) that differ., returned: always, type: list, elements: str}
+accepted: {description: "Whether each of O(logins) is accepted.", returned: always, type: list, elements: bool}
 """
 
 import json
@@ -157,7 +141,7 @@ import urllib.parse
 
 from ansible.module_utils.shiftmaster.health import checks
 from ansible.module_utils.shiftmaster.host import envfile, probe
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import SECRET, TEXT, QuietModule, given, list_of
 
 FALLBACKS = "SHIFTMASTER_SECRET_KEY_FALLBACKS"
 
@@ -188,11 +172,10 @@ def in_use(environment, value):
     if environment is None:
         return "absent"
     texts = [text for name, text in environment.items() if name != FALLBACKS]
-    for said, secret in [("current", value["current"])] + [
-        ("previous %d" % number, secret) for number, secret in enumerate(value["previous"])
-    ]:
+    previous = {"previous %d" % number: secret for number, secret in enumerate(value["previous"])}
+    for place, secret in {"current": value["current"], **previous}.items():
         if secret and any(holds(text, secret) for text in texts):
-            return said
+            return place
     return "other"
 
 
@@ -255,10 +238,8 @@ def accepted(call):
 
 def refused(environment, context, timeout):
     """A sentence for each server that refuses what the environment logs in with."""
-    found = []
-    with_database = any(context.keys[key] in environment for key in ("database_url", "database_user"))
-    calls = []
-    if with_database:
+    found, calls = [], []
+    if any(context.keys[key] in environment for key in ("database_url", "database_user")):
         target = checks.postgres_target({}, context)
         calls.append(("the database refuses its password", lambda: probe.postgres_ping(target, timeout)))
     urls = {name: text for name, text in environment.items() if text.startswith(("redis://", "rediss://"))}
@@ -280,15 +261,8 @@ def redis_login(url, timeout):
 
 def login(entry, timeout):
     if entry["kind"] == "postgresql":
-        target = probe.PostgresTarget(
-            host=entry["host"],
-            port=str(entry["port"]),
-            database=entry["database"],
-            user=entry["user"],
-            password=entry["password"],
-            sslmode=entry["sslmode"],
-            sslrootcert=entry["ca_file"] or None,
-        )
+        words = [str(entry[key]) for key in ("host", "port", "database", "user", "password", "sslmode")]
+        target = probe.PostgresTarget(*words, entry["ca_file"] or None)
         return lambda: probe.postgres_ping(target, timeout)
     credentials = "%s:%s" % (urllib.parse.quote(entry["user"], safe=""), urllib.parse.quote(entry["password"], safe=""))
     scheme, options = "redis", ""
@@ -302,22 +276,14 @@ def run(params):
     other = read(params["compare_file"]) if params["compare_file"] else None
     values = params["values"]
     context = checks.Context(params["environment_file"], params["environment_keys"])
-    result = {
-        "changed": False,
-        "problems": [text for value in values for text in problems(environment, value, params["selected"])],
-        "in_use": {},
-        "known": {},
-        "refused": [],
-        "differing": [],
-        "accepted": [],
-    }
+    wrong = [text for value in values for text in problems(environment, value, params["selected"])]
+    result = dict(changed=False, problems=wrong, in_use={}, known={}, refused=[], differing=[], accepted=[])
     if not result["problems"]:
         for value in values:
             if value["in_environment"]:
                 result["in_use"][value["name"]] = in_use(environment, value)
-                result["known"][value["name"]] = in_use(environment, dict(value, previous=[])) == "current" or value[
-                    "current"
-                ] in fallbacks(environment or {})
+                current = in_use(environment, dict(value, previous=[])) == "current"
+                result["known"][value["name"]] = current or value["current"] in fallbacks(environment or {})
     if environment is not None and params["log_in"]:
         result["refused"] = refused(environment, context, params["timeout_seconds"])
     if environment is not None and other is not None:
@@ -331,43 +297,34 @@ def run(params):
 
 
 def main():
-    secret = {"type": "str", "required": True, "no_log": True}
+    values = list_of(
+        name=TEXT,
+        current=SECRET,
+        previous=given([], type="raw", no_log=True),
+        secret=given("", no_log=False),
+        in_environment=given(True),
+    )
+    logins = list_of(
+        kind=dict(TEXT, choices=["postgresql", "redis"]),
+        host=given("localhost"),
+        port=dict(TEXT, type="int"),
+        user=TEXT,
+        password=SECRET,
+        database=given("postgres"),
+        sslmode=given("prefer"),
+        ca_file=given(""),
+    )
     module = QuietModule(
         argument_spec={
             "environment_file": {"type": "path"},
-            "environment_keys": {"type": "dict", "default": {}, "no_log": False},
-            "values": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "current": secret,
-                    "previous": {"type": "raw", "default": [], "no_log": True},
-                    "secret": {"type": "str", "default": "", "no_log": False},
-                    "in_environment": {"type": "bool", "default": True},
-                },
-            },
+            "environment_keys": given({}, no_log=False),
+            "values": values,
             "selected": {"type": "list", "elements": "str"},
-            "log_in": {"type": "bool", "default": False},
+            "log_in": given(False),
             "compare_file": {"type": "path"},
-            "compare_names": {"type": "list", "elements": "str", "default": []},
-            "logins": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "kind": {"type": "str", "required": True, "choices": ["postgresql", "redis"]},
-                    "host": {"type": "str", "default": "localhost"},
-                    "port": {"type": "int", "required": True},
-                    "user": {"type": "str", "required": True},
-                    "password": secret,
-                    "database": {"type": "str", "default": "postgres"},
-                    "sslmode": {"type": "str", "default": "prefer"},
-                    "ca_file": {"type": "str", "default": ""},
-                },
-            },
-            "timeout_seconds": {"type": "float", "default": 10},
+            "compare_names": given([], elements="str"),
+            "logins": logins,
+            "timeout_seconds": given(10.0),
         },
         supports_check_mode=True,
     )

@@ -12,7 +12,8 @@ description:
     removed by the next one.
   - O(state=restored) checks the copy against its manifest, then replaces what the user owns in the database by it in
     one transaction. Where anything fails, nothing has changed.
-  - It is refused with a sentence where the tools are missing or older than the server, or the disk is too small.
+  - It is refused with a sentence where the tools are missing or older than the server, or the disk has less room than
+    the database has (a dump is compressed and has no indexes).
 options:
   state:
     description:
@@ -34,13 +35,6 @@ options:
     description: The release that the database belongs to, for the manifest.
     type: str
     default: ""
-  revision:
-    description: Its commit, for the manifest.
-    type: str
-    default: ""
-  migrations:
-    description: How many migrations had been applied, for the manifest.
-    type: int
   database:
     description: Where the database is. Required for V(present) and V(restored).
     type: dict
@@ -86,11 +80,6 @@ options:
   file:
     description: The copy to restore, by its path or its name in O(directory). Required for V(restored).
     type: str
-  minimum_free_factor:
-    description: How much room the disk must have, in sizes of the database. A dump is compressed and has no indexes; so
-      it is smaller than the database.
-    type: float
-    default: 1.0
   timeout_seconds:
     description: How long all of it may take.
     type: int
@@ -127,42 +116,22 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-file:
-  description: Path of the copy that was taken or restored; empty in check mode.
-  type: str
-  returned: for present and restored
+file: {description: Path of the copy; empty in check mode., returned: for present and restored, type: str}
 manifest:
-  description: What is known of it (bytes, sha256, database, server, release, revision, migrations, taken_at).
+  description: What is known of it (bytes, sha256, database, server, release, taken_at).
+  returned: for present and restored
   type: dict
-  returned: for present and restored
-seconds:
-  description: How long it took.
-  type: float
-  returned: for present and restored
-removed:
-  description: Copies beyond O(keep), and what killed runs left.
-  type: list
-  elements: str
-  returned: for present
-data_loss_seconds:
-  description: The time between the copy and now; what was written in it is lost.
-  type: int
-  returned: for restored
-data_loss:
-  description: The same as a sentence.
-  type: str
-  returned: for restored
-notes:
-  description: What a person should know.
-  type: list
-  elements: str
-  returned: for present and restored
+seconds: {description: How long it took., returned: for present and restored, type: float}
+notes: {description: What a person should know., returned: for present and restored, type: list, elements: str}
+removed: {description: "Old copies, and what killed runs left.", returned: for present, type: list, elements: str}
+data_loss_seconds: {description: Time since the copy., returned: for restored, type: int}
+data_loss: {description: The same as a sentence., returned: for restored, type: str}
 copies:
   description: The copies, oldest first, each its manifest with file, age_seconds and whole (the manifest is there and
     its size fits).
+  returned: for query
   type: list
   elements: dict
-  returned: for query
 """
 
 import contextlib
@@ -180,9 +149,10 @@ import time
 
 from ansible.module_utils.shiftmaster.host import points
 from ansible.module_utils.shiftmaster.host.bounded import Bounded
-from ansible.module_utils.shiftmaster.host.printable import printable
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.printable import lasting, printable, sized
+from ansible.module_utils.shiftmaster.host.quiet import TEXT, QuietModule, dict_of, given
 from ansible.module_utils.shiftmaster.host.safe_files import sha256
+from ansible.module_utils.shiftmaster.release.layout import sync
 from ansible.module_utils.shiftmaster.release.releasecode import Output
 from ansible.module_utils.shiftmaster.release.state import held, write_json
 
@@ -259,24 +229,6 @@ def now():
     return datetime.datetime.now(datetime.timezone.utc)
 
 
-def sized(number):
-    """Return a number of bytes as a person writes it."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            return "%d %s" % (number, unit) if unit == "bytes" else "%.1f %s" % (number, unit)
-        number /= 1024.0
-
-
-def lasting(seconds):
-    """Return a length of time in readable form."""
-    parts = []
-    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        count, seconds = divmod(int(seconds), size)
-        if count:
-            parts.append("%d %s%s" % (count, word, "" if count == 1 else "s"))
-    return " ".join(parts[:2]) or "less than a second"
-
-
 def major(number):
     """Return the major version in "170005", "pg_dump (PostgreSQL) 15.8" or a directory's name; 0 for none."""
     found = re.search(r"(\d+)(?:\.|beta|rc|devel|\s|$)", str(number))
@@ -310,32 +262,22 @@ def installed_tools():
                 directories[directory] = major(re.search(r"(\d+)/bin$", directory).group(1))
     found = shutil.which("pg_dump")
     if not directories and found and all(shutil.which(tool) for tool in TOOLS):
-        said = subprocess.run((found, "--version"), stdout=subprocess.PIPE, check=False, timeout=20).stdout.decode()
-        directories[os.path.dirname(found)] = major(said)
+        version = subprocess.run((found, "--version"), stdout=subprocess.PIPE, check=False, timeout=20).stdout.decode()
+        directories[os.path.dirname(found)] = major(version)
     return directories
 
 
 def environment(database, password, base):
     """Return the tools' environment: the connection and the password, and nothing of libpq's that was set before."""
     env = {name: value for name, value in base.items() if not name.startswith("PG")}
+    names = {"PGHOST": "host", "PGPORT": "port", "PGDATABASE": "name", "PGUSER": "user", "PGSSLMODE": "sslmode"}
+    env.update((name, str(database[key])) for name, key in names.items())
     env.update(
-        PGHOST=database["host"],
-        PGPORT=str(database["port"]),
-        PGDATABASE=database["name"],
-        PGUSER=database["user"],
-        PGSSLMODE=database["sslmode"],
-        PGCONNECT_TIMEOUT="10",
-        PGAPPNAME="shiftmaster-dump",
-        PGPASSFILE="/dev/null",
-        LC_ALL="C.UTF-8",
-        LANGUAGE="C",
+        PGCONNECT_TIMEOUT="10", PGAPPNAME="shiftmaster-dump", PGPASSFILE="/dev/null", LC_ALL="C.UTF-8", LANGUAGE="C"
     )
-    if "," in database["host"]:
-        env["PGTARGETSESSIONATTRS"] = "read-write"
-    if database.get("sslrootcert"):
-        env["PGSSLROOTCERT"] = database["sslrootcert"]
-    if password:
-        env["PGPASSWORD"] = password
+    several = "read-write" if "," in database["host"] else ""
+    more = {"PGTARGETSESSIONATTRS": several, "PGSSLROOTCERT": database.get("sslrootcert"), "PGPASSWORD": password}
+    env.update((name, value) for name, value in more.items() if value)
     return env
 
 
@@ -367,19 +309,13 @@ def wanted_entries(listing, user, superuser, kept_schemas):
             continue
         text = entry.group(1)
         schema = re.match(r"^(?:(?:ACL|COMMENT) - )?SCHEMA (?:- )?(.*?)(?: \S*)?$", text)
-        if schema and schema.group(1) in kept_schemas:
-            continue
-        if text.startswith("COMMENT - EXTENSION "):
-            continue
-        if (
-            not superuser
-            and text.startswith(("ACL ", "DEFAULT ACL ", "COMMENT ", "SECURITY LABEL "))
-            and not text.endswith(" " + user)
-        ):
-            continue
-        if not superuser and text.startswith(("PUBLICATION", "SUBSCRIPTION", "EVENT TRIGGER")):
-            continue
-        chosen.append(line)
+        rights = text.startswith(("ACL ", "DEFAULT ACL ", "COMMENT ", "SECURITY LABEL ")) and not text.endswith(
+            " " + user
+        )
+        foreign = rights or text.startswith(("PUBLICATION", "SUBSCRIPTION", "EVENT TRIGGER"))
+        kept = schema and schema.group(1) in kept_schemas or text.startswith("COMMENT - EXTENSION ")
+        if not kept and (superuser or not foreign):
+            chosen.append(line)
     return chosen
 
 
@@ -425,14 +361,6 @@ def prune_plan(found, keep, database, protect=()):
         if os.path.basename(entry["file"]) < os.path.basename(oldest_kept)
         and os.path.basename(entry["file"]) not in protected
     ]
-
-
-def sync(path, flags=0):
-    descriptor = os.open(path, os.O_RDONLY | flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def nearest(path):
@@ -496,28 +424,14 @@ class Database:
         return text
 
     def ask(self, sql):
-        return self.run(
-            "a question to the database %s" % self.where(),
-            "psql",
-            "-X",
-            "--no-password",
-            "--no-align",
-            "--tuples-only",
-            "--command",
-            sql,
-        ).decode(errors="replace")
+        words = ("psql", "-X", "--no-password", "--no-align", "--tuples-only", "--command", sql)
+        return self.run("a question to the database %s" % self.where(), *words).decode(errors="replace")
 
     def dump(self, path):
         """Write a dump to a path that only root may read."""
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        self.run(
-            "the dump of the database %s" % self.where(),
-            "pg_dump",
-            "--no-password",
-            "--format=custom",
-            "--lock-wait-timeout=%ds" % LOCK_WAIT_SECONDS,
-            "--file=" + path,
-        )
+        words = ("--no-password", "--format=custom", "--lock-wait-timeout=%ds" % LOCK_WAIT_SECONDS, "--file=" + path)
+        self.run("the dump of the database %s" % self.where(), "pg_dump", *words)
 
     def verify(self, path):
         """Read a complete dump, as a restore would. Raises DumpError. Returns the number of its entries."""
@@ -535,23 +449,13 @@ class Database:
         with open(chosen, "w", encoding="utf-8") as stream:
             stream.write("\n".join(wanted_entries(listing, self.database["user"], superuser, kept)) + "\n")
         arguments = ["--use-list=" + chosen, "--file=-"] + ([] if superuser else ["--no-owner"]) + [path]
-        reader = self.start(
-            "pg_restore", *arguments, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        writer = self.start(
-            "psql",
-            "-X",
-            "--no-password",
-            "--quiet",
-            "--output=/dev/null",
-            "--set=ON_ERROR_STOP=1",
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        pipe, words = subprocess.PIPE, ("-X", "--no-password", "--quiet", "--output=/dev/null", "--set=ON_ERROR_STOP=1")
+        reader = self.start("pg_restore", *arguments, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+        writer = self.start("psql", *words, stdin=pipe, stderr=pipe)
         # Functions of the dump can write notices without end.
-        reader_says, writer_says = Output(reader.stderr), Output(writer.stderr)
+        reader_errors, writer_errors = Output(reader.stderr), Output(writer.stderr)
         try:
-            first_words = reader_says if self._feed(reader, writer) else writer_says
+            errors = reader_errors if self._feed(reader, writer) else writer_errors
         except BaseException:
             # Without COMMIT the server takes everything back.
             for child in (writer, reader):
@@ -559,8 +463,8 @@ class Database:
                 child.wait()
             raise
         if writer.returncode or reader.returncode:
-            first_words.join(10)
-            raise DumpError("the restore failed, and the database is as it was: %s" % told(first_words.text()))
+            errors.join(10)
+            raise DumpError("the restore failed, and the database is as it was: %s" % told(errors.text()))
 
     def _feed(self, reader, writer):
         """Let psql run what pg_restore writes; COMMIT comes only after a dump that was read to its end.
@@ -641,19 +545,21 @@ def remove_unfinished(directory):
     return [os.path.join(directory, name) for name in going]
 
 
-def require_room(directory, size, factor):
-    disk = os.statvfs(nearest(directory))
-    free = disk.f_bavail * disk.f_frsize
-    if free < size * factor:
-        raise DumpError(
-            "there is too little room for the pre-migration dump in %s: %s free, %s needed (the database has %s, "
-            "times %s); free some, or name another directory"
-            % (directory, sized(free), sized(size * factor), sized(size), factor)
-        )
-
-
 def open_database(params, deadline):
     return Database(params["database"], params["password"], deadline)
+
+
+def open_source(params, deadline):
+    """Open the database that is dumped, where the disk has room for it."""
+    source, directory = open_database(params, deadline), params["directory"]
+    disk = os.statvfs(nearest(directory))
+    free = disk.f_bavail * disk.f_frsize
+    if free < source.size:
+        raise DumpError(
+            "there is too little room for the pre-migration dump in %s: %s free, %s needed; free some, or name another "
+            "directory" % (directory, sized(free), sized(source.size))
+        )
+    return source
 
 
 def present(params, deadline):
@@ -666,12 +572,9 @@ def present(params, deadline):
     os.chmod(directory, 0o700)
     with exclusive(directory):
         removed = remove_unfinished(directory)
-        source = open_database(params, deadline)
-        require_room(directory, source.size, params["minimum_free_factor"])
-        taken = now()
-        path = os.path.join(directory, "%s-%s.dump" % (taken.strftime("%Y%m%dT%H%M%SZ"), params["name"]))
-        while os.path.exists(path):
-            time.sleep(0.2)
+        source, path = open_source(params, deadline), ""
+        while not path or os.path.exists(path):
+            time.sleep(0.2 if path else 0)
             taken = now()
             path = os.path.join(directory, "%s-%s.dump" % (taken.strftime("%Y%m%dT%H%M%SZ"), params["name"]))
         part = os.path.join(directory, "." + os.path.basename(path) + ".part")
@@ -690,14 +593,12 @@ def present(params, deadline):
                 "database_bytes": source.size,
                 "name": params["name"],
                 "release": params["release"],
-                "revision": params["revision"],
-                "migrations": params["migrations"],
                 "taken_at": taken.strftime("%Y-%m-%dT%H:%M:%SZ"),
             }
             sync(part)
             write_json(path + ".json", manifest)
             os.rename(part, path)
-            sync(directory, os.O_DIRECTORY)
+            sync(directory)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
@@ -773,8 +674,7 @@ def restored(params, deadline, check_mode):
 def would_take(params, deadline, warn):
     """Return the result of check mode; an obstacle is a warning."""
     try:
-        source = open_database(params, deadline)
-        require_room(params["directory"], source.size, params["minimum_free_factor"])
+        open_source(params, deadline)
     except DumpError as error:
         warn("no pre-migration dump could be taken now: %s" % error)
     return {"changed": True, "file": "", "manifest": {}, "removed": [], "notes": [], "seconds": 0.0}
@@ -783,29 +683,23 @@ def would_take(params, deadline, warn):
 def main():
     module = QuietModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "query", "restored"], "default": "query"},
-            "directory": {"type": "path", "default": "/var/backups/shiftmaster/pre-migration"},
-            "name": {"type": "str", "default": "before-migration"},
-            "release": {"type": "str", "default": ""},
-            "revision": {"type": "str", "default": ""},
-            "migrations": {"type": "int"},
-            "database": {
-                "type": "dict",
-                "options": {
-                    "host": {"type": "str", "default": "localhost"},
-                    "port": {"type": "str", "default": "5432"},
-                    "name": {"type": "str", "required": True},
-                    "user": {"type": "str", "required": True},
-                    "sslmode": {"type": "str", "default": "prefer"},
-                    "sslrootcert": {"type": "str", "default": ""},
-                },
-            },
-            "password": {"type": "str", "default": "", "no_log": True},
-            "keep": {"type": "int", "default": 5},
-            "protect": {"type": "list", "elements": "str", "default": []},
+            "state": given("query", choices=["present", "query", "restored"]),
+            "directory": given("/var/backups/shiftmaster/pre-migration", type="path"),
+            "name": given("before-migration"),
+            "release": given(""),
+            "database": dict_of(
+                host=given("localhost"),
+                port=given("5432"),
+                name=TEXT,
+                user=TEXT,
+                sslmode=given("prefer"),
+                sslrootcert=given(""),
+            ),
+            "password": given("", no_log=True),
+            "keep": given(5),
+            "protect": given([], elements="str"),
             "file": {"type": "str"},
-            "minimum_free_factor": {"type": "float", "default": 1.0},
-            "timeout_seconds": {"type": "int", "default": 3600},
+            "timeout_seconds": given(3600),
         },
         required_if=[("state", "present", ("database",)), ("state", "restored", ("database", "file"))],
         supports_check_mode=True,

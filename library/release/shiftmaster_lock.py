@@ -74,28 +74,17 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-acquired:
-  description: Whether this run holds the lock now.
-  type: bool
-  returned: for present
-holder:
-  description: The owner of the lock, or an empty dict.
-  type: dict
-  returned: for present, absent and query
-stale:
-  description: Whether the lock that is held has expired.
-  type: bool
-  returned: for present and query
-taken_over:
-  description: The dead owner whose lock was taken over, or an empty dict.
-  type: dict
-  returned: for present
+acquired: {description: Whether this run holds the lock now., returned: for present, type: bool}
+holder: {description: "The owner of the lock, or an empty dict.", returned: always, type: dict}
+stale: {description: Whether the lock that is held has expired., returned: for present and query, type: bool}
+taken_over: {description: The dead owner whose lock was taken over., returned: for present, type: dict}
 """
 
 import datetime
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster.host import points
+from ansible.module_utils.shiftmaster.host.quiet import given
 from ansible.module_utils.shiftmaster.release import lock
 
 
@@ -118,39 +107,25 @@ def sentence(holder):
 
 def run(params, check_mode):
     """Return the module's result."""
-    state = params["state"]
-    holder = lock.read(params["path"])
-    if state == "query" or (check_mode and state == "present"):
-        return {
-            "changed": False,
-            "acquired": False,
-            "holder": holder or {},
-            "holder_text": sentence(holder),
-            "stale": bool(holder) and lock.expired(holder),
-            "taken_over": {},
-        }
+    state, path = params["state"], params["path"]
     if state == "absent":
         if not check_mode:
-            lock.release(params["path"], params["run_id"])
-        return {"changed": False, "holder": lock.read(params["path"]) or {}}
-    outcome = lock.acquire(
-        params["path"],
-        params["owner"],
-        params["run_id"],
-        params["operation"],
-        params["controller"],
-        params["ttl_seconds"],
-        params["wait_seconds"],
-        params["interrupted_run_id"],
-    )
-    if outcome.acquired:
-        points.reach("lock")
+            lock.release(path, params["run_id"])
+        return {"changed": False, "holder": lock.read(path) or {}}
+    if state == "query" or check_mode:
+        holder = lock.read(path)
+        outcome, stale = lock.Outcome(False, holder, None), bool(holder) and lock.expired(holder)
+    else:
+        words = ("owner", "run_id", "operation", "controller", "ttl_seconds", "wait_seconds", "interrupted_run_id")
+        outcome, stale = lock.acquire(path, *(params[word] for word in words)), False
+        if outcome.acquired:
+            points.reach("lock")
     return {
         "changed": outcome.taken_over is not None,
         "acquired": outcome.acquired,
         "holder": outcome.holder or {},
         "holder_text": sentence(outcome.holder),
-        "stale": False,
+        "stale": stale,
         "taken_over": outcome.taken_over or {},
     }
 
@@ -158,15 +133,15 @@ def run(params, check_mode):
 def main():
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["present", "absent", "query"], "default": "query"},
-            "path": {"type": "path", "default": "/var/www/shiftmaster/shared/state/lock.json"},
-            "owner": {"type": "str", "default": ""},
+            "state": given("query", choices=["present", "absent", "query"]),
+            "path": given("/var/www/shiftmaster/shared/state/lock.json", type="path"),
+            "owner": given(""),
             "run_id": {"type": "str"},
-            "operation": {"type": "str", "default": "deploy"},
-            "controller": {"type": "dict", "default": {}},
-            "ttl_seconds": {"type": "int", "default": 1800},
-            "wait_seconds": {"type": "int", "default": 0},
-            "interrupted_run_id": {"type": "str", "default": ""},
+            "operation": given("deploy"),
+            "controller": given({}),
+            "ttl_seconds": given(1800),
+            "wait_seconds": given(0),
+            "interrupted_run_id": given(""),
         },
         required_if=[("state", "present", ("run_id",)), ("state", "absent", ("run_id",))],
         supports_check_mode=True,

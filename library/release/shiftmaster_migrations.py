@@ -41,13 +41,11 @@ options:
       - For V(plan) it is optional, the release that is live, and only its manifest is read.
     type: path
   allow_contract:
-    description:
-      - Whether V(apply) may apply contract and irreversible migrations. Only true where no older code is live.
+    description: Whether V(apply) may apply contract and irreversible migrations. Only true where no older code is live.
     type: bool
     default: false
   first_deploy:
-    description:
-      - Whether no release is live yet. Then every class may be applied.
+    description: Whether no release is live yet. Then every class may be applied.
     type: bool
     default: false
   run_handlers:
@@ -58,14 +56,12 @@ options:
     type: bool
     default: false
   lock_wait_seconds:
-    description:
-      - How long to wait for another process that migrates.
+    description: How long to wait for another process that migrates.
     type: int
     default: 60
   lock_timeout_seconds:
-    description:
-      - How long a statement of a migration waits for a lock on a table. Every later statement on that table
-        waits as long, so keep it short.
+    description: How long a statement of a migration waits for a lock on a table. Every later statement on that table
+      waits as long, so keep it short.
     type: float
     default: 5
   timeout_seconds:
@@ -74,8 +70,7 @@ options:
     type: int
     default: 1800
   user:
-    description:
-      - Who runs the release's code. An empty string stands for the user that the module runs as.
+    description: Who runs the release's code. An empty string stands for the user that the module runs as.
     type: str
     default: shiftmaster
 attributes:
@@ -102,24 +97,11 @@ EXAMPLES = r"""
     release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
   register: plan
 
-- name: Apply what only adds, before the new code is live
-  shiftmaster_migrations:
-    mode: apply
-    release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
-
-- name: Check whether the previous release can run on this schema
-  shiftmaster_migrations:
-    mode: compare
-    release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
-    target_release: /var/www/shiftmaster/releases/20250701T120000Z-9f8e7d6
-  register: compare
-
 - name: Take the schema back, in maintenance mode and after a backup
   shiftmaster_migrations:
     mode: reverse
     release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
     target_release: /var/www/shiftmaster/releases/20250701T120000Z-9f8e7d6
-  when: not compare.safe_to_rollback
 """
 
 RETURN = r"""
@@ -129,18 +111,9 @@ pending:
   type: list
   elements: dict
   sample:
-    - app: shifts
-      name: 0002_roster_note
-      class: expand
-      reversible: true
-      atomic: true
-      reasons: []
-      warnings: []
-      describe: ["Add field note to roster"]
-unchanged:
-  description: Whether the database has the very migrations that O(target_release) went live with.
-  returned: plan
-  type: bool
+    - {app: shifts, name: 0002_roster_note, class: expand, reversible: true, atomic: true, reasons: [], warnings: [],
+       describe: ["Add field note to roster"]}
+unchanged: {description: Whether the database has what O(target_release) went live with., returned: plan, type: bool}
 ahead:
   description: Migrations that the database holds and the target release (at V(plan) O(release)) does not, with
     C(found_in), the retained release that holds the file.
@@ -152,35 +125,12 @@ behind:
   returned: compare
   type: list
   elements: str
-half:
-  description: Migrations that an earlier run left half done, in either direction, as C(app.name).
-  returned: plan, apply and compare
-  type: list
-  elements: str
-applied:
-  description: All rows of C(django_migrations) as C(app.name), as they are at the end.
-  returned: always
-  type: list
-  elements: str
-done:
-  description: What this run applied or unapplied, as C(app.name), in order. Also returned on failure.
-  returned: apply and reverse
-  type: list
-  elements: str
-repaired:
-  description: What this run cleaned up after an earlier one that was interrupted.
-  returned: apply
-  type: list
-  elements: str
-worst_class:
-  description: The gravest class among C(pending) or C(ahead); V(expand) where there is none.
-  returned: always
-  type: str
-  sample: contract
-allowed:
-  description: Whether what is pending may be applied with these options.
-  returned: plan and apply
-  type: bool
+half: {description: What an earlier run left half done., returned: "plan, apply and compare", type: list, elements: str}
+applied: {description: "All rows of C(django_migrations), at the end.", returned: always, type: list, elements: str}
+done: {description: "What this run applied or unapplied.", returned: apply and reverse, type: list, elements: str}
+repaired: {description: What of an interrupted run was cleaned up., returned: apply, type: list, elements: str}
+worst_class: {description: "The gravest class; V(expand) for none.", returned: always, type: str, sample: contract}
+allowed: {description: Whether what is pending may be applied., returned: plan and apply, type: bool}
 safe_to_rollback:
   description: Whether the code of the target release can run on the database as it is. After plan and apply, whether
     the code from before could, once everything pending is applied.
@@ -192,16 +142,8 @@ reason:
   type: str
   sample: "The live code now may not work after shifts.0003_drop (contract: RemoveField roster.note: the old code
     still selects the column note of roster)."
-locking:
-  description: What the pending migrations lock, and for what.
-  returned: plan and apply
-  type: list
-  elements: str
-loses:
-  description: What V(reverse) cannot bring back when the newer release returns, migration by migration.
-  returned: reverse
-  type: list
-  elements: str
+locking: {description: "What they lock, and for what.", returned: plan and apply, type: list, elements: str}
+loses: {description: What V(reverse) cannot bring back., returned: reverse, type: list, elements: str}
 failure:
   description: Where and why it failed, with C(kind), C(message), C(app), C(name), C(operation), C(operations_done),
     C(half_applied), C(hint), C(sqlstate), C(blockers), C(invalid_indexes).
@@ -213,28 +155,18 @@ import os  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ansible.module_utils.shiftmaster.host.printable import printable, printable_tree  # noqa: E402
+from ansible.module_utils.shiftmaster.host.quiet import TEXT, given  # noqa: E402
 from ansible.module_utils.shiftmaster.release import django_driver, migrations  # noqa: E402
 from ansible.module_utils.shiftmaster.release.releasecode import Driver, ReleaseCode, ReleaseCodeError  # noqa: E402
 
 PLAN_SECONDS = 120
 GRACE_SECONDS = 5  # How much later than this module's own limit the driver ends by itself.
-PUBLIC = (
-    "app",
-    "name",
-    "class",
-    "reversible",
-    "atomic",
-    "reasons",
-    "warnings",
-    "loses",
-    "describe",
-    "found_in",
-    "annotation",
-)
-
-
+PUBLIC = "app name class reversible atomic reasons warnings loses describe found_in annotation".split()
 # Characters of a message.
 MESSAGE = 8000
+
+
+HEADERS = {"before_header": "django_migrations", "after_header": "django_migrations"}
 
 
 class Refused(Exception):
@@ -281,19 +213,10 @@ class Runner:
             self.drivers[release] = self.driver(code, django_driver, None, seconds)
         answer = self.drivers[release].ask(request, timeout)
         if "failure" in answer:
-            failure = answer["failure"]
-            message = failure["message"]
-            if failure.get("hint"):
-                message += " " + failure["hint"]
-            changed = bool(answer["done"] or answer["repaired"] or failure.get("half_applied"))
-            raise Refused(
-                message,
-                failure=failure,
-                done=names(answer["done"]),
-                repaired=answer["repaired"],
-                applied=names(answer.get("applied", ())),
-                changed=changed,
-            )
+            failure, done, repaired = answer["failure"], names(answer["done"]), answer["repaired"]
+            message = " ".join(filter(None, (failure["message"], failure.get("hint"))))
+            changed, applied = bool(done or repaired or failure.get("half_applied")), names(answer.get("applied", ()))
+            raise Refused(message, failure=failure, done=done, repaired=repaired, applied=applied, changed=changed)
         return answer
 
     def look(self, release, sources=False):
@@ -324,7 +247,7 @@ class Runner:
             "ahead": public(self._compared(answer, self.options["release"])["ahead"]),
             "unchanged": bool(lived_with)
             and not answer.get("half")
-            and set(names(answer["applied"])) == set(lived_with),
+            and set(lived_with) == set(names(answer["applied"])),
             "applied": names(answer["applied"]),
             "half": names(answer.get("half", ())),
             "worst_class": worst,
@@ -332,12 +255,7 @@ class Runner:
             "safe_to_rollback": worst == migrations.EXPAND,
             "reason": reason,
             "locking": ["%s: %s" % (migrations.key(r), warning) for r in pending for warning in r["warnings"]],
-            "diff": {
-                "before_header": "django_migrations",
-                "after_header": "django_migrations",
-                "before": "",
-                "after": listing(pending),
-            },
+            "diff": dict(HEADERS, before="", after=listing(pending)),
         }
 
     def apply(self):
@@ -348,24 +266,11 @@ class Runner:
         handlers = self.options["run_handlers"]
         if self.check_mode or not (result["pending"] or handlers):
             return dict(result, changed=bool(result["pending"]))
-        answer = self.ask(
-            self.options["release"],
-            dict(
-                self.timing(),
-                op="apply",
-                handlers=handlers,
-                expected=[[r["app"], r["name"]] for r in result["pending"]],
-            ),
-            self.options["timeout_seconds"],
-        )
-        done = names(answer["done"])
-        return dict(
-            result,
-            changed=bool(done or answer["repaired"]),
-            done=done,
-            repaired=answer["repaired"],
-            applied=names(answer["applied"]),
-        )
+        expected = [[record["app"], record["name"]] for record in result["pending"]]
+        request = dict(self.timing(), op="apply", handlers=handlers, expected=expected)
+        answer = self.ask(self.options["release"], request, self.options["timeout_seconds"])
+        done, repaired, applied = names(answer["done"]), answer["repaired"], names(answer["applied"])
+        return dict(result, changed=bool(done or repaired), done=done, repaired=repaired, applied=applied)
 
     def _target(self):
         """Return {applied, known} as the target release sees them, and a warning where it had to be read from files."""
@@ -376,14 +281,10 @@ class Runner:
             if not self.options["release"]:
                 raise
             found = self.look(self.options["release"])
-            return {
-                "applied": found["applied"],
-                "half": found.get("half", ()),
-                "known": migrations.known_statically(target),
-            }, [
-                "The code of %s could not be queried (%s), so its migrations were read from its files."
-                % (os.path.basename(target), error)
-            ]
+            warning = "The code of %s could not be queried (%s), so its migrations were read from its files."
+            known = migrations.known_statically(target)
+            rows = {"applied": found["applied"], "half": found.get("half", ()), "known": known}
+            return rows, [warning % (os.path.basename(target), error)]
 
     def _root(self):
         return os.path.dirname(os.path.realpath(self.options["target_release"]))
@@ -439,12 +340,7 @@ class Runner:
             applied=names(answer["applied"]),
             reason=reason,
             loses=["%s: %s" % (migrations.key(r), lost) for r in ahead for lost in r.get("loses", ())],
-            diff={
-                "before_header": "django_migrations",
-                "after_header": "django_migrations",
-                "before": listing(ahead),
-                "after": "",
-            },
+            diff=dict(HEADERS, before=listing(ahead), after=""),
         )
         if not self.check_mode:
             result["safe_to_rollback"] = True
@@ -456,16 +352,16 @@ class Runner:
 def main():
     module = AnsibleModule(
         argument_spec={
-            "mode": {"type": "str", "choices": ["plan", "apply", "compare", "reverse"], "required": True},
+            "mode": dict(TEXT, choices=["plan", "apply", "compare", "reverse"]),
             "release": {"type": "path"},
             "target_release": {"type": "path"},
-            "allow_contract": {"type": "bool", "default": False},
-            "first_deploy": {"type": "bool", "default": False},
-            "run_handlers": {"type": "bool", "default": False},
-            "lock_wait_seconds": {"type": "int", "default": 60},
-            "lock_timeout_seconds": {"type": "float", "default": 5},
-            "timeout_seconds": {"type": "int", "default": 1800},
-            "user": {"type": "str", "default": "shiftmaster"},
+            "allow_contract": given(False),
+            "first_deploy": given(False),
+            "run_handlers": given(False),
+            "lock_wait_seconds": given(60),
+            "lock_timeout_seconds": given(5.0),
+            "timeout_seconds": given(1800),
+            "user": given("shiftmaster"),
         },
         required_if=[
             ("mode", "plan", ("release",)),

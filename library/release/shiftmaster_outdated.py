@@ -10,15 +10,6 @@ description:
   - Reads what each process has mapped. A program or library that was replaced on disk is used on from the deleted file
     until the process ends; an upgrade of packages has come into effect when there is no such process any more.
   - It reads only.
-options:
-  proc:
-    description: Where the kernel shows processes.
-    type: path
-    default: /proc
-  reboot_file:
-    description: What packages leave that need a reboot; its C(.pkgs) names them.
-    type: path
-    default: /run/reboot-required
 attributes:
   check_mode:
     support: full
@@ -34,24 +25,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-units:
-  description: Services with such a process, without those of logins.
-  type: list
-  elements: str
-  returned: always
-init:
-  description: Whether systemd itself is one of them.
-  type: bool
-  returned: always
-sessions:
-  description: How many such processes belong to logins; they end with them.
-  type: int
-  returned: always
-reboot:
-  description: Why a reboot is due; empty where it is not.
-  type: list
-  elements: str
-  returned: always
+units: {description: "Services with such a process, without logins.", returned: always, type: list, elements: str}
+init: {description: Whether systemd itself is one of them., returned: always, type: bool}
+sessions: {description: How many such processes belong to logins., returned: always, type: int}
+reboot: {description: Why a reboot is due., returned: always, type: list, elements: str}
 """
 
 import os
@@ -61,6 +38,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 # What a package may replace. Files that programs delete themselves, shared memory and the like are elsewhere.
 REPLACED = re.compile(r"^/(usr|lib|lib64|bin|sbin|opt)/.* \(deleted\)$")
+# What packages leave that need a reboot; its .pkgs names them.
+REBOOT_FILE = "/run/reboot-required"
 # Nothing can restart it beneath those who talk over it.
 REBOOT_UNITS = ("dbus.service", "dbus-broker.service")
 
@@ -129,14 +108,8 @@ def look(proc, reboot_file):
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            "proc": {"type": "path", "default": "/proc"},
-            "reboot_file": {"type": "path", "default": "/run/reboot-required"},
-        },
-        supports_check_mode=True,
-    )
-    module.exit_json(**look(module.params["proc"], module.params["reboot_file"]))
+    module = AnsibleModule(argument_spec={}, supports_check_mode=True)
+    module.exit_json(**look("/proc", REBOOT_FILE))
 
 
 if __name__ == "__main__":

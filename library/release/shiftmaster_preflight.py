@@ -21,9 +21,8 @@ options:
     type: bool
     default: false
   disk:
-    description:
-      - What must be free. Of a path that is not there yet, the nearest directory above it counts. Requirements on
-        one file system is added up.
+    description: What must be free. Of a path that is not there yet, the nearest directory above it counts. Requirements
+      on one file system is added up.
     type: list
     elements: dict
     default: []
@@ -41,9 +40,8 @@ options:
         type: int
         default: 0
   directories:
-    description:
-      - Directories that root will create, change the owner of, or remove from. In none of those above them may another
-        user exchange an entry.
+    description: Directories that root will create, change the owner of, or remove from. In none of those above them may
+      another user exchange an entry.
     type: list
     elements: dict
     default: []
@@ -75,9 +73,8 @@ options:
     description: The controller's time in seconds since 1970, taken just before.
     type: float
   interpreter:
-    description:
-      - An interpreter of the host for which wheels are chosen; RV(facts) then contains in C(interpreter) what they are
-        chosen by. Empty for none.
+    description: An interpreter of the host for which wheels are chosen; RV(facts) then contains in C(interpreter) what
+      they are chosen by. Empty for none.
     type: str
     default: ""
   release:
@@ -114,29 +111,16 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-problems:
-  description: Problems that would fail the run, each a sentence with an action.
-  type: list
-  elements: str
-  returned: always
-findings:
-  description: The same in parts (check, problem, hint).
-  type: list
-  elements: dict
-  returned: always
-notes:
-  description: Checks that could not run, and further notes.
-  type: list
-  elements: str
-  returned: always
+problems: {description: "What would fail the run, with an action.", returned: always, type: list, elements: str}
+findings: {description: "The same in parts (check, problem, hint).", returned: always, type: list, elements: dict}
+notes: {description: "Checks that could not run, and further notes.", returned: always, type: list, elements: str}
 facts:
   description: What was seen, by check.
-  type: dict
   returned: always
+  type: dict
   sample: {system: debian 13, python: 3.13.5, init: systemd, clock_difference_seconds: 0.4}
 """
 
-import contextlib
 import fcntl
 import json
 import os
@@ -147,15 +131,14 @@ import struct
 import subprocess
 import time
 
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host import listeners
+from ansible.module_utils.shiftmaster.host.quiet import PATH, TEXT, QuietModule, given, list_of
 from ansible.module_utils.shiftmaster.host.safe_files import untrusted_parent
 
-PACKAGE_LOCKS = (
-    "/var/lib/dpkg/lock-frontend",
-    "/var/lib/dpkg/lock",
-    "/var/lib/apt/lists/lock",
-    "/var/cache/apt/archives/lock",
-)
+PACKAGE_LOCKS = [
+    "/var/" + path
+    for path in ("lib/dpkg/lock-frontend", "lib/dpkg/lock", "lib/apt/lists/lock", "cache/apt/archives/lock")
+]
 OLDEST_PYTHON = "3.9"
 # Between the host's clock and the controller's; the time that the connection takes is in it.
 CLOCK_SECONDS = 30
@@ -207,10 +190,8 @@ def check_system(report, systems, allow_untested, text):
     report.facts["system_name"] = release.get("PRETTY_NAME", found)
     if not systems or found.lower() in [one.lower() for one in systems]:
         return
-    sentence = "%s is none of the systems that this was verified on (%s)" % (
-        report.facts["system_name"],
-        ", ".join(systems),
-    )
+    words = (report.facts["system_name"], ", ".join(systems))
+    sentence = "%s is none of the systems that this was verified on (%s)" % words
     if allow_untested:
         report.note(sentence)
     else:
@@ -262,14 +243,9 @@ print(json.dumps({
 
 def check_interpreter(report, path):
     try:
-        said = subprocess.run(
-            (path, "-I", "-c", WHEELS_ARE_CHOSEN_BY),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            check=True,
-            timeout=60,
-        ).stdout
-        report.facts["interpreter"] = json.loads(said)
+        command = (path, "-I", "-c", WHEELS_ARE_CHOSEN_BY)
+        output = subprocess.check_output(command, stderr=subprocess.DEVNULL, timeout=60)
+        report.facts["interpreter"] = json.loads(output)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         report.problem(
             "interpreter",
@@ -315,16 +291,16 @@ def check_disk(report, wanted, statvfs=os.statvfs):
         disk = statvfs(mount)
         free, inodes = disk.f_bavail * disk.f_frsize // MIB, disk.f_favail
         report.facts["disk"].append({"mount": mount, "free_mb": free, "free_inodes": inodes})
-        for key, have, unit, exists in (
-            ("minimum_mb", free, "MiB", True),
-            ("minimum_inodes", inodes, "files", disk.f_files > 0),
-        ):
+        # A file system without a fixed number of inodes reports none.
+        for key, have, unit in (("minimum_mb", free, "MiB"), ("minimum_inodes", inodes, "files"))[
+            : 1 + (disk.f_files > 0)
+        ]:
             need = sum(entry[key] for entry in entries)
-            if exists and have < need:
+            if have < need:
+                words = (mount, have, unit, need, joined(entry["path"] for entry in entries if entry[key]))
                 report.problem(
                     "disk",
-                    "%s has room for %d %s, and %d are needed for %s"
-                    % (mount, have, unit, need, joined(entry["path"] for entry in entries if entry[key])),
+                    "%s has room for %d %s, and %d are needed for %s" % words,
                     "free some (journalctl --vacuum-size, apt-get clean, old files), or make the disk larger",
                 )
 
@@ -345,29 +321,6 @@ def check_directories(report, directories):
 # --------------------------------------------------------------------------------------------------------------- ports
 
 
-def listening(text):
-    """Return {port: {inode}} of the listening sockets in a /proc/net/tcp."""
-    found = {}
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) > 9 and fields[3] == "0A":
-            found.setdefault(int(fields[1].rsplit(":", 1)[1], 16), set()).add(fields[9])
-    return found
-
-
-def owners(inodes):
-    """Return {inode: {(name, pid)}} of these sockets, as far as we may look."""
-    found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            for descriptor in os.listdir("/proc/%s/fd" % pid):
-                with contextlib.suppress(OSError):
-                    match = re.match(r"socket:\[(\d+)\]$", os.readlink("/proc/%s/fd/%s" % (pid, descriptor)))
-                    if match and match.group(1) in inodes:
-                        found.setdefault(match.group(1), set()).add((read("/proc/%s/comm" % pid).strip(), int(pid)))
-    return found
-
-
 def foreign(holders, expected):
     """Return the programs that are not expected, by name; of each the lowest process id."""
     found = {}
@@ -378,28 +331,20 @@ def foreign(holders, expected):
 
 
 def check_ports(report, wanted):
-    sockets = {}
-    for name in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for port, inodes in listening(read(name)).items():
-            sockets.setdefault(port, set()).update(inodes)
-    wanted = [entry for entry in wanted if entry["port"] in sockets]
-    held = owners(set().union(*(sockets[entry["port"]] for entry in wanted)) if wanted else set())
+    found = listeners.holders({entry["port"] for entry in wanted})
     report.facts["ports"] = {}
-    for entry in wanted:
-        holders = set().union(*(held.get(inode, set()) for inode in sockets[entry["port"]]))
+    for entry in [entry for entry in wanted if entry["port"] in found]:
+        holders = found[entry["port"]]
         report.facts["ports"][str(entry["port"])] = sorted({name for name, _pid in holders})
         if not holders:
             report.note("port %d is in use, and this user may not see by which program" % entry["port"])
             continue
         strangers = foreign(holders, entry["expected"])
         if strangers:
-            report.problem(
-                "ports",
-                "port %d is in use by %s"
-                % (entry["port"], joined("%s (process %d)" % item for item in sorted(strangers.items()))),
-                "stop it and disable its service"
-                + ("; %s is to listen there" % " or ".join(entry["expected"]) if entry["expected"] else ""),
-            )
+            names = joined("%s (process %d)" % item for item in sorted(strangers.items()))
+            expected = "; %s is to listen there" % " or ".join(entry["expected"]) if entry["expected"] else ""
+            hint = "stop it and disable its service" + expected
+            report.problem("ports", "port %d is in use by %s" % (entry["port"], names), hint)
 
 
 # ----------------------------------------------------------------------------------------------- clock, names, packages
@@ -447,17 +392,11 @@ def check_packages(report, wait_seconds=PACKAGES_SECONDS):
         )
         return
     interrupted = any(name.isdigit() for name in names_in("/var/lib/dpkg/updates"))
-    said = subprocess.run(
-        ("dpkg", "--audit"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-        timeout=60,
-        env=dict(os.environ, LC_ALL="C"),
-    ).stdout.decode(errors="replace")
-    broken = re.findall(r"(?m)^ (\S+)", said)
+    process = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": dict(os.environ, LC_ALL="C")}
+    audit = subprocess.run(("dpkg", "--audit"), check=False, timeout=60, **process).stdout.decode(errors="replace")
+    broken = re.findall(r"(?m)^ (\S+)", audit)
     report.facts["packages_broken"] = broken
-    if interrupted or said.strip():
+    if interrupted or audit.strip():
         report.problem(
             "packages",
             "an earlier installation of packages was interrupted" + (" (%s)" % joined(broken[:5]) if broken else ""),
@@ -508,41 +447,16 @@ def run(params):
 
 
 def argument_spec():
-    def option(kind, default=None, **more):
-        return dict({"type": kind, "default": default}, **more)
-
     return {
-        "systems": option("list", [], elements="str"),
-        "allow_untested_os": option("bool", False),
-        "disk": option(
-            "list",
-            [],
-            elements="dict",
-            options={
-                "path": {"type": "path", "required": True},
-                "minimum_mb": option("int", 0),
-                "minimum_inodes": option("int", 0),
-            },
-        ),
-        "directories": option(
-            "list",
-            [],
-            elements="dict",
-            options={"name": {"type": "str", "required": True}, "path": {"type": "path", "required": True}},
-        ),
-        "ports": option(
-            "list",
-            [],
-            elements="dict",
-            options={
-                "port": {"type": "int", "required": True},
-                "expected": option("list", [], elements="str"),
-            },
-        ),
+        "systems": given([], elements="str"),
+        "allow_untested_os": given(False),
+        "disk": list_of(path=PATH, minimum_mb=given(0), minimum_inodes=given(0)),
+        "directories": list_of(name=TEXT, path=PATH),
+        "ports": list_of(port=dict(TEXT, type="int"), expected=given([], elements="str")),
         "controller_time": {"type": "float"},
-        "interpreter": option("str", ""),
-        "release": option("path", ""),
-        "packages": option("bool", False),
+        "interpreter": given(""),
+        "release": given("", type="path"),
+        "packages": given(False),
     }
 
 

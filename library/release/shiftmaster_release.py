@@ -113,9 +113,8 @@ options:
     type: dict
     default: {}
   wheels_dir:
-    description:
-      - Directory of the host with wheels. pip then takes everything from it and uses no index. Where packages come from
-        is no part of the configuration's hash.
+    description: Directory of the host with wheels. pip then takes everything from it and uses no index. Where packages
+      come from is no part of the configuration's hash.
     type: path
     default: ""
   build_user:
@@ -150,9 +149,8 @@ options:
     choices: [whole, prepare, move, traffic, end_tasks, tasks]
     default: whole
   several_hosts:
-    description:
-      - Whether other hosts work on the same queues. What fails here then gives only its traffic back; background work
-        waits for O(state=restored), which comes when the new code is live on no host any more.
+    description: Whether other hosts work on the same queues. What fails here then gives only its traffic back;
+      background work waits for O(state=restored), which comes when the new code is live on no host any more.
     type: bool
     default: false
   kind:
@@ -290,9 +288,8 @@ options:
     type: str
     default: ""
   background:
-    description:
-      - With V(recovered), V(restored) and V(finished), whether worker and beat of the live release run, too.
-        Where a page is up because of the schema, its tasks would meet one that is not its own.
+    description: With V(recovered), V(restored) and V(finished), whether worker and beat of the live release run, too.
+      Where a page is up because of the schema, its tasks would meet one that is not its own.
     type: bool
     default: true
   event:
@@ -325,9 +322,6 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: List the releases
-  shiftmaster_release:
-
 - name: Build a release
   shiftmaster_release:
     state: present
@@ -337,97 +331,41 @@ EXAMPLES = r"""
     build:
       environment: "{{ shiftmaster_environment }}"
       secret_environment: "{{ shiftmaster_secret_environment }}"
-
-- name: Activate it
-  shiftmaster_release:
-    state: active
-    release: 2.1.0
-    celery_application: shiftmaster
 """
 
 RETURN = r"""
-release:
-  description: The release's directory name.
-  type: str
-  returned: for present, active, watched, finished, restored, suspect, bad, absent
-revision:
-  description: The release's revision.
-  type: str
-  returned: for target
-current:
-  description: The live release, before this call.
-  type: str
-  returned: always
-current_version:
-  description: Its version.
-  type: str
-  returned: always
-current_revision:
-  description: Its revision.
-  type: str
-  returned: always
-old_tasks:
-  description: Tasks of the live release which the new one does not know.
-  type: list
-  elements: str
-  returned: for active
-unfinished:
-  description: Whether V(recovered) has anything to do.
-  type: bool
-  returned: for query
-enabled:
-  description: Whether shiftmaster.service is active and enabled.
-  type: bool
-  returned: for query
-found:
-  description: The release of O(revision) and O(build) that V(present) would find, or an empty text.
-  type: str
-  returned: for query with O(revision)
-prunable:
-  description: Whether V(pruned) may have anything to do.
-  type: bool
-  returned: for finished
-previous:
-  description: The automatic target of a rollback; empty where there is none.
-  type: str
-  returned: for query
+release: {description: "What was built, activated, chosen or marked.", returned: except for pruned, type: str}
+revision: {description: Its revision., returned: for target, type: str}
+version: {description: Its version., returned: for target, type: str}
+current: {description: "The release that was live before this call; empty for none.", returned: always, type: str}
+current_version: {description: Its version., returned: always, type: str}
+current_revision: {description: Its revision., returned: always, type: str}
+current_is_whole: {description: Whether it has a manifest., returned: always, type: bool}
+active_slot: {description: "Its slot, V(blue) or V(green).", returned: always, type: str}
+timings: {description: Seconds of each phase., returned: always, type: dict}
+notes: {description: Sentences about what happened on the way., returned: always, type: list, elements: str}
+reverted: {description: Whether the old release was restored., returned: on failure of active and watched, type: bool}
+old_tasks: {description: Tasks that the new release does not know., returned: for active, type: list, elements: str}
+prunable: {description: Whether V(pruned) may have anything to do., returned: for finished, type: bool}
 releases:
   description: name, version, revision, status, was_live, reason, since and current of each, oldest first.
+  returned: for query
   type: list
   elements: dict
-  returned: for query
-transition:
-  description: The cutover that is under way, or an empty dict.
-  type: dict
-  returned: for query
-switched:
-  description: Whether the traffic of that cutover has moved.
-  type: bool
-  returned: for query
-running:
-  description: Whether the web processes of the live release run.
-  type: bool
-  returned: for query
+previous: {description: The automatic target of a rollback; empty for none., returned: for query, type: str}
+transition: {description: "The cutover that is under way, or an empty dict.", returned: for query, type: dict}
+switched: {description: Whether its traffic has moved., returned: for query and active, type: bool}
+running: {description: Whether the web processes of the live release run., returned: for query, type: bool}
+enabled: {description: Whether shiftmaster.service is active and enabled., returned: for query, type: bool}
+unfinished: {description: Whether V(recovered) has anything to do., returned: for query, type: bool}
+found: {description: What V(present) would find; empty for none., returned: for query with O(revision), type: str}
 pending_changes:
   description:
     - Why a run that requests O(revision) with O(build) has something to do here, as sentences. Empty where that release
       is live, healthy and with all its units, and nothing is unfinished or to be pruned.
-  type: list
-  elements: str
   returned: for query with O(revision)
-timings:
-  description: Seconds that each phase took.
-  type: dict
-  returned: for present, active, restored
-notes:
-  description: Sentences about what happened on the way.
   type: list
   elements: str
-  returned: for present, active, recovered, restored
-reverted:
-  description: Whether the old release was restored.
-  type: bool
-  returned: on failure of active and watched
 """
 
 import contextlib
@@ -436,8 +374,7 @@ import json
 import os
 import time
 
-from ansible.module_utils.shiftmaster.host.probe import http_get
-from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.quiet import TEXT, QuietModule, dict_of, given, list_of
 from ansible.module_utils.shiftmaster.host.units import UnitError, active_state, properties, unit
 from ansible.module_utils.shiftmaster.release import releases
 from ansible.module_utils.shiftmaster.release.cutover import Cutover, CutoverError
@@ -467,17 +404,20 @@ class Operation:
 
     def result(self, changed=False, **more):
         data = releases.manifest(self.layout, self.current) if self.current else {}
-        return dict(
-            {
-                "changed": changed,
-                "current": self.current or "",
-                "current_version": data.get("version", ""),
-                "current_revision": data.get("revision", ""),
-                "current_is_whole": bool(data),
-                "active_slot": self.layout.active_slot() or "",
-            },
-            **more,
-        )
+        common = {
+            "changed": changed,
+            "current": self.current or "",
+            "current_version": data.get("version", ""),
+            "current_revision": data.get("revision", ""),
+            "current_is_whole": bool(data),
+            "active_slot": self.layout.active_slot() or "",
+            "timings": {},
+            "notes": [],
+        }
+        return {**common, **more}
+
+    def audit(self, event, **fields):
+        audit(self.layout, event, run_id=self.params["run_id"], who=self.params["who"], **fields)
 
     def one(self, wanted):
         """Return the directory name of the one release that a person means."""
@@ -494,47 +434,33 @@ class Operation:
         )
 
     def cutover(self):
-        params = self.params
-        return Cutover(
-            self.layout,
-            self.state,
-            {
-                "user": params["user"],
-                "celery_application": params["celery_application"],
-                "celery_queues": params["celery_queues"],
-                "beat": params["beat"],
-                "several_hosts": params["several_hosts"],
-                "health_path": params["health"]["path"],
-                "health_host": params["health"]["host"],
-                "watch_paths": params["watch"]["paths"],
-                "gate_attempts": params["health"]["attempts"],
-                "gate_delay_seconds": params["health"]["delay_seconds"],
-                "gate_timeout_seconds": params["health"]["timeout_seconds"],
-                "worker_gate_seconds": params["health"]["worker_seconds"],
-                "drain_grace_seconds": params["drain_grace_seconds"],
-                "drain_limit_seconds": params["drain_limit_seconds"],
-                "web_stop_seconds": params["web_stop_seconds"],
-                "worker_stop_seconds": params["worker_stop_seconds"],
-                "hooks": params["hooks"],
-                "logs": [os.path.join(params["log_dir"], name) for name in ("error.log", "app.log")]
-                + [os.path.join(self.layout.shared, "logs", "*.log")],
-                "run_id": params["run_id"],
-                "who": params["who"],
-            },
-        )
+        health, logs = self.params["health"], [os.path.join(self.layout.shared, "logs", "*.log")]
+        options = {
+            **self.params,
+            "health_path": health["path"],
+            "health_host": health["host"],
+            "watch_paths": self.params["watch"]["paths"],
+            "gate_attempts": health["attempts"],
+            "gate_delay_seconds": health["delay_seconds"],
+            "gate_timeout_seconds": health["timeout_seconds"],
+            "worker_gate_seconds": health["worker_seconds"],
+            "logs": [os.path.join(self.params["log_dir"], name) for name in ("error.log", "app.log")] + logs,
+        }
+        return Cutover(self.layout, self.state, options)
 
     # -- states ------------------------------------------------------------------------------------------------------
 
     def query(self):
         release = self.one(self.params["release"]) if self.params["release"] else ""
-        asked = {}
+        requested = {"release": release}
         if self.params["revision"]:
             try:
                 found = self.find() or ""
-                asked = {"release": self.current or "", "found": found, "pending_changes": self.pending_changes(found)}
+                pending = self.pending_changes(found)
+                requested = {"release": self.current or "", "found": found, "pending_changes": pending}
             except (StateError, UnitError, OSError, ValueError) as error:
                 # The task that does the work finds it again and reports it.
-                asked = {"pending_changes": [str(error)]}
+                requested["pending_changes"] = [str(error)]
         return self.result(
             releases=releases.describe(self.layout, self.state),
             previous=self.state.rollback_target(self.current) or "",
@@ -544,7 +470,7 @@ class Operation:
             enabled=self.current is not None and not self.unit_problem(),
             running=self.current is not None
             and active_state(unit("web", self.layout.active_slot())) in ("active", "reloading"),
-            **dict({"release": release}, **asked),
+            **requested,
         )
 
     def find(self):
@@ -609,11 +535,8 @@ class Operation:
             raise Refused("release %s is marked bad: %s" % (name, self.state.releases[name].get("reason")))
         if not self.state.was_live(name):
             raise Refused("release %s was never live, so nobody knows that it works; deploy it instead" % name)
-        return self.result(
-            release=name,
-            version=releases.manifest(self.layout, name).get("version", ""),
-            revision=releases.manifest(self.layout, name).get("revision", ""),
-        )
+        data = releases.manifest(self.layout, name)
+        return self.result(release=name, version=data.get("version", ""), revision=data.get("revision", ""))
 
     def configuration(self):
         build = self.params["build"]
@@ -632,51 +555,23 @@ class Operation:
         found = self.find()
         diff = self.difference(digest)
         if found:
-            return self.result(
-                release=found,
-                timings={},
-                notes=[],
-                diff=diff,
-                migrations=[],
-            )
-        if self.check_mode:
-            return self.result(True, release="", timings={}, notes=[], diff=diff)
-        if not params["archive"]:
+            return self.result(release=found, diff=diff, migrations=[])
+        if self.check_mode or not params["archive"]:
             # The caller ships the archive only where it is needed.
-            return self.result(False, release="", timings={}, notes=[], diff=diff)
-        build = releases.Build(
-            self.layout,
-            self.state,
-            dict(
-                params["build"],
-                environment=self.environment(),
-                revision=params["revision"],
-                stamp=params["stamp"],
-                version=params["version"] or params["revision"][:10],
-                archive=params["archive"],
-                pip_environment=params["pip_environment"],
-                wheels_dir=params["wheels_dir"],
-                build_user=params["build_user"],
-                user=params["user"],
-                hooks=params["hooks"],
-                config_sha256=digest,
-                run_id=params["run_id"],
-                who=params["who"],
-                log_dir=params["log_dir"],
-                timeout_seconds=params["build_timeout_seconds"],
-                celery_application=params["celery_application"],
-                classify=classify_tree,
-            ),
-        )
+            return self.result(self.check_mode, release="", diff=diff)
+        spec = {
+            **params,
+            **params["build"],
+            "environment": self.environment(),
+            "version": params["version"] or params["revision"][:10],
+            "config_sha256": digest,
+            "timeout_seconds": params["build_timeout_seconds"],
+            "classify": classify_tree,
+        }
+        build = releases.Build(self.layout, self.state, spec)
         name = build.run()
-        return self.result(
-            True,
-            release=name,
-            timings=build.timings,
-            notes=[],
-            diff=diff,
-            migrations=releases.manifest(self.layout, name).get("migrations", []),
-        )
+        migrations = releases.manifest(self.layout, name).get("migrations", [])
+        return self.result(True, release=name, timings=build.timings, diff=diff, migrations=migrations)
 
     def difference(self, digest):
         """Return the diff between the live release and the one that was requested."""
@@ -705,31 +600,22 @@ class Operation:
     def recovered(self):
         if self.check_mode:
             left = self.state.transition
-            return self.result(
-                bool(left), notes=["a interrupted run's cutover to %s would be recovered" % left["to"]] if left else []
-            )
-        said = self.cutover().recover()
+            notes = ["an interrupted run's cutover to %s would be recovered" % left["to"]] if left else []
+            return self.result(bool(left), notes=notes)
+        message = self.cutover().recover()
+        notes = [message] if message else []
         removed = releases.remove_unfinished(self.layout, self.state)
-        notes = [said] if said else []
         notes += ["removed the unfinished build %s" % name for name in removed]
         notes += ["stopped %s, which served nobody" % name for name in self.cutover().stop_others()]
-        notes += ["started %s, which was left stopped" % name for name in self.ensure_running(self.cutover())]
+        notes += ["started %s, which was left stopped" % name for name in self.ensure_running()]
         return self.result(bool(notes), notes=notes)
 
-    def ensure_running(self, cutover):
-        return cutover.ensure_running(self.params["background"])
+    def ensure_running(self):
+        return self.cutover().ensure_running(self.params["background"])
 
     def healthy(self):
         """Whether the live release passes its gate on its own socket."""
-        slot = self.layout.active_slot()
-        result = http_get(
-            "unix:" + self.layout.socket(slot),
-            path=self.params["health"]["path"],
-            host=self.params["health"]["host"],
-            timeout=self.params["health"]["timeout_seconds"],
-            headers={"X-Forwarded-Proto": "https"},
-        )
-        return result.status == 200
+        return self.cutover().deep_health(self.layout.active_slot()).status == 200
 
     def active(self):
         target = self.one(self.params["release"])
@@ -742,7 +628,7 @@ class Operation:
             "after": "%s %s\n" % (target, data.get("version", "")),
         }
         part = self.params["part"]
-        nothing = {"release": target, "timings": {}, "notes": [], "switched": False, "old_tasks": []}
+        nothing = {"release": target, "switched": False, "old_tasks": []}
         if part in ("whole", "prepare"):
             if target == self.current and self.params["kind"] != "restart" and self.healthy():
                 return self.result(**nothing)
@@ -762,18 +648,9 @@ class Operation:
             elif part == "tasks":
                 cutover.take_tasks()
         except CutoverError as error:
-            raise Refused(
-                str(error), release=target, reverted=error.reverted, timings=cutover.timings, notes=cutover.notes
-            )
-        return self.result(
-            True,
-            release=target,
-            timings=cutover.timings,
-            notes=cutover.notes,
-            switched=part not in ("prepare", "end_tasks"),
-            old_tasks=old_tasks,
-            diff=diff,
-        )
+            raise Refused(str(error), release=target, reverted=error.reverted, **cutover.log())
+        switched = part not in ("prepare", "end_tasks")
+        return self.result(True, release=target, switched=switched, old_tasks=old_tasks, diff=diff, **cutover.log())
 
     def prepared(self, target):
         """Whether this run has a cutover to this release under way here; one that is not its own is refused."""
@@ -789,13 +666,16 @@ class Operation:
 
     def watched(self):
         transition = self.state.transition
+        nothing = {"release": self.current or "", "requests": 0, "errors": 0, "p95_ms": 0.0}
         if transition is None or self.check_mode:
-            return self.result(release=self.current or "", requests=0, errors=0, p95_ms=0.0)
+            return self.result(**nothing)
         page = os.path.join(self.layout.shared, "maintenance", "on")
-        nothing = {"release": transition["to"], "requests": 0, "errors": 0, "p95_ms": 0.0}
-        unjudged = ["the maintenance page is up, so traffic was not evaluated, and users still see the page"]
+        nothing.update(
+            release=transition["to"],
+            notes=["the maintenance page is up, so traffic was not evaluated, and users still see the page"],
+        )
         if os.path.exists(page):
-            return self.result(notes=unjudged, **nothing)
+            return self.result(**nothing)
         cutover = self.cutover()
         cutover.note_log()
         # The version before, without what an earlier attempt failed with.
@@ -815,31 +695,18 @@ class Operation:
             )
         if by_traffic and os.path.exists(page):
             # Somebody has put it up meanwhile; its responses are no fault of the release.
-            return self.result(notes=unjudged, **nothing)
+            return self.result(**nothing)
         numbers = {"requests": result.requests, "errors": result.errors, "p95_ms": result.p95_ms}
         if not result.breach:
             return self.result(release=transition["to"], **numbers)
         evidence = cutover.evidence(transition["to_slot"])
-        if self.params["several_hosts"]:
-            cutover.revert_traffic("after the switch %s" % result.breach, bad=True)
-        else:
-            cutover.revert("after the switch %s" % result.breach)
-        raise Refused(
-            "%s broke under traffic: %s. %s\n%s"
-            % (
-                cutover.called(transition["to"]),
-                result.breach,
-                "%s is live again" % cutover.called(transition["from"])
-                if transition["from"]
-                else "There is no earlier release to go back to",
-                evidence,
-            ),
-            release=transition["to"],
-            reverted=True,
-            timings=cutover.timings,
-            notes=cutover.notes,
-            **numbers,
-        )
+        cutover.go_back("after the switch %s" % result.breach, bad=True)
+        outcome = "There is no earlier release to go back to"
+        if transition["from"]:
+            outcome = "%s is live again" % cutover.called(transition["from"])
+        words = (cutover.called(transition["to"]), result.breach, outcome, evidence)
+        message = "%s broke under traffic: %s. %s\n%s" % words
+        raise Refused(message, release=transition["to"], reverted=True, **cutover.log(), **numbers)
 
     def stopped_by_hand(self):
         """Whether somebody has stopped the entire application; a stop that is under way is waited for.
@@ -875,7 +742,7 @@ class Operation:
         served = self.state.status(self.current) == "ready"
         if served:
             self.state.set_status(self.current, "live")
-        return bool(self.ensure_running(self.cutover())) or served
+        return bool(self.ensure_running()) or served
 
     def finish_begun(self):
         """Whether this host was letting go of the old release; every host had switched then, so it is finished."""
@@ -887,39 +754,30 @@ class Operation:
     def traffic_reverted(self):
         transition = self.state.transition
         if transition is None or transition.get("run_id") != self.params["run_id"]:
-            return self.result(release=self.current or "", timings={}, notes=[])
-        if not self.check_mode and self.finish_begun():
-            return self.result(True, release=transition["to"], timings={}, notes=[])
+            return self.result(release=self.current or "")
         if not self.check_mode:
-            cutover = self.cutover()
-            cutover.revert_traffic(self.params["reason"] or "requested")
-        return self.result(True, release=transition["from"] or "", timings={}, notes=[])
+            if self.finish_begun():
+                return self.result(True, release=transition["to"])
+            self.cutover().revert_traffic(self.params["reason"] or "requested")
+        return self.result(True, release=transition["from"] or "")
 
     def restored(self):
         transition = self.state.transition
         if self.check_mode:
-            return self.result(bool(transition), release=(transition or {}).get("from") or "", timings={}, notes=[])
-        if transition is not None and transition.get("run_id") != self.params["run_id"]:
-            return self.result(
-                release=self.current or "",
-                timings={},
-                notes=["the cutover that is under way belongs to run %s" % transition.get("run_id")],
-            )
-        cutover = self.cutover()
-        if transition is not None and self.finish_begun():
-            return self.result(True, release=transition["to"], timings={}, notes=[])
+            return self.result(bool(transition), release=(transition or {}).get("from") or "")
         if transition is None:
-            started = self.ensure_running(cutover)
-            return self.result(
-                bool(started),
-                release=self.current or "",
-                timings={},
-                notes=["started %s again" % name for name in started],
-            )
+            notes = ["started %s again" % name for name in self.ensure_running()]
+            return self.result(bool(notes), release=self.current or "", notes=notes)
+        if transition.get("run_id") != self.params["run_id"]:
+            notes = ["the cutover that is under way belongs to run %s" % transition.get("run_id")]
+            return self.result(release=self.current or "", notes=notes)
+        if self.finish_begun():
+            return self.result(True, release=transition["to"])
+        cutover = self.cutover()
         cutover.revert(self.params["reason"] or "requested", bad=False)
         if not self.params["background"]:
             cutover.hold_background()
-        return self.result(True, release=transition["from"] or "", timings=cutover.timings, notes=cutover.notes)
+        return self.result(True, release=transition["from"] or "", **cutover.log())
 
     def hook(self):
         target = self.one(self.params["release"])
@@ -927,9 +785,8 @@ class Operation:
         if not mine or self.check_mode:
             return self.result(bool(mine), release=target, notes=["hook %s would run" % hook["name"] for hook in mine])
         done = releases.run_hooks(self.layout.release(target), mine, self.params["phase"], self.params["user"])
-        return self.result(
-            True, release=target, notes=["hook %s: %s" % (hook["name"], hook["output"] or "done") for hook in done]
-        )
+        notes = ["hook %s: %s" % (hook["name"], hook["output"] or "done") for hook in done]
+        return self.result(True, release=target, notes=notes)
 
     def suspect(self):
         """Let the next deploy build a release again that was found, not built, in a run that failed.
@@ -950,14 +807,7 @@ class Operation:
             return self.result(release=target)
         if not self.check_mode:
             self.state.set_status(target, "bad", self.params["reason"])
-            audit(
-                self.layout,
-                "marked_bad",
-                release=target,
-                reason=self.params["reason"],
-                run_id=self.params["run_id"],
-                who=self.params["who"],
-            )
+            self.audit("marked_bad", release=target, reason=self.params["reason"])
         return self.result(True, release=target)
 
     def absent(self):
@@ -971,7 +821,7 @@ class Operation:
         if not self.check_mode:
             releases.discard(self.layout, self.state, found[0])
             releases.publish_static(self.layout, self.state)
-            audit(self.layout, "removed", release=found[0], run_id=self.params["run_id"], who=self.params["who"])
+            self.audit("removed", release=found[0])
         return self.result(True, release=found[0])
 
     def pruned(self):
@@ -979,148 +829,94 @@ class Operation:
         if not self.check_mode:
             for name in going:
                 releases.discard(self.layout, self.state, name)
-                audit(self.layout, "pruned", release=name, run_id=self.params["run_id"], who=self.params["who"])
+                self.audit("pruned", release=name)
             if going:
                 releases.publish_static(self.layout, self.state)
         return self.result(bool(going), removed=going)
 
     def audited(self):
         if not self.check_mode:
-            audit(
-                self.layout,
-                self.params["event"],
-                reason=self.params["reason"],
-                run_id=self.params["run_id"],
-                who=self.params["who"],
-                release=self.params["release"] or "",
-            )
+            self.audit(self.params["event"], reason=self.params["reason"], release=self.params["release"] or "")
         return self.result()
 
 
-def argument_spec():
-    def option(kind, default=None, **more):
-        return dict({"type": kind, "default": default}, **more)
+STATES = (
+    "query target present recovered active watched finished traffic_reverted restored hook suspect bad absent pruned"
+    " audited"
+).split()
+PHASES = "after_build before_migrate after_migrate before_cutover after_cutover after_rollback".split()
 
+
+def argument_spec():
+    names = given([], elements="str")
+    build = dict_of(
+        environment=given({}),
+        secret_environment=given({}, no_log=True),
+        files=given({}),
+        requirements_file=given("requirements.txt"),
+        extra_requirements=names,
+        linked_directories=names,
+        python=given("/usr/bin/python3", type="path"),
+        check=given(True),
+        collectstatic=given(True),
+        salt=given(""),
+    )
+    health = dict_of(
+        path=given("/health/deep/"),
+        host=given("localhost"),
+        attempts=given(5),
+        delay_seconds=given(10.0),
+        timeout_seconds=given(10.0),
+        worker_seconds=given(60),
+    )
+    watched = dict_of(
+        seconds=given(60),
+        target=given("http://localhost:8000"),
+        paths=given(["/"], elements="str"),
+        access_log=given("/var/log/nginx/shiftmaster_access.log", type="path"),
+        errors_min=given(3),
+        error_percent=given(1.0),
+        p95_ms=given(2000.0),
+        requests_min=given(20),
+    )
+    phase = dict(TEXT, choices=PHASES)
+    hooks = list_of(name=TEXT, phase=phase, command=TEXT, timeout_seconds=given(300), user=given(""))
     return {
-        "state": option(
-            "str",
-            "query",
-            choices=[
-                "query",
-                "target",
-                "present",
-                "recovered",
-                "active",
-                "watched",
-                "finished",
-                "traffic_reverted",
-                "restored",
-                "hook",
-                "suspect",
-                "bad",
-                "absent",
-                "pruned",
-                "audited",
-            ],
-        ),
-        "root": option("path", "/var/www/shiftmaster"),
+        "state": given("query", choices=STATES),
+        "root": given("/var/www/shiftmaster", type="path"),
         "release": {"type": "str"},
         "revision": {"type": "str"},
-        "version": option("str", ""),
-        "stamp": option("str", ""),
+        "version": given(""),
+        "stamp": given(""),
         "archive": {"type": "path"},
-        "build": option(
-            "dict",
-            {},
-            apply_defaults=True,
-            options={
-                "environment": option("dict", {}),
-                "secret_environment": option("dict", {}, no_log=True),
-                "files": option("dict", {}),
-                "requirements_file": option("str", "requirements.txt"),
-                "extra_requirements": option("list", [], elements="str"),
-                "linked_directories": option("list", [], elements="str"),
-                "python": option("path", "/usr/bin/python3"),
-                "check": option("bool", True),
-                "collectstatic": option("bool", True),
-                "salt": option("str", ""),
-            },
-        ),
-        "pip_environment": option("dict", {}, no_log=True),
-        "wheels_dir": option("path", ""),
-        "build_user": option("str", "shiftmaster-build"),
-        "user": option("str", "shiftmaster"),
-        "celery_application": option("str", ""),
-        "celery_queues": option("list", [], elements="str"),
-        "beat": option("bool", True),
-        "part": option("str", "whole", choices=["whole", "prepare", "move", "traffic", "end_tasks", "tasks"]),
-        "several_hosts": option("bool", False),
-        "kind": option("str", "deploy", choices=["deploy", "rollback", "restart"]),
-        "health": option(
-            "dict",
-            {},
-            apply_defaults=True,
-            options={
-                "path": option("str", "/health/deep/"),
-                "host": option("str", "localhost"),
-                "attempts": option("int", 5),
-                "delay_seconds": option("float", 10),
-                "timeout_seconds": option("float", 10),
-                "worker_seconds": option("int", 60),
-            },
-        ),
-        "drain_grace_seconds": option("float", 0.2),
-        "drain_limit_seconds": option("float", 30),
-        "web_stop_seconds": option("int", 70),
-        "worker_stop_seconds": option("int", 300),
-        "watch": option(
-            "dict",
-            {},
-            apply_defaults=True,
-            options={
-                "seconds": option("int", 60),
-                "target": option("str", "http://localhost:8000"),
-                "paths": option("list", ["/"], elements="str"),
-                "access_log": option("path", "/var/log/nginx/shiftmaster_access.log"),
-                "errors_min": option("int", 3),
-                "error_percent": option("float", 1),
-                "p95_ms": option("float", 2000),
-                "requests_min": option("int", 20),
-            },
-        ),
-        "hooks": option(
-            "list",
-            [],
-            elements="dict",
-            options={
-                "name": {"type": "str", "required": True},
-                "phase": {
-                    "type": "str",
-                    "required": True,
-                    "choices": [
-                        "after_build",
-                        "before_migrate",
-                        "after_migrate",
-                        "before_cutover",
-                        "after_cutover",
-                        "after_rollback",
-                    ],
-                },
-                "command": {"type": "str", "required": True},
-                "timeout_seconds": option("int", 300),
-                "user": option("str", ""),
-            },
-        ),
+        "build": dict(build, default={}, apply_defaults=True),
+        "pip_environment": given({}, no_log=True),
+        "wheels_dir": given("", type="path"),
+        "build_user": given("shiftmaster-build"),
+        "user": given("shiftmaster"),
+        "celery_application": given(""),
+        "celery_queues": names,
+        "beat": given(True),
+        "part": given("whole", choices=["whole", "prepare", "move", "traffic", "end_tasks", "tasks"]),
+        "several_hosts": given(False),
+        "kind": given("deploy", choices=["deploy", "rollback", "restart"]),
+        "health": dict(health, default={}, apply_defaults=True),
+        "drain_grace_seconds": given(0.2),
+        "drain_limit_seconds": given(30.0),
+        "web_stop_seconds": given(70),
+        "worker_stop_seconds": given(300),
+        "watch": dict(watched, default={}, apply_defaults=True),
+        "hooks": hooks,
         "phase": {"type": "str"},
-        "keep": option("int", 5),
+        "keep": given(5),
         "applied_migrations": {"type": "list", "elements": "str"},
-        "reason": option("str", ""),
-        "background": option("bool", True),
-        "event": option("str", "note"),
-        "log_dir": option("path", "/var/log/shiftmaster"),
-        "build_timeout_seconds": option("int", 900),
-        "run_id": option("str", ""),
-        "who": option("str", ""),
+        "reason": given(""),
+        "background": given(True),
+        "event": given("note"),
+        "log_dir": given("/var/log/shiftmaster", type="path"),
+        "build_timeout_seconds": given(900),
+        "run_id": given(""),
+        "who": given(""),
     }
 
 

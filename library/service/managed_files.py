@@ -35,9 +35,8 @@ options:
   purge: {type: list, elements: path, default: [], description: Directories below which every file that is not in
     O(files) is removed.}
   needs:
-    description:
-      - What the host must have first. Where it lacks some of it, nothing is installed and RV(lacking) names it, so that
-        the caller brings it and calls again.
+    description: What the host must have first. Where it lacks some of it, nothing is installed and RV(lacking) names
+      it, so that the caller brings it and calls again.
     type: dict
     suboptions:
       packages: {description: Debian packages., type: list, elements: str, default: []}

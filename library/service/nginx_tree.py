@@ -17,8 +17,9 @@ description:
   - A changed setting of the unit's drop-in cannot reach a running process; then, and only then, nginx is restarted.
   - Where the verification fails, the earlier files are placed, loaded and verified, and the task fails with what nginx
     logged.
-  - One file of the set, O(servers_file), names the servers that a public nginx balances over. Servers are taken out of
-    it and in again between two runs of the role, so it has a hash of its own and the role leaves its C(down) lines.
+  - One file of the set, C(shiftmaster-servers.conf), names the servers that a public nginx balances over. Servers are
+    taken out of it and in again between two runs of the role, so it has a hash of its own and the role leaves its
+    C(down) lines.
   - The decision to reload is taken from what runs, not from what changed, so an interrupted run is completed by the
     next one.
 options:
@@ -26,26 +27,16 @@ options:
     description:
       - V(query) only reads and returns what a template has to know about the host.
       - V(present) makes the host have the set.
-      - V(server_out) takes O(server) out of O(servers_file), V(server_in) takes it in again; requests that are under
+      - V(server_out) takes O(server) out of that file, V(server_in) takes it in again; requests that are under
         way are completed. The last one that is in is not taken out.
     type: str
     default: present
     choices: [query, present, server_out, server_in]
-  servers_file: {type: path, default: /etc/nginx/shiftmaster-servers.conf, description: The file below O(config_root)
-    with one C(server) line for each server.}
   server: {description: The server's address as that file has it., type: str}
   reason: {type: str, default: "", description: "Why it is taken out; a comment of its line. With O(state=server_in), it
     comes in only where it is out for this reason."}
-  config_root: {description: The directory of which a copy is tested., type: path, default: /etc/nginx}
-  main_file: {type: path, default: /etc/nginx/nginx.conf, description: "The main configuration file, inside
-    O(config_root). Its includes must be relative to be tested."}
-  binary: {description: The nginx program., type: path, default: /usr/sbin/nginx}
-  service: {description: The systemd unit that is started when nginx does not run., type: str, default: nginx.service}
   unit_drop_in: {type: path, description: The one of O(files) that belongs to the systemd unit. A changed setting in it
     restarts nginx.}
-  pid_file: {description: Where the master process writes its number., type: path, default: /run/nginx.pid}
-  error_log: {type: path, default: /var/log/nginx/error.log, description: The log from which nginx's own explanation is
-    taken when a reload fails.}
   directories:
     description: Directories that must exist, before the files are written.
     type: list
@@ -94,13 +85,10 @@ options:
       group: {type: str, default: www-data, description: "The group of the workers, which read the file; nobody else but
         root may."}
   log_files: {type: list, elements: path, default: [], description: "Access logs that must be there with the owner and
-    mode that Debian's logrotate gives the next one, C(0640) of O(user) and group C(adm). nginx would make the first one
-    for root alone."}
+    mode that Debian's logrotate gives the next one, C(0640) of the workers' user and group C(adm). nginx would make the
+    first one for root alone."}
   marker_file: {type: path, description: A file that this module writes. It holds C(return 200 "<hash of the set>\n";)
-    and is to be included by a location of a server that listens on O(marker_address).}
-  marker_address: {type: str, default: 127.0.0.1:8081, description: host:port of the server that responds with the
-    hash.}
-  marker_path: {description: The path of the location that responds with the hash., type: str, default: /config}
+    and is to be included by location C(/config) of a server that listens on C(127.0.0.1:8081).}
   certificate: {description: The certificate that nginx must be serving. Read for V(query) as well., type: path}
   certificate_key: {description: Its key., type: path}
   tls_address: {type: str, description: host:port at which the served certificate is compared with the file. Nothing is
@@ -108,7 +96,6 @@ options:
   tls_name: {description: The server name of that connection., type: str}
   groups: {type: list, elements: str, default: [], description: Groups whose members the workers must be. A worker
     learns its groups when it is forked.}
-  user: {description: The user of the workers., type: str, default: www-data}
   ports: {type: list, elements: int, default: [], description: Ports of which V(query) reports whether another program
     listens on them.}
   verify_timeout_seconds: {description: How long to wait until a reload or a start is verified., type: int, default: 20}
@@ -124,13 +111,6 @@ EXAMPLES = r"""
     certificate: /etc/ssl/certs/shiftmaster.crt
     ports: [80, 443]
   register: __nginx_host
-
-- name: cutover | Take a host out of the load balancer
-  nginx_tree:
-    state: server_out
-    server: 192.0.2.11:8443
-    reason: it could not be reached
-  delegate_to: web1
 
 - name: configure | Apply the site
   nginx_tree:
@@ -157,7 +137,7 @@ ipv6: {description: Whether sockets of IPv6 can be bound., returned: state=query
 ipv6_loopback: {description: Whether ::1 can be bound., returned: state=query, type: bool}
 groups_present: {description: Those of O(groups) that exist., returned: state=query, type: list, elements: str}
 groups_lacking: {returned: state=query, type: list, elements: str, description: Those of RV(groups_present) of which
-  O(user) is no member.}
+  the workers' user is no member.}
 enabled: {description: Whether the unit is started at boot., returned: state=query, type: bool}
 running: {description: Whether a master process is there., returned: state=query, type: bool}
 ocsp_uri: {description: "The responder that the certificate names, or empty.", returned: state=query, type: str}
@@ -181,12 +161,25 @@ import stat
 import subprocess
 import time
 
-from ansible.module_utils.shiftmaster.host import configuration, probe, safe_files, units, webconfig
+from ansible.module_utils.shiftmaster.host import configuration, listeners, probe, safe_files, units, webconfig
 from ansible.module_utils.shiftmaster.host.configuration import Failed, Rejected
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 # As in Debian's logrotate rule for /var/log/nginx.
 LOG_GROUP, LOG_MODE = "adm", 0o640
+# Debian's nginx. servers_file has one `server` line for each server; the includes of main_file have to be relative.
+HOST = {
+    "config_root": "/etc/nginx",
+    "main_file": "/etc/nginx/nginx.conf",
+    "servers_file": "/etc/nginx/shiftmaster-servers.conf",
+    "binary": "/usr/sbin/nginx",
+    "service": "nginx.service",
+    "pid_file": "/run/nginx.pid",
+    "error_log": "/var/log/nginx/error.log",
+    "marker_address": "127.0.0.1:8081",
+    "marker_path": "/config",
+    "user": "www-data",
+}
 
 
 def config_hash(files, links, absent):
@@ -281,33 +274,6 @@ def mask_passwords(before, after):
     return masked(before or ""), masked(after or "", before)
 
 
-def parse_listeners(text, ports):
-    """Inodes of the listening sockets in the text of /proc/net/tcp or tcp6, by port."""
-    found = {}
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        if len(fields) < 10 or fields[3] != "0A":
-            continue
-        port = int(fields[1].rsplit(":", 1)[1], 16)
-        if port in ports:
-            found.setdefault(port, set()).add(fields[9])
-    return found
-
-
-def socket_owners(inodes):
-    """Names of the programs that hold these socket inodes."""
-    wanted = {"socket:[%s]" % inode for inode in inodes}
-    names = set()
-    for fd in glob.glob("/proc/[0-9]*/fd/*"):
-        try:
-            if os.readlink(fd) in wanted:
-                with open("/proc/%s/comm" % fd.split("/")[2]) as handle:
-                    names.add(handle.read().strip())
-        except OSError:
-            continue
-    return names
-
-
 def split_address(address):
     host, port = address.rsplit(":", 1)
     return host.strip("[]"), int(port)
@@ -388,7 +354,7 @@ def settings_of(unit):
 class Tree:
     def __init__(self, module):
         self.module = module
-        self.p = p = module.params
+        self.p = p = {**HOST, **module.params}
         if p["state"] in ("server_out", "server_in"):
             self.servers_alone()
         self.root = p["config_root"].rstrip("/")
@@ -465,23 +431,15 @@ class Tree:
             result["version"] = match.group(1).decode() if match else ""
             result["enabled"] = units.properties(p["service"], "UnitFileState").get("UnitFileState") == "enabled"
         if p["certificate"] and not problems and shutil.which("openssl"):
-            done = subprocess.run(
-                ["openssl", "x509", "-in", p["certificate"], "-noout", "-ocsp_uri"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                timeout=20,
-            )
+            argv = ["openssl", "x509", "-in", p["certificate"], "-noout", "-ocsp_uri"]
+            done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20)
             result["ocsp_uri"] = done.stdout.decode("ascii", "replace").strip()
         return result
 
     def port_problems(self):
         problems = []
-        for port in self.p["ports"]:
-            inodes = set()
-            for name in ("/proc/net/tcp", "/proc/net/tcp6"):
-                with contextlib.suppress(OSError), open(name) as stream:
-                    inodes |= parse_listeners(stream.read(), {port}).get(port, set())
-            others = socket_owners(inodes) - {"nginx"} if inodes else set()
+        for port, holders in sorted(listeners.holders(self.p["ports"]).items()):
+            others = {name for name, _pid in holders} - {"nginx"}
             if others:
                 problems.append("port %d is taken by %s" % (port, ", ".join(sorted(others))))
         return problems
@@ -534,12 +492,11 @@ class Tree:
     def make_logs(self, logs):
         for path in logs:
             # nginx writes into the same file as before: only whose it is changes.
-            descriptor = safe_files.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, LOG_MODE)
-            try:
+            with safe_files.closing(
+                safe_files.open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, LOG_MODE)
+            ) as descriptor:
                 os.fchown(descriptor, *self.log_owner())
                 os.fchmod(descriptor, LOG_MODE)
-            finally:
-                os.close(descriptor)
 
     def running_differs(self, markers=None):
         """Return why the nginx that runs is not the one that the files describe."""
@@ -733,16 +690,9 @@ def argument_spec():
     passwords = list_of(path=path, users=list_of(True, **user), group={"type": "str", "default": "www-data"})
     return {
         "state": {"type": "str", "choices": ["query", "present", "server_out", "server_in"], "default": "present"},
-        "servers_file": {"type": "path", "default": "/etc/nginx/shiftmaster-servers.conf"},
         "server": {"type": "str"},
         "reason": {"type": "str", "default": ""},
-        "config_root": {"type": "path", "default": "/etc/nginx"},
-        "main_file": {"type": "path", "default": "/etc/nginx/nginx.conf"},
-        "binary": {"type": "path", "default": "/usr/sbin/nginx"},
-        "service": {"type": "str", "default": "nginx.service"},
         "unit_drop_in": {"type": "path"},
-        "pid_file": {"type": "path", "default": "/run/nginx.pid"},
-        "error_log": {"type": "path", "default": "/var/log/nginx/error.log"},
         "directories": list_of(path=path, mode={"type": "str", "default": "0755"}),
         "files": list_of(path=path, content=text, mode={"type": "str", "default": "0644"}),
         "links": list_of(path=path, target=text),
@@ -750,14 +700,11 @@ def argument_spec():
         "password_files": dict(passwords, no_log=False),
         "log_files": {"type": "list", "elements": "path", "default": []},
         "marker_file": {"type": "path"},
-        "marker_address": {"type": "str", "default": "127.0.0.1:8081"},
-        "marker_path": {"type": "str", "default": "/config"},
         "certificate": {"type": "path"},
         "certificate_key": {"type": "path", "no_log": False},
         "tls_address": {"type": "str"},
         "tls_name": {"type": "str"},
         "groups": {"type": "list", "elements": "str", "default": []},
-        "user": {"type": "str", "default": "www-data"},
         "ports": {"type": "list", "elements": "int", "default": []},
         "verify_timeout_seconds": {"type": "int", "default": 20},
     }

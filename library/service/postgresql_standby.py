@@ -141,15 +141,12 @@ class Cluster:
     def empty(self):
         """Remove what is in the directory of the data, and leave the directory, which may be a mount."""
         # By its descriptor: the directory above belongs to postgres, who could put a link to another one in its place.
-        directory = safe_files.open_directory(self.data)
-        try:
+        with safe_files.closing(safe_files.open_directory(self.data)) as directory:
             for name in os.listdir(directory):
                 if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                     shutil.rmtree(name, dir_fd=directory)
                 else:
                     os.unlink(name, dir_fd=directory)
-        finally:
-            os.close(directory)
 
     def wait_until_it_streams(self, seconds):
         question = ("psql", "-XqAt", "-p", self.port, "-d", "postgres", "-c", "SELECT status FROM pg_stat_wal_receiver")

@@ -30,8 +30,8 @@ options:
     default: []
     suboptions:
       path: {description: The directory., type: path, required: true}
-      owner: {description: Its owner., type: str, default: root}
-      group: {description: Its group., type: str, default: root}
+      owner: &owner {description: Its owner., type: str, default: root}
+      group: &group {description: Its group., type: str, default: root}
       mode: {description: Its mode., type: str, default: "0755"}
   files:
     description: Files with their complete content. Those below O(root) are part of the copy that is checked.
@@ -39,12 +39,12 @@ options:
     elements: dict
     default: []
     suboptions:
-      path: {description: The file with its absolute path., type: path, required: true}
-      content: {description: The complete content., type: str, required: true}
-      owner: {description: Its owner., type: str, default: root}
-      group: {description: Its group., type: str, default: root}
-      mode: {description: Its mode., type: str, default: "0644"}
-      apply: {type: str, choices: [reload, restart, none], description: What a change of it needs; O(apply) where
+      path: &path {description: The file with its absolute path., type: path, required: true}
+      content: &content {description: The complete content., type: str, required: true}
+      owner: *owner
+      group: *group
+      mode: &public {description: Its mode., type: str, default: "0644"}
+      apply: &apply {type: str, choices: [reload, restart, none], description: What a change of it needs; O(apply) where
         absent. V(none) for what the service reads by itself.}
   secrets:
     description: Files whose content is never shown. Otherwise as O(files).
@@ -52,39 +52,31 @@ options:
     elements: dict
     default: []
     suboptions:
-      path: {description: The file with its absolute path., type: path, required: true}
-      content: {description: The complete content., type: str, required: true}
-      owner: {description: Its owner., type: str, default: root}
-      group: {description: Its group., type: str, default: root}
-      mode: {description: Its mode., type: str, default: "0640"}
-      apply: {type: str, choices: [reload, restart, none], description: What a change of it needs; O(apply) where
-        absent. V(none) for what the service reads by itself.}
+      path: *path
+      content: *content
+      owner: *owner
+      group: *group
+      mode: &private {description: Its mode., type: str, default: "0640"}
+      apply: *apply
   copies:
-    description:
-      - Files of the host that the service reads as its own copies, such as a certificate. Their content is never shown.
-        In check mode one that is not there yet is left out.
+    description: Files of the host that the service reads as its own copies, such as a certificate. Their content is
+      never shown. In check mode one that is not there yet is left out.
     type: list
     elements: dict
     default: []
     suboptions:
       src: {description: The file that is copied., type: path, required: true}
-      path: {description: The file with its absolute path., type: path, required: true}
-      owner: {description: Its owner., type: str, default: root}
-      group: {description: Its group., type: str, default: root}
-      mode: {description: Its mode., type: str, default: "0640"}
-      apply: {type: str, choices: [reload, restart, none], description: What a change of it needs; O(apply) where
-        absent. V(none) for what the service reads by itself.}
+      path: *path
+      owner: *owner
+      group: *group
+      mode: *private
+      apply: *apply
   unit_files:
     description: Drop-ins of O(unit), or the unit itself. A change restarts the service.
     type: list
     elements: dict
     default: []
-    suboptions:
-      path: {description: The file with its absolute path., type: path, required: true}
-      content: {description: The complete content., type: str, required: true}
-      owner: {description: Its owner., type: str, default: root}
-      group: {description: Its group., type: str, default: root}
-      mode: {description: Its mode., type: str, default: "0644"}
+    suboptions: {path: *path, content: *content, owner: *owner, group: *group, mode: *public}
   managed:
     description: Files of these directories that match and are not in the set are removed.
     type: list
@@ -115,9 +107,9 @@ options:
         name. For example V({http_server_config {http2 true}}), V({tls_server_config {min_version TLS13}})."}
       cost: {type: int, default: 10, description: bcrypt's cost. 10 takes some 50 ms for each password that the service
         has not seen before.}
-      owner: {description: Its owner., type: str, default: root}
-      group: {description: Its group., type: str, default: root}
-      mode: {description: Its mode., type: str, default: "0640"}
+      owner: *owner
+      group: *group
+      mode: *private
       apply: {description: What a change needs., type: str, default: none, choices: [reload, restart, none]}
   watch: {type: list, elements: path, default: [], description: "Files of others that the service reads once, at its
     start or reload, such as a certificate of a program that does not look again. When one is younger than what the
@@ -127,32 +119,26 @@ options:
     without a shell, as root or O(check_as); the first that rejects the copy is the last. In check mode one whose
     program is missing is left out."}
   check_as:
-    description:
-      - The user that runs O(checks), for a program that refuses root or leaves files that the service then cannot
-        write. This user can read of the copy what it can of the live files, and write nothing.
+    description: The user that runs O(checks), for a program that refuses root or leaves files that the service then
+      cannot write. This user can read of the copy what it can of the live files, and write nothing.
     type: dict
-    suboptions:
+    suboptions: &user
       user: {description: The service's user., type: str, required: true}
       extra_groups: {type: list, elements: str, default: [], description: Groups that the unit gives the service
         (C(SupplementaryGroups)).}
   check_timeout_seconds: {description: How long one of O(checks) may take., type: int, default: 60}
   references:
-    description:
-      - Every C(*_file) that a C(.yml) file of the set or the web configuration names must exist, must not be empty, and
-        must be readable for the service's user, in fact and not only by its mode. All but certificates must be closed
-        to everybody else. The checking tools of Prometheus and Alertmanager pass without that.
+    description: Every C(*_file) that a C(.yml) file of the set or the web configuration names must exist, must not be
+      empty, and must be readable for the service's user, in fact and not only by its mode. All but certificates must be
+      closed to everybody else. The checking tools of Prometheus and Alertmanager pass without that.
     type: dict
-    suboptions:
-      user: {description: The service's user., type: str, required: true}
-      extra_groups: {type: list, elements: str, default: [], description: Groups that the unit gives the service
-        (C(SupplementaryGroups)).}
+    suboptions: *user
   apply: {type: str, default: reload, choices: [reload, restart, none], description: "What a changed file needs where
     the file does not say. V(reload) is C(systemctl reload). Debian's units of Prometheus and its kin do that by
     C(/bin/kill), which a minimal host lacks (package procps); a drop-in with C(ExecReload=/bin/sh -c 'kill -HUP
     $MAINPID') does without."}
   verify:
-    description:
-      - What the running service must report after a change. Without it, the unit must be active for a second.
+    description: What the running service must report after a change. Without it, the unit must be active for a second.
     type: dict
     suboptions:
       url: {description: "Must return 200; with O(verify.metric), metrics.", type: str, required: true}

@@ -60,43 +60,16 @@ options:
 # The phase that a role belongs to. A role that is not named here belongs to the phase that runs, or, at the beginning
 # of a play, to one with the name of the play.
 ROLES = {
-    "preflight": "preflight",
-    "base": "host",
-    "firewall": "host",
-    "tls": "certificates",
-    "postgresql": "database",
-    "redis": "cache",
-    "shiftmaster": "application",
-    "nginx": "web",
-    "backup": "backup",
+    **dict.fromkeys(("base", "firewall"), "host"),
+    **dict(tls="certificates", postgresql="database", redis="cache", shiftmaster="application", nginx="web"),
+    **{name: name for name in ("preflight", "backup", "restore", "health", "diagnosis", "checklist")},
+    **dict.fromkeys(("alertmanager", "prometheus", "grafana"), "monitoring"),
+    **dict.fromkeys("elastic_repository elasticsearch logstash kibana filebeat log_watch".split(), "logging"),
     "exporter": "exporters",
-    "alertmanager": "monitoring",
-    "prometheus": "monitoring",
-    "grafana": "monitoring",
-    "elastic_repository": "logging",
-    "elasticsearch": "logging",
-    "logstash": "logging",
-    "kibana": "logging",
-    "filebeat": "logging",
-    "log_watch": "logging",
-    "restore": "restore",
-    "health": "health",
-    "diagnosis": "diagnosis",
-    "checklist": "checklist",
 }
 # The phase that a task file of a release begins. Other roles that run between them belong to it.
-RELEASE_FILES = {
-    "lock": "lock",
-    "plan": "lock",
-    "recover": "recover",
-    "build": "build",
-    "migrate": "migrate",
-    "rollback": "choose",
-    "cutover": "cutover",
-    "batch": "cutover",
-    "finish": "finish",
-    "abort": "revert",
-}
+RELEASE_FILES = {name: name for name in ("lock", "recover", "build", "migrate", "cutover", "finish")}
+RELEASE_FILES.update(plan="lock", rollback="choose", batch="cutover", abort="revert")
 # Plays that are one phase, whatever roles they use.
 PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary"}
 # They end with an error where they found something, which is what they are for.
@@ -417,9 +390,8 @@ class CallbackModule(Default):
     def _progress(self) -> str:
         if not self.phase:
             return ""
-        return (
-            f"… {self.text(self.phase['key'])}  {self._duration(time.time() - self.phase['begin'])}  {self.task_name}"
-        )
+        seconds = self._duration(time.time() - self.phase["begin"])
+        return f"… {self.text(self.phase['key'])}  {seconds}  {self.task_name}"
 
     def _begin(self, key: str) -> None:
         if self.phase and self.phase["key"] == key:
@@ -505,11 +477,8 @@ class CallbackModule(Default):
         except Exception as error:  # noqa: BLE001 - a broken variable is the preflight's to report
             self.broken = str(error)
             return {}
-        return {
-            name: str(values[name])
-            for name in ("run_language", "base_timezone")
-            if "{{" not in str(values.get(name, "{{"))
-        }
+        names = [name for name in ("run_language", "base_timezone") if "{{" not in str(values.get(name, "{{"))]
+        return {name: str(values[name]) for name in names}
 
     def v2_playbook_on_task_start(self, task, is_conditional):
         if not self.whole:

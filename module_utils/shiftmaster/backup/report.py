@@ -12,6 +12,7 @@ import socket
 import time
 from calendar import timegm
 
+from ..host.printable import sized
 from ..notify import send
 from ..release.state import write_json
 from . import archive as backup_archive
@@ -33,15 +34,6 @@ UNKNOWN = {
 
 WORDS = {"succeeded": "SUCCESS", "warning": "SUCCESS", "skipped": "SKIPPED"}
 NAMES = {"database": "Database", "logical": "Logical dump", "files": "Files", "configuration": "Configuration"}
-
-
-def sized(number: float) -> str:
-    """A number of bytes as a person writes it."""
-    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
-        if number < 1024 or unit == "TiB":
-            return "%d %s" % (number, unit) if unit == "bytes" else "%.1f %s" % (number, unit)
-        number /= 1024.0
-    return ""
 
 
 def lines(manifest: dict, directory: str) -> list:

@@ -17,7 +17,8 @@ import tarfile
 import time
 
 from ..host import points, safe_files
-from . import archive, catalogue, report, verification
+from ..host.printable import lasting, sized
+from . import archive, catalogue, verification
 from . import manifest as manifests
 from . import place as backup_place
 from .files import Restic, part_of, pulled, sources
@@ -77,7 +78,7 @@ def plan(host: Host, request: dict) -> dict:
             if not chosen.arguments:
                 result["last_segment"] = archive.last_segment(host, stanza, chosen.label)
             result["parts"]["database"] = "%s, from backup %s (%s%s)" % (
-                chosen.text, chosen.label, report.sized(chosen.size_bytes),
+                chosen.text, chosen.label, sized(chosen.size_bytes),
                 ", its test restore took %d s" % chosen.seconds if chosen.seconds else "",
             )  # fmt: skip
             # Beyond the archive there is what was received of the WAL, of a host that is lost.
@@ -91,7 +92,7 @@ def plan(host: Host, request: dict) -> dict:
                 run = snapshot(part, request["target"], found)
                 result[part] = {"run": run["run_id"], "label": run["parts"][part]["label"]}
                 result["parts"][part] = "as of %s (%s)" % (
-                    run["parts"][part]["started"], report.sized(run["parts"][part]["size_bytes"]),
+                    run["parts"][part]["started"], sized(run["parts"][part]["size_bytes"]),
                 )  # fmt: skip
         run = next((result[part]["run"] for part in ("database", "files", "configuration") if part in result), "")
         result["release"] = next((one["release"] for one in found if one["run_id"] == run), {})
@@ -156,7 +157,7 @@ def unpack_received(host: Host, path: str, count: int = 0) -> str:
             stream = stack.enter_context(os.fdopen(safe_files.open_file(path), "rb"))
             size, free = os.fstat(stream.fileno()).st_size, host.free_bytes(RECEIVED)
             if size > free:
-                sizes = (STATE, report.sized(free), report.sized(size))
+                sizes = (STATE, sized(free), sized(size))
                 raise BackupError("there is too little room in %s for the received WAL: %s free, %s needed" % sizes)
             while True:
                 try:
@@ -204,16 +205,6 @@ def wal_again(host: Host, request: dict) -> dict:
     return {"restored": "receiving again; what was received is kept in %s" % aside}
 
 
-def lasting(seconds: float) -> str:
-    """A length of time in readable form."""
-    parts, seconds = [], int(seconds)
-    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        count, seconds = divmod(seconds, size)
-        if count:
-            parts.append("%d %s%s" % (count, word, "" if count == 1 else "s"))
-    return " ".join(parts[:2]) or "second"
-
-
 # --- the database in its place ---------------------------------------------------------------------------------------
 
 
@@ -237,7 +228,7 @@ def database_here(host: Host, request: dict) -> dict:
         if free < chosen.size_bytes * 1.1:
             raise BackupError(
                 "there is too little room next to %s for the restored database: %s free, %s needed; what is there now "
-                "is kept until you remove it" % (data, report.sized(free), report.sized(chosen.size_bytes * 1.1))
+                "is kept until you remove it" % (data, sized(free), sized(chosen.size_bytes * 1.1))
             )
         packed, count = request.get("received_archive"), request.get("received_segments", 0)
         received_dir = unpack_received(host, packed, count) if packed else ""
@@ -249,12 +240,9 @@ def database_here(host: Host, request: dict) -> dict:
             # A mount stays where it is. The directory above belongs to postgres, who could put a link in its place.
             entry = pwd.getpwnam("postgres")
             safe_files.make_directory(data, 0o700, entry.pw_uid, entry.pw_gid)
-            descriptor = safe_files.open_directory(data)
-            try:
+            with safe_files.closing(safe_files.open_directory(data)) as descriptor:
                 os.fchown(descriptor, entry.pw_uid, entry.pw_gid)
                 os.fchmod(descriptor, 0o700)
-            finally:
-                os.close(descriptor)
             points.reach("restore_database")
             log = _log_of(host)
             behind = os.path.getsize(log) if os.path.exists(log) else 0
@@ -525,7 +513,7 @@ def _require_room(host: Host, chosen: Plan) -> None:
     place = host.options["scratch"]
     free, needed = host.free_bytes(place), chosen.size_bytes * 1.1
     if free < needed:
-        sizes = (place, report.sized(free), report.sized(needed))
+        sizes = (place, sized(free), sized(needed))
         raise BackupError("there is too little room in %s for the restored database: %s free, %s needed" % sizes)
 
 
@@ -696,7 +684,7 @@ def files(host: Host, request: dict, part: str) -> dict:
             # Packed for another host, it is there twice.
             needed, free = sum(node.get("size", 0) for node in chosen.values()) * (2 if of else 1), host.free_bytes()
             if free < needed:
-                sizes = (host.directory, report.sized(free), report.sized(needed))
+                sizes = (host.directory, sized(free), sized(needed))
                 raise BackupError("there is too little room in %s for the restored files: %s free, %s needed" % sizes)
             if not of:
                 kept = restic.backup(options, request["id"], "before-restore")[0]["snapshot_id"]

@@ -14,6 +14,7 @@ import time
 import uuid
 
 from ..host import points, safe_files
+from ..host.printable import sized
 from ..host.safe_files import sha256
 from ..host.sql import COUNT_MIGRATIONS
 from . import archive, catalogue, plan, report, results, sandbox, verification
@@ -283,22 +284,15 @@ class Run:
             self.host.ask("SELECT 1", name)  # A missing or inaccessible one is reported before anything begins.
         stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
         # One that holds no backup yet is well. One that cannot be read, or is of another database, is left alone.
-        said = catalogue.stanza_result(stanza, system_id)
-        blocking = [one.what for one in said.problems if not one.where and one.code != "no_backup"]
+        problems = catalogue.stanza_result(stanza, system_id).problems
+        blocking = [one.what for one in problems if not one.where and one.code != "no_backup"]
         if blocking:
             raise BackupError("; ".join(blocking))
         wish = "full" if self.fetched_since() else self.request.get("kind", "auto")
-        kind, why = plan.kind_today(
-            stanza,
-            manifests.verifications(self.history.manifests),
-            time.time(),
-            self.host.options["full_interval_days"],
-            system_id,
-            timeline,
-            damaged=self.failed_backups(),
-            wish="" if wish == "auto" else wish,
-            gapped=archive.gapped(self.host, stanza, timeline),
-        )
+        verified, days = manifests.verifications(self.history.manifests), self.host.options["full_interval_days"]
+        state = {"damaged": self.failed_backups(), "gapped": archive.gapped(self.host, stanza, timeline)}
+        wish = "" if wish == "auto" else wish
+        kind, why = plan.kind_today(stanza, verified, time.time(), days, system_id, timeline, wish=wish, **state)
         self.host.log("database: %s backup, %s" % ({"full": "full"}.get(kind, "incremental"), why))
         self.require_room(plan.database_bytes(stanza, kind, size), size, "the backup")
         self.back_up(kind, [backup.label for backup in stanza.backups])
@@ -309,9 +303,9 @@ class Run:
         # Known even where it is not verified in the end: nothing is built upon such a one.
         self.manifest["parts"]["database"].update(kind=backup.kind, label=backup.label)
         chain = stanza.chain(backup.label, 1)
-        said = catalogue.stanza_result(stanza, system_id).concerning([one.label for one in chain])
-        if not said.good:
-            raise BackupError(str(said))
+        result = catalogue.stanza_result(stanza, system_id).concerning([one.label for one in chain])
+        if not result.good:
+            raise BackupError(str(result))
         end = verification.mark(self.host, self.run_id)
         verification.wait_until_archived(self.host, end, self.host.options["archive_timeout_seconds"])
         self.verify_repository(stanza, chain, timeline, end.segment)
@@ -381,7 +375,7 @@ class Run:
             except BackupError as error:
                 free = self.host.free_bytes(os.path.join(self.host.directory, "pgbackrest"))
                 if free < FULL_BYTES:
-                    raise BackupError("%s; the repository has %s left" % (error, report.sized(free)))
+                    raise BackupError("%s; the repository has %s left" % (error, sized(free)))
                 # 050: another process of pgBackRest holds the stanza.
                 if "[050]" not in str(error) or time.monotonic() > deadline:
                     raise
@@ -401,9 +395,7 @@ class Run:
         older = bool(damaged) and all(name[8:] < first for name in damaged)
         problems = [*said.problems, *gaps.problems, *archive.manifests(self.host, stanza)]
         ours = [
-            problem
-            for problem in problems
-            if not problem.where or problem.where in labels or (problem.where not in others and not older)
+            one for one in problems if not one.where or one.where in labels or one.where not in others and not older
         ]
         # A gap after a backup removes later points in time, and not the backup.
         behind = ("wal_missing", "history_missing")

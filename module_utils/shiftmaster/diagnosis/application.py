@@ -77,7 +77,7 @@ def _socket(layout, slot) -> dict:
         "socket": path,
         "socket_exists": stat.S_ISSOCK(status.st_mode),
         "socket_mode": "%04o" % stat.S_IMODE(status.st_mode),
-        "socket_group": _group(status.st_gid),
+        "socket_group": _named(grp.getgrgid, status.st_gid),
     }
 
 
@@ -136,11 +136,11 @@ def environment(setting) -> dict:
         status = safe_files.status(path)
         values = envfile.parse(safe_files.read_bytes(path).decode("utf-8"))
     except FileNotFoundError:
-        return {"path": path, "exists": False, "edited": True, "names": [], "missing": list(setting.required_names),
-                "empty": []}  # fmt: skip
+        missing = list(setting.required_names)
+        return {"path": path, "exists": False, "edited": True, "names": [], "missing": missing, "empty": []}
     except (OSError, ValueError) as error:
-        return {"path": path, "exists": True, "problem": getattr(error, "strerror", None) or type(error).__name__,
-                "names": [], "missing": [], "empty": []}  # fmt: skip
+        why = getattr(error, "strerror", None) or type(error).__name__
+        return {"path": path, "exists": True, "problem": why, "names": [], "missing": [], "empty": []}
     return {
         "path": path,
         "exists": True,
@@ -181,16 +181,10 @@ def _differences(values: dict, expected: dict) -> list:
 # --- files and rights ------------------------------------------------------------------------------------------------
 
 
-def _group(number: int) -> str:
+def _named(table, number: int) -> str:
+    """Return the name of a user (pwd.getpwuid) or group (grp.getgrgid), its number where it has none."""
     try:
-        return grp.getgrgid(number).gr_name
-    except KeyError:
-        return str(number)
-
-
-def _owner(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
+        return table(number)[0]
     except KeyError:
         return str(number)
 
@@ -203,15 +197,8 @@ def groups_of(user: str) -> tuple:
 
 def may(status, uid: int, gids, need: int) -> bool:
     """Return whether somebody has rights (4 read, 2 write, 1 enter) by a file's mode; ACLs are not looked at."""
-    if uid == 0:
-        return True
-    if status.st_uid == uid:
-        granted = status.st_mode >> 6
-    elif status.st_gid in gids:
-        granted = status.st_mode >> 3
-    else:
-        granted = status.st_mode
-    return granted & need == need
+    shift = 6 if status.st_uid == uid else 3 if status.st_gid in gids else 0
+    return uid == 0 or status.st_mode >> shift & need == need
 
 
 def obstacle(path: str, user: str, need: int):
@@ -233,14 +220,10 @@ def obstacle(path: str, user: str, need: int):
             return {"path": place, "user": user, "problem": error.strerror}
         wanted = need if last else 1
         if not may(status, uid, gids, wanted):
-            return {
-                "path": place,
-                "user": user,
-                "problem": "rights",
-                "mode": "%04o" % stat.S_IMODE(status.st_mode),
-                "owner": "%s:%s" % (_owner(status.st_uid), _group(status.st_gid)),
-                "need": "".join(letter for bit, letter in ((4, "r"), (2, "w"), (1, "x")) if wanted & bit),
-            }
+            owner = "%s:%s" % (_named(pwd.getpwuid, status.st_uid), _named(grp.getgrgid, status.st_gid))
+            letters = "".join(letter for bit, letter in ((4, "r"), (2, "w"), (1, "x")) if wanted & bit)
+            found = {"path": place, "user": user, "problem": "rights", "owner": owner, "need": letters}
+            return dict(found, mode="%04o" % stat.S_IMODE(status.st_mode))
     if need & 2 and read_only(real):
         return {"path": real, "user": user, "problem": "read-only", "mount": mount_of(real)}
     return None

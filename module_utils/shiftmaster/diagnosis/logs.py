@@ -194,13 +194,8 @@ def complaints(path: str, since: float) -> dict:
         text, reached = since_then(path, since)
     except OSError as error:
         return {"path": path, "error": str(error), "reached": False, "problems": []}
-    return {
-        "path": path,
-        "bytes": status.st_size,
-        "changed": status.st_mtime,
-        "reached": reached,
-        "problems": problems(as_lines(text), since),
-    }
+    found = {"path": path, "bytes": status.st_size, "changed": status.st_mtime, "reached": reached}
+    return dict(found, problems=problems(as_lines(text), since))
 
 
 def of_journal(unit: str, since: float) -> dict:
@@ -212,12 +207,8 @@ def of_journal(unit: str, since: float) -> dict:
         return {"path": "journalctl -u " + unit, "error": str(error), "reached": False, "problems": []}
     # Its lines bear their own times; what systemd says between them does not.
     lines = [line for line in text.splitlines() if not re.match(r"\S+[.]service: |(Start|Stopp)(ed|ing) ", line)]
-    return {
-        "path": "journalctl -u " + unit,
-        "bytes": len(text),
-        "reached": True,
-        "problems": problems(as_lines("\n".join(lines)), since),
-    }
+    found = {"path": "journalctl -u " + unit, "bytes": len(text), "reached": True}
+    return dict(found, problems=problems(as_lines("\n".join(lines)), since))
 
 
 def together(found: list, limit: int = 8) -> dict:
@@ -276,6 +267,9 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
     def by_status(requests):
         return {str(code): count for code, count in sorted(collections.Counter(one[1] for one in requests).items())}
 
+    for number, slot in enumerate(series):
+        slot["at"] = int(now - hours * 3600.0 + (number + 1) * width)
+        slot["p95_seconds"] = round(percentile(slot.pop("seconds"), 0.95), 3)
     return {
         "requests": len(found),
         "by_status": by_status(found),
@@ -289,15 +283,7 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
             "by_status": by_status(recent),
             "failing": failing,
         },
-        "series": [
-            {
-                "at": int(now - hours * 3600.0 + (number + 1) * width),
-                "requests": slot["requests"],
-                "errors": slot["errors"],
-                "p95_seconds": round(percentile(slot["seconds"], 0.95), 3),
-            }
-            for number, slot in enumerate(series)
-        ],
+        "series": series,
     }
 
 

@@ -56,11 +56,9 @@ class Context:
         user: str = "shiftmaster",
         proc: str = "/proc",
     ):
-        self.environment_file = environment_file
+        self.environment_file, self.user, self.proc = environment_file, user, proc
         self.keys = dict(ENVIRONMENT_KEYS, **(environment_keys or {}))
         self.layout = Layout(app_root)
-        self.user = user
-        self.proc = proc
 
     def environment(self) -> dict:
         """Return the release's environment; read for each check, since it is small and a deploy may move it."""
@@ -69,12 +67,8 @@ class Context:
         try:
             return envfile.parse(safe_files.read_bytes(self.environment_file).decode("utf-8"))
         except (OSError, ValueError) as error:
-            raise ProbeError(
-                ERROR,
-                "environment",
-                "%s cannot be read: %s"
-                % (self.environment_file, getattr(error, "strerror", None) or type(error).__name__),
-            )
+            why = getattr(error, "strerror", None) or type(error).__name__
+            raise ProbeError(ERROR, "environment", "%s cannot be read: %s" % (self.environment_file, why))
 
     def slot(self) -> Optional[str]:
         return self.layout.active_slot()
@@ -105,13 +99,7 @@ ENVIRONMENT_KEYS = {
 
 def above(value: Optional[float], warning: Optional[float], critical: Optional[float]) -> str:
     """Evaluate a value of which more is worse."""
-    if value is None:
-        return HEALTHY
-    if critical is not None and value > critical:
-        return CRITICAL
-    if warning is not None and value > warning:
-        return WARNING
-    return HEALTHY
+    return HEALTHY if value is None else below(-value, *(limit and -limit for limit in (warning, critical)))
 
 
 def below(value: float, warning: Optional[float], critical: Optional[float]) -> str:
@@ -140,21 +128,19 @@ def size(count: float) -> str:
 # --- HTTP ------------------------------------------------------------------------------------------------------------
 
 
+def _get(options: dict, url: str, path: str, headers: dict) -> tuple:
+    """Return (HttpResult, its data, DOWN or UNHEALTHY where there is no response, which it means then)."""
+    verify, ca_file = options.get("validate_certs", True), options.get("ca_file")
+    result = probe.http_get(url, path, options.get("host_header"), options["timeout_seconds"], headers, verify, ca_file)
+    data = {"latency_ms": None if result.error else round(result.seconds * 1000, 1), "http_status": result.status}
+    return result, data, UNHEALTHY if result.reason in ("tls", "certificate", "protocol") else DOWN
+
+
 def check_http(options: dict, context: Context) -> Outcome:
-    result = probe.http_get(
-        context.fill(options["url"]),
-        options.get("path") or "/",
-        options.get("host_header"),
-        options["timeout_seconds"],
-        options.get("headers"),
-        options.get("validate_certs", True),
-        options.get("ca_file"),
-    )
-    expected = options.get("expected_status") or [200]
-    milliseconds = round(result.seconds * 1000, 1)
-    data = {"latency_ms": None if result.error else milliseconds, "http_status": result.status}
+    url = context.fill(options["url"])
+    result, data, state = _get(options, url, options.get("path") or "/", options.get("headers"))
+    expected, milliseconds = options.get("expected_status") or [200], data["latency_ms"]
     if result.error:
-        state = UNHEALTHY if result.reason in ("tls", "certificate", "protocol") else DOWN
         reason = "tls" if result.reason == "certificate" else result.reason
         return Outcome(state, (), reason, data, result.error, hint_values=_where(options["url"]))
     if result.status not in expected:
@@ -175,17 +161,11 @@ def check_pages(options: dict, context: Context) -> Outcome:
         return maintenance
     deadline = time.monotonic() + options["timeout_seconds"]
     for page in options.get("pages") or ["/"]:
-        result = symptoms.get_page(
-            context.fill(options["url"]),
-            page,
-            options.get("host_header"),
-            max(0.1, deadline - time.monotonic()),
-            options.get("validate_certs", True),
-        )
+        url, left = context.fill(options["url"]), max(0.1, deadline - time.monotonic())
+        result = symptoms.get_page(url, page, options.get("host_header"), left, options.get("validate_certs", True))
         if result.status is None:
-            return Outcome(
-                DOWN, (), result.reason, error="%s: %s" % (page, result.error), hint_values=_where(options["url"])
-            )
+            why = "%s: %s" % (page, result.error)
+            return Outcome(DOWN, (), result.reason, error=why, hint_values=_where(options["url"]))
         if result.status >= 500:
             data = {"http_status": result.status}
             return Outcome(UNHEALTHY, (), "status", data, "%s: HTTP %d" % (page, result.status))
@@ -221,19 +201,9 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
     if token:
         headers["X-Health-Token"] = token
     asked = path + ("?checks=" + ",".join(parts) if parts and "?" not in path else "")
-    result = probe.http_get(
-        url,
-        asked,
-        options.get("host_header"),
-        options["timeout_seconds"],
-        headers,
-        options.get("validate_certs", True),
-        options.get("ca_file"),
-    )
-    data = {"latency_ms": None if result.error else round(result.seconds * 1000, 1), "http_status": result.status}
+    result, data, state = _get(options, url, asked, headers)
     hint = {"socket": url.replace("unix:", ""), "path": asked, "release": context.layout.active + "/release"}
     if result.error:
-        state = UNHEALTHY if result.reason in ("tls", "certificate", "protocol") else DOWN
         return Outcome(state, (), "http", data, result.error, hint_values=hint)
     if result.status not in (200, 503):
         return Outcome(UNHEALTHY, said("deep.absent", status=result.status), "absent", data, hint_values=hint)
@@ -247,21 +217,17 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
     missing = [part for part in parts if part not in checks]
     if missing:
         return Outcome(ERROR, said("deep.part_absent", parts=", ".join(missing)), "absent", data, hint_values=hint)
-    judged = {part: _plain(check) for part, check in checks.items() if not parts or part in parts}
+    found = {part: _plain(check) for part, check in sorted(checks.items()) if not parts or part in parts}
     answer = _plain(answer)
-    data.update(version=answer.get("version"), release=answer.get("release"), parts=judged)
-    failed = [
-        "%s: %s" % (part, check.get("error") or check.get("status"))
-        for part, check in sorted(judged.items())
-        if check.get("status") not in (HEALTHY, "skipped")
-    ]
-    if failed:
-        broken = [check for check in judged.values() if check.get("status") not in (HEALTHY, "skipped")]
+    data.update(version=answer.get("version"), release=answer.get("release"), parts=found)
+    broken = {part: check for part, check in found.items() if check.get("status") not in (HEALTHY, "skipped")}
+    if broken:
         # Migrations that cannot be read are not migrations that wait.
-        pending = all("pending" in check or "pending" in str(check.get("error")) for check in broken)
-        return Outcome(UNHEALTHY, (), "parts" if pending else "http", data, "; ".join(failed), hint_values=hint)
-    told = ", ".join("%s %s" % (part, check.get("status")) for part, check in sorted(judged.items()))
-    return Outcome(HEALTHY, said("deep", version=answer.get("version") or "?", parts=told), data=data)
+        pending = all("pending" in check or "pending" in str(check.get("error")) for check in broken.values())
+        why = "; ".join("%s: %s" % (part, one.get("error") or one.get("status")) for part, one in broken.items())
+        return Outcome(UNHEALTHY, (), "parts" if pending else "http", data, why, hint_values=hint)
+    shown = ", ".join("%s %s" % (part, check.get("status")) for part, check in found.items())
+    return Outcome(HEALTHY, said("deep", version=answer.get("version") or "?", parts=shown), data=data)
 
 
 def _plain(answer) -> dict:
@@ -304,17 +270,9 @@ def postgres_target(options: dict, context: Context) -> probe.PostgresTarget:
             except ValueError as error:
                 raise ProbeError(ERROR, "address", str(error))
         else:
-            for field, key in (
-                ("host", "database_host"),
-                ("port", "database_port"),
-                ("database", "database_name"),
-                ("user", "database_user"),
-                ("password", "database_password"),
-                ("sslmode", "database_sslmode"),
-                ("sslrootcert", "database_sslrootcert"),
-            ):
-                if environment.get(keys[key]):
-                    found[field] = environment[keys[key]]
+            for field in ("host", "port", "database", "user", "password", "sslmode", "sslrootcert"):
+                value = environment.get(keys["database_" + ("name" if field == "database" else field)])
+                found.update({field: value} if value else {})
     for field in ("host", "port", "database", "user", "sslmode", "run_as"):
         if options.get(field) is not None:
             found[field] = str(options[field])
@@ -332,9 +290,8 @@ def check_postgres(options: dict, context: Context) -> Outcome:
     if metrics["waiting"]:
         # Pages that need the locked rows or tables hang, whatever else responds.
         return Outcome(CRITICAL, said("postgres.locked", waiting=metrics["waiting"]), "locked", metrics)
-    values = dict(
-        version=metrics["version"], connections=metrics["connections"], percent=metrics["connections_percent"]
-    )
+    values = {"version": metrics["version"], "connections": metrics["connections"]}
+    values["percent"] = metrics["connections_percent"]
     detail = said("postgres.standby" if metrics["recovery"] else "postgres", **values)
     return Outcome(status, detail, "connections", metrics)
 
@@ -414,9 +371,8 @@ def check_celery(options: dict, context: Context) -> Outcome:
         return Outcome(HEALTHY, said("celery", count=len(names), names=", ".join(names)), data=data)
     if not names:
         return Outcome(DOWN, (), "workers", data, celery_failure(done.stderr + "\n" + done.stdout))
-    return Outcome(
-        UNHEALTHY, said("celery.few", count=len(names), wanted=wanted, names=": " + ", ".join(names)), "workers", data
-    )
+    few = said("celery.few", count=len(names), wanted=wanted, names=": " + ", ".join(names))
+    return Outcome(UNHEALTHY, few, "workers", data)
 
 
 def celery_failure(text: str) -> str:
@@ -429,6 +385,9 @@ def celery_failure(text: str) -> str:
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------
+
+
+UNIT_FACTS = {"name": "Id", "active": "ActiveState", "sub": "SubState", "result": "Result"}
 
 
 def judge_unit(unit: dict) -> str:
@@ -458,24 +417,15 @@ def check_systemd(options: dict, context: Context) -> Outcome:
             problems.append(unit["Id"])
             if unit.get("LoadState") == "not-found":
                 reason = "absent"
-    data = {
-        "units": [
-            {
-                "name": unit["Id"],
-                "active": unit.get("ActiveState"),
-                "sub": unit.get("SubState"),
-                "result": unit.get("Result"),
-                "restarts": int(unit.get("NRestarts") or 0),
-            }
-            for unit, status in zip(units, states)
-            if status != HEALTHY or any(_same_unit(unit["Id"], name) for name in plain)
-        ]
-    }
+    data = {"units": []}
+    for unit, status in zip(units, states):
+        if status != HEALTHY or any(_same_unit(unit["Id"], name) for name in plain):
+            facts = {key: unit.get(name) for key, name in UNIT_FACTS.items()}
+            data["units"].append(dict(facts, restarts=int(unit.get("NRestarts") or 0)))
     if problems:
-        told = "; ".join("%s %s" % (unit["Id"], _unit_words(unit)) for unit in units if unit["Id"] in problems)
-        return Outcome(
-            worst(states), (), reason, data, told, hint_values={"units": " ".join(problems), "first": problems[0]}
-        )
+        why = "; ".join("%s %s" % (unit["Id"], _unit_words(unit)) for unit in units if unit["Id"] in problems)
+        hint = {"units": " ".join(problems), "first": problems[0]}
+        return Outcome(worst(states), (), reason, data, why, hint_values=hint)
     return Outcome(HEALTHY, said("units", count=sum(unit.get("ActiveState") == "active" for unit in units)), data=data)
 
 
@@ -494,9 +444,8 @@ def _unit_words(unit: dict) -> str:
 
 
 def check_disk(options: dict, context: Context) -> Outcome:
-    mounts = probe.disk_usage(
-        context.proc, options.get("paths") or (), options.get("exclude") or (), options["timeout_seconds"]
-    )
+    paths, exclude = options.get("paths") or (), options.get("exclude") or ()
+    mounts = probe.disk_usage(context.proc, paths, exclude, options["timeout_seconds"])
     return judge_disks(mounts, options.get("warning"), options.get("critical"))
 
 
@@ -559,9 +508,8 @@ def check_certificate(options: dict, context: Context, now: Optional[datetime.da
         name = options.get("server_name")
         hint = {"where": "%s:%d" % (host, port), "server_name": name or host}
         started = time.monotonic()
-        served = probe.certificate_served(
-            host, port, name, options["timeout_seconds"], bool(options.get("verify_chain")), options.get("ca_file")
-        )
+        verify, ca_file = bool(options.get("verify_chain")), options.get("ca_file")
+        served = probe.certificate_served(host, port, name, options["timeout_seconds"], verify, ca_file)
         latency = round((time.monotonic() - started) * 1000, 1)
         differs = bool(on_disk) and served.fingerprint != on_disk[0].fingerprint
         certificates.append(served)
@@ -569,11 +517,8 @@ def check_certificate(options: dict, context: Context, now: Optional[datetime.da
     first = min(certificates, key=lambda certificate: certificate.not_after)
     days = (first.not_after - now).total_seconds() / 86400.0
     date = first.not_after.strftime("%Y-%m-%d")
-    data = {
-        "days_left": round(days, 1),
-        "not_after": first.not_after.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "served_differs": differs,
-    }
+    until = first.not_after.strftime("%Y-%m-%dT%H:%M:%SZ")
+    data = {"days_left": round(days, 1), "not_after": until, "served_differs": differs}
     if latency is not None:
         data["latency_ms"] = latency
     late = max(certificate.not_before for certificate in certificates)
@@ -603,9 +548,8 @@ def judge_clock(state: dict, warning: Optional[float], critical: Optional[float]
         status = above(offset, warning, critical)
         if offset is None:
             return Outcome(status, said("clock", source=state["source"]), data=state)
-        return Outcome(
-            status, said("clock.offset", source=state["source"], milliseconds=offset * 1000), "offset", state
-        )
+        detail = said("clock.offset", source=state["source"], milliseconds=offset * 1000)
+        return Outcome(status, detail, "offset", state)
     if state["synchronised"] is None:
         # Not a failure: a container cannot set its clock, and has its machine's.
         if state["container"]:

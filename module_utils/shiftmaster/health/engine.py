@@ -126,18 +126,16 @@ def describe(options: dict, outcome: Outcome, attempts: int, language: str, cont
 def _hint(options: dict, outcome: Outcome, language: str, context: Context) -> str:
     values = _Blank(
         None,
-        {
-            "unit": options["unit"] or options["name"],
-            "log": options["log_file"] or "/var/log/syslog",
-            "environment": context.environment_file or "the environment file",
-            "units": options["name"],
-            "first": options["name"],
-            "where": options.get("url") or "",
-            "server_name": options.get("server_name") or "",
-            "path": "/",
-            "release": context.layout.active + "/release",
-            "socket": context.layout.active + "/socket",
-        },
+        unit=options["unit"] or options["name"],
+        log=options["log_file"] or "/var/log/syslog",
+        environment=context.environment_file or "the environment file",
+        units=options["name"],
+        first=options["name"],
+        where=options.get("url") or "",
+        server_name=options.get("server_name") or "",
+        path="/",
+        release=context.layout.active + "/release",
+        socket=context.layout.active + "/socket",
     )
     values.update(outcome.hint_values)
     key = text.hint_key(options["kind"], outcome.reason)

@@ -179,12 +179,9 @@ def describe(path, before, after, mask=None):
 @contextlib.contextmanager
 def lock():
     """Let one run at a time compare and change configurations on this host; the kernel releases it for who dies."""
-    descriptor = safe_files.open_directory(NOTES, 0o755)
-    try:
+    with safe_files.closing(safe_files.open_directory(NOTES, 0o755)) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def read_note(unit):
@@ -333,12 +330,9 @@ class FileSet:
     def make_directories(self):
         for path in self.directory_changes:
             mode, uid, gid = self.directories[path]
-            descriptor = safe_files.open_directory(path, 0o755)
-            try:
+            with safe_files.closing(safe_files.open_directory(path, 0o755)) as descriptor:
                 os.fchown(descriptor, -1 if uid is None else uid, -1 if gid is None else gid)
                 os.fchmod(descriptor, mode)
-            finally:
-                os.close(descriptor)
 
     def swap(self, only=lambda path: True):
         self._place({path: self.wanted[path] for path in self.changes if only(path)})

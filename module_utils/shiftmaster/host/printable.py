@@ -20,3 +20,22 @@ def printable_tree(value):
     if isinstance(value, (list, tuple)):
         return [printable_tree(inner) for inner in value]
     return printable(value) if isinstance(value, str) else value
+
+
+def sized(number: float) -> str:
+    """A number of bytes as a person writes it."""
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if number < 1024 or unit == "TiB":
+            return "%d %s" % (number, unit) if unit == "bytes" else "%.1f %s" % (number, unit)
+        number /= 1024.0
+    return ""
+
+
+def lasting(seconds: float) -> str:
+    """A length of time in readable form."""
+    parts, seconds = [], int(seconds)
+    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append("%d %s%s" % (count, word, "" if count == 1 else "s"))
+    return " ".join(parts[:2]) or "second"

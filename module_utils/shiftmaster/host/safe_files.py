@@ -107,6 +107,15 @@ def _make(name: str, mode: int, parent: int) -> None:
         os.umask(umask)
 
 
+@contextlib.contextmanager
+def closing(descriptor: int) -> Iterator[int]:
+    """Yield a descriptor, and close it."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _components(path: str) -> list:
     return [part for part in path.split("/") if part not in ("", ".")]
 
@@ -208,11 +217,8 @@ def read_tail(path: str, limit: int) -> bytes:
 
 def status(path: str) -> os.stat_result:
     """Return the status of a regular file."""
-    descriptor = open_file(path)
-    try:
+    with closing(open_file(path)) as descriptor:
         return os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def find(pattern: str) -> list:
@@ -239,11 +245,8 @@ def find(pattern: str) -> list:
 
 def append(path: str, data: bytes, mode: int = 0o640, beneath: str = "") -> None:
     """Append to a regular file by one write; it is made with this mode where it is missing."""
-    descriptor = open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode, beneath)
-    try:
+    with closing(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode, beneath)) as descriptor:
         os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
 
 
 def _fresh(parent: int, name: str) -> str:
@@ -350,12 +353,9 @@ def make_directory(path: str, mode: int, uid: int = -1, gid: int = -1, beneath: 
             if stat.S_ISLNK(kind):
                 os.unlink(name, dir_fd=parent)
         os.mkdir(name, 0o700, dir_fd=parent)
-        descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
-        try:
+        with closing(os.open(name, _DIRECTORY, dir_fd=parent)) as descriptor:
             os.fchown(descriptor, uid, gid)
             os.fchmod(descriptor, mode)
-        finally:
-            os.close(descriptor)
         return True
 
 

@@ -87,18 +87,9 @@ class Cutover:
 
     def prepare(self, target: str, kind: str) -> None:
         """Start target next to the live release, verify it, and stop the intake of the old workers. Traffic stays."""
-        source = self.layout.current()
-        self.state.begin(
-            **{
-                "kind": kind,
-                "from": source,
-                "to": target,
-                "from_slot": self.layout.active_slot(),
-                "to_slot": self.layout.idle_slot(),
-                "phase": "start",
-                "run_id": self.options["run_id"],
-            }
-        )
+        slots = {"from_slot": self.layout.active_slot(), "to_slot": self.layout.idle_slot()}
+        way = {"from": self.layout.current(), "to": target, **slots}
+        self.state.begin(kind=kind, phase="start", run_id=self.options["run_id"], **way)
         self._audit("cutover_started")
         try:
             self._phase("start", self._start)
@@ -107,7 +98,8 @@ class Cutover:
             self._abandon(error)
             raise CutoverError(str(error)) from error
         finally:
-            self._close_driver_if_failed()
+            if self.state.transition is None:
+                self.close()
         self._or_back(lambda: self._phase("quiesce", self._quiesce))
 
     def move(self, with_tasks: bool = True) -> None:
@@ -149,10 +141,7 @@ class Cutover:
         except Exception as error:
             bad = not self.state.was_live(target)
             try:
-                if self.options.get("several_hosts"):
-                    self.revert_traffic(str(error), bad)
-                else:
-                    self.revert(str(error), bad)
+                self.go_back(str(error), bad)
             except Exception as second:  # The release's own code may return anything.
                 raise CutoverError(
                     "%s\nThe revert is not finished: %s. %s serves users, background tasks wait. When that is"
@@ -209,13 +198,7 @@ class Cutover:
         for attempt in range(self.options["gate_attempts"]):
             if attempt:
                 self._wait_watching(slot, self.options["gate_delay_seconds"])
-            result = probe.http_get(
-                "unix:" + self.layout.socket(slot),
-                path=self.options["health_path"],
-                host=self.options["health_host"],
-                timeout=self.options["gate_timeout_seconds"],
-                headers={"X-Forwarded-Proto": "https"},
-            )
+            result = self.deep_health(slot)
             if result.status == 200:
                 found = _release_in(result.body)
                 if found not in (None, "", target):
@@ -230,26 +213,25 @@ class Cutover:
             else:
                 problem = "HTTP %d %s" % (result.status, _failed_checks(result.body))
             self._wait_watching(slot, 0)
-        raise CutoverError(
-            "the health check %s of %s failed %d times: %s\n%s"
-            % (
-                self.options["health_path"],
-                self.called(target),
-                self.options["gate_attempts"],
-                tail(problem),
-                self.evidence(slot),
-            )
+        words = (self.options["health_path"], self.called(target), self.options["gate_attempts"])
+        problems = (tail(problem), self.evidence(slot))
+        raise CutoverError("the health check %s of %s failed %d times: %s\n%s" % (*words, *problems))
+
+    def deep_health(self, slot: str):
+        """Query the health path on a slot's private socket."""
+        return probe.http_get(
+            "unix:" + self.layout.socket(slot),
+            path=self.options["health_path"],
+            host=self.options["health_host"],
+            timeout=self.options["gate_timeout_seconds"],
+            headers={"X-Forwarded-Proto": "https"},
         )
 
     def _page_problem(self, slot: str) -> str:
         """Return the sentence of the first of shiftmaster_watch_paths that the private socket does not serve."""
+        address, timeout = "unix:" + self.layout.socket(slot), self.options["gate_timeout_seconds"]
         for path in self.options["watch_paths"]:
-            problem = symptoms.page_problem(
-                "unix:" + self.layout.socket(slot),
-                path,
-                self.options["health_host"],
-                self.options["gate_timeout_seconds"],
-            )
+            problem = symptoms.page_problem(address, path, self.options["health_host"], timeout)
             if problem:
                 return "a page of shiftmaster_watch_paths is not served: %s" % problem
         return ""
@@ -273,34 +255,26 @@ class Cutover:
 
     def _gate_worker(self, slot: str) -> None:
         worker, deadline = _worker(slot), time.monotonic() + self.options["worker_gate_seconds"]
+        called = self.called(self._t("to"))
         while not self._ask({"op": "ping", "worker": worker, "seconds": 1})["alive"]:
             self._wait_watching(slot, 0)
             found = units.properties(unit("worker", slot), "ActiveState", "NRestarts", "Result")
             died = found["ActiveState"] not in ("active", "activating") or found.get("NRestarts", "0") != "0"
             if died or time.monotonic() > deadline:
-                name = unit("worker", slot)
-                written = units.journal(name, 60)
-                raise CutoverError(
-                    "\n".join(
-                        [
-                            "the Celery worker of %s does not %s"
-                            % (self.called(self._t("to")), "start" if died else "respond")
-                        ]
-                        + ["cause: %s" % tail(cause) for cause in causes(written)]
-                        + [tail(written, 8), self._see(name)]
-                    )
-                )
+                written = units.journal(unit("worker", slot), 60)
+                lines = ["the Celery worker of %s does not %s" % (called, "start" if died else "respond")]
+                lines += ["cause: %s" % tail(cause) for cause in causes(written)]
+                raise CutoverError("\n".join([*lines, tail(written, 8), self._see(unit("worker", slot))]))
         left = max(5, int(deadline - time.monotonic()))
-        answer = self._ask({"op": "canary", "worker": worker, "queue": _canary_queue(slot), "seconds": left})
-        if answer["ran"] and not answer["stored"]:
+        result = self._ask({"op": "canary", "worker": worker, "queue": _canary_queue(slot), "seconds": left})
+        problem = ""
+        if not result["ran"]:
+            problem = "responds, but runs no task: the canary did not run in %d s" % left
+        elif not result["stored"]:
+            problem = "runs tasks, but their results do not arrive: check the result backend (CELERY_RESULT_BACKEND)"
+        if problem:
             raise CutoverError(
-                "the Celery worker of %s runs tasks, but their results do not arrive: check the result backend"
-                " (CELERY_RESULT_BACKEND)\n%s" % (self.called(self._t("to")), units.journal(unit("worker", slot)))
-            )
-        if not answer["ran"]:
-            raise CutoverError(
-                "the Celery worker of %s responds, but runs no task: the canary did not run in"
-                " %d s\n%s" % (self.called(self._t("to")), left, units.journal(unit("worker", slot)))
+                "the Celery worker of %s %s\n%s" % (called, problem, units.journal(unit("worker", slot)))
             )
 
     def _quiesce(self) -> None:
@@ -406,6 +380,10 @@ class Cutover:
         self._audit("gate_failed", reason=str(error))
         self.state.end()
 
+    def go_back(self, reason: str, bad: bool) -> None:
+        """Give traffic and tasks back; next to other hosts the traffic alone, and revert() follows."""
+        (self.revert_traffic if self.options.get("several_hosts") else self.revert)(reason, bad)
+
     def revert(self, reason: str, bad: bool = True) -> None:
         """Give traffic and tasks back to the release that served before; the schema is never touched."""
         source, target = self._t("from"), self._t("to")
@@ -427,13 +405,13 @@ class Cutover:
 
     def _tasks_back(self, source: str, target: str) -> None:
         slot = self._t("from_slot")
-        self._close_driver()
+        self.close()
         self._driver_of(source)
         if units.active_state(unit("worker", slot)) != "active":
             self._stop(slot, ("worker",))
             self._hold_worker(slot)
             systemctl("start", unit("worker", slot))
-            self._ask({"op": "ping", "worker": _worker(slot), "seconds": self.options["worker_gate_seconds"]})
+            self._ping(slot)
         self._pass_tasks(target, self._t("to_slot"), source, slot)
 
     def revert_traffic(self, reason: str, bad: bool = False) -> None:
@@ -467,47 +445,37 @@ class Cutover:
         """Finish or revert what a killed run or a reboot left; returns a sentence about it, None where nothing was."""
         if self.state.transition is None:
             return self._find_active()
-        phase, source, target = self._t("phase"), self._t("from"), self._t("to")
-        if phase != "revert" and self.layout.active_slot() == self._t("to_slot"):
+        phase, source, target, slot = (self._t(key) for key in ("phase", "from", "to", "to_slot"))
+        if phase != "revert" and self.layout.active_slot() == slot:
             try:
-                if units.active_state(unit("web", self._t("to_slot"))) != "active":
-                    systemctl("start", unit("web", self._t("to_slot")))
-                self._gate_web(self._t("to_slot"), target)
+                if units.active_state(unit("web", slot)) != "active":
+                    systemctl("start", unit("web", slot))
+                self._gate_web(slot, target)
                 if phase in ("switch", "drain", "handover", "quiesce"):
                     if self.options["celery_application"]:
-                        systemctl("start", unit("worker", self._t("to_slot")))
-                        self._ask(
-                            {
-                                "op": "ping",
-                                "worker": _worker(self._t("to_slot")),
-                                "seconds": self.options["worker_gate_seconds"],
-                            }
-                        )
+                        systemctl("start", unit("worker", slot))
+                        self._ping(slot)
                     self._handover()
                 self._finish()
-                said = "a run that died in its phase %s had already switched to %s, which is healthy: finished" % (
-                    phase,
-                    target,
-                )
+                outcome = "had already switched to %s, which is healthy: finished" % target
             except Exception as error:
                 self.revert(str(error))
-                said = "a run that died in its phase %s had switched to %s, which is not healthy: reverted to %s" % (
-                    phase,
-                    target,
-                    source,
-                )
+                outcome = "had switched to %s, which is not healthy: reverted to %s" % (target, source)
         elif phase in ("start", "gate"):
-            self._stop(self._t("to_slot"), ("beat", "worker", "web"))
-            self._free_file(self._t("to_slot"))
+            self._stop(slot, ("beat", "worker", "web"))
+            self._free_file(slot)
             self.state.end()
-            said = "a run that died in its phase %s left %s started next to the traffic: stopped" % (phase, target)
+            outcome = "left %s started next to the traffic: stopped" % target
         else:
             # A release that is bad stays so, for the reason that was noted.
             self.revert("the run died in its phase %s" % phase, bad=False)
-            said = "a run that died in its phase %s was reverted: %s is live" % (phase, source)
-        audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
+            outcome = "was reverted: %s is live" % source
         self.close()
-        return said
+        return self._recovered("a run that died in its phase %s %s" % (phase, outcome))
+
+    def _recovered(self, message: str) -> str:
+        audit(self.layout, "recovered", what=message, run_id=self.options["run_id"], who=self.options["who"])
+        return message
 
     def _find_active(self) -> Optional[str]:
         """Point the link `active` again where somebody has removed it; returns a sentence, None where nothing was.
@@ -532,9 +500,8 @@ class Cutover:
             self._stop(slot, ("beat", "worker", "web"))
             self.layout.point_slot(slot, max(live, key=live.get))
         self.layout.activate(slot)
-        said = "the link %s was gone; it leads to %s again, which served" % (self.layout.active, self.layout.current())
-        audit(self.layout, "recovered", what=said, run_id=self.options["run_id"], who=self.options["who"])
-        return said
+        words = (self.layout.active, self.layout.current())
+        return self._recovered("the link %s was gone; it leads to %s again, which served" % words)
 
     def stop_others(self) -> list:
         """Stop what runs in the slot that does not serve; returns the units. A worker that is ending may end."""
@@ -597,17 +564,8 @@ class Cutover:
             self.timings["until_switched"] = round(time.monotonic() - self._clock, 2)
 
     def _audit(self, event: str, **fields) -> None:
-        transition = self.state.transition
-        audit(
-            self.layout,
-            event,
-            kind=transition["kind"],
-            source=transition["from"],
-            target=transition["to"],
-            run_id=self.options["run_id"],
-            who=self.options["who"],
-            **fields,
-        )
+        fields.update(kind=self._t("kind"), source=self._t("from"), target=self._t("to"))
+        audit(self.layout, event, run_id=self.options["run_id"], who=self.options["who"], **fields)
 
     def _hooks(self, phase: str, release: Optional[str] = None) -> None:
         path = self.layout.release(release or self._t("to"))
@@ -638,10 +596,8 @@ class Cutover:
         safe_files.write(self._queue_file(slot), queues.encode(), 0o644)
 
     def _free_file(self, slot: str) -> None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(self._queue_file(slot))
-        except FileNotFoundError:
-            pass
 
     def _free_worker(self, slot: str, queues) -> None:
         """Let a worker take the application's tasks, now and after its next start."""
@@ -679,17 +635,19 @@ class Cutover:
                 % (self.options["celery_application"], self.called(self._t("to")), request["op"], error)
             ) from error
 
-    def _close_driver(self) -> None:
+    def _ping(self, slot: str) -> bool:
+        """Whether a slot's worker responds."""
+        request = {"op": "ping", "worker": _worker(slot), "seconds": self.options["worker_gate_seconds"]}
+        return self._ask(request)["alive"]
+
+    def close(self) -> None:
         if self._driver is not None:
             self._driver.close()
             self._driver = None
 
-    def _close_driver_if_failed(self) -> None:
-        if self.state.transition is None:
-            self._close_driver()
-
-    def close(self) -> None:
-        self._close_driver()
+    def log(self) -> dict:
+        """What a caller reports of a cutover."""
+        return {"timings": self.timings, "notes": self.notes}
 
     def note_log(self) -> None:
         """Count the application's logs from here on as evidence."""
@@ -704,12 +662,11 @@ class Cutover:
         """Return the sentence of a worker that does not respond to a ping during the watch, "" where all is healthy."""
         if not self.options["celery_application"]:
             return ""
-        worker = _worker(self._t("to_slot"))
         try:
-            alive = self._ask({"op": "ping", "worker": worker, "seconds": self.options["worker_gate_seconds"]})["alive"]
+            alive = self._ping(self._t("to_slot"))
         finally:
             self.close()
-        return "" if alive else "the worker %s does not respond to a ping" % worker
+        return "" if alive else "the worker %s does not respond to a ping" % _worker(self._t("to_slot"))
 
     def evidence(self, slot: str) -> str:
         """Return what the application's logs and its unit report about this run, the causes first."""
@@ -721,10 +678,8 @@ class Cutover:
         return printable("\n".join(part for part in parts if part))
 
     def _see(self, name: str) -> str:
-        return "\nThe complete output: %s and `journalctl -u %s`." % (
-            ", ".join(self._logs() or self.options["logs"][:1]),
-            name,
-        )
+        logs = ", ".join(self._logs() or self.options["logs"][:1])
+        return "\nThe complete output: %s and `journalctl -u %s`." % (logs, name)
 
 
 def quarantine(ask, queues: list, directory: str, **more) -> list:

@@ -30,18 +30,9 @@ _OPERATION = {"operation": str, "describe": str, "reversible": bool}
 _MIGRATION = dict(_NAME, atomic=bool, replaces=[[str]], operations=[_OPERATION])
 _DONE = {"done": [_NAME], "repaired": [str], "applied?": [_NAME], "vendor": str}
 _FAILURE = dict(_DONE, failure={"kind": str, "message": str, "hint?": (str, None), "half_applied?": bool})
+_PLAN = {"vendor": str, "pending": [_MIGRATION], "applied": [_NAME], "known": [dict(_NAME, replaces=[[str]])]}
 ANSWERS = {
-    "plan": (
-        _FAILURE,
-        {
-            "vendor": str,
-            "pending": [_MIGRATION],
-            "applied": [_NAME],
-            "half?": [_NAME],
-            "known": [dict(_NAME, replaces=[[str]])],
-            "sources?": {str: {str: str}},
-        },
-    ),
+    "plan": (_FAILURE, {**_PLAN, "half?": [_NAME], "sources?": {str: {str: str}}}),
     "apply": (_FAILURE, dict(_DONE, applied=[_NAME])),
     "reverse": (_FAILURE, dict(_DONE, **{"applied": [_NAME], "pending?": [_MIGRATION], "warning?": str})),
 }
@@ -170,28 +161,22 @@ def import_management():
 
 def executor_of(connection):
     """Return Django's executor, after the checks that `migrate` makes."""
-    from django.db.migrations.exceptions import (
-        BadMigrationError,
-        CircularDependencyError,
-        InconsistentMigrationHistory,
-        NodeNotFoundError,
-    )
+    from django.db.migrations import exceptions
     from django.db.migrations.executor import MigrationExecutor
 
+    unreadable = (exceptions.NodeNotFoundError, exceptions.BadMigrationError, exceptions.CircularDependencyError)
     try:
         executor = MigrationExecutor(connection)
         executor.loader.check_consistent_history(connection)
-    except InconsistentMigrationHistory as error:
+    except exceptions.InconsistentMigrationHistory as error:
         raise Failure("inconsistent", "The rows of django_migrations contradict the release: %s" % error) from error
-    except (NodeNotFoundError, BadMigrationError, CircularDependencyError, ImportError, SyntaxError) as error:
+    except (*unreadable, ImportError, SyntaxError) as error:
         raise Failure("unreadable", "The release's migrations cannot be loaded: %s" % first_line(error)) from error
-    conflicts = executor.loader.detect_conflicts()
+    conflicts = sorted(executor.loader.detect_conflicts().items())
     if conflicts:
-        raise Failure(
-            "conflict",
-            "The release has migrations that nobody merged: %s. It needs makemigrations --merge."
-            % "; ".join("%s in %s" % (", ".join(sorted(n)), app) for app, n in sorted(conflicts.items())),
-        )
+        why = "The release has migrations that nobody merged: %s. It needs makemigrations --merge."
+        names = ("%s in %s" % (", ".join(sorted(names)), app) for app, names in conflicts)
+        raise Failure("conflict", why % "; ".join(names))
     return executor
 
 
@@ -259,9 +244,8 @@ def prepare(connection, request):
 
     def created(sender, connection, **_):
         if connection.alias == ALIAS and connection.pg_version >= 140000:
-            query(
-                connection, "SELECT set_config('client_connection_check_interval', %s, false)", [str(CLIENT_CHECK_MS)]
-            )
+            setting = "SELECT set_config('client_connection_check_interval', %s, false)"
+            query(connection, setting, [str(CLIENT_CHECK_MS)])
 
     connection_created.connect(created, weak=False, dispatch_uid="shiftmaster-migrations")
     connection.close()
@@ -376,11 +360,10 @@ class Lock:
         try:
             query(self.connection, "SELECT 1")
         except Exception as error:
-            raise Failure(
-                "lock_lost",
-                "The connection that held the migration lock broke (%s), so the run stopped "
-                "before the next migration." % first_line(error),
-            ) from error
+            why = (
+                "The connection that held the migration lock broke (%s), so the run stopped before the next migration."
+            )
+            raise Failure("lock_lost", why % first_line(error)) from error
 
     def __exit__(self, *_):
         if self.connection is not None:
@@ -498,16 +481,11 @@ class Progress:
             )
 
     def save(self, done):
+        table = "CREATE TABLE IF NOT EXISTS %s (app text, name text, done text NOT NULL, PRIMARY KEY (app, name))"
+        row = "INSERT INTO %s VALUES (%%s, %%s, %%s) ON CONFLICT (app, name) DO UPDATE SET done = EXCLUDED.done"
         with self.connection.cursor() as cursor:
-            cursor.execute(
-                "CREATE TABLE IF NOT EXISTS %s (app text, name text, done text NOT NULL, PRIMARY KEY (app, name))"
-                % PROGRESS
-            )
-            cursor.execute(
-                "INSERT INTO %s VALUES (%%s, %%s, %%s) ON CONFLICT (app, name) DO UPDATE SET done = EXCLUDED.done"
-                % PROGRESS,
-                [*self.pair, json.dumps(done)],
-            )
+            cursor.execute(table % PROGRESS)
+            cursor.execute(row % PROGRESS, [*self.pair, json.dumps(done)])
         self.done = done
 
     def forget(self):
@@ -547,17 +525,10 @@ class Tracker:
     """Follows Django through the migrations of a run, operation by operation."""
 
     def __init__(self, migrations, lock, backwards=False):
-        self.lock = lock
-        self.backwards = backwards
-        self.wanted = {key((m.app_label, m.name)): m for m in migrations}
-        self.total = len(migrations)
-        self.finished = []
-        self.current = None
-        self.operation = None
-        self.done = []
-        self.progress = None
-        self.repaired = []
-        self._undo = []
+        self.lock, self.backwards = lock, backwards
+        self.wanted, self.total = {key((m.app_label, m.name)) for m in migrations}, len(migrations)
+        self.finished, self.repaired, self._undo = [], [], []
+        self.current, self.operation, self.done, self.progress = None, None, [], None
 
     def __enter__(self):
         from django.db.migrations.executor import MigrationExecutor
@@ -585,13 +556,10 @@ class Tracker:
         self.current, self.operation, self.done = migration, None, []
         self.lock.check()
         if name not in self.wanted:
-            raise Failure(
-                "unexpected", "%s would be applied, but it was not in the plan that was checked. Run again." % name
-            )
-        note(
-            "%s %s (%d of %d)"
-            % ("unapplying" if self.backwards else "applying", name, len(self.finished) + 1, self.total)
-        )
+            why = "%s would be applied, but it was not in the plan that was checked. Run again."
+            raise Failure("unexpected", why % name)
+        verb = "unapplying" if self.backwards else "applying"
+        note("%s %s (%d of %d)" % (verb, name, len(self.finished) + 1, self.total))
         if not migration.atomic and connection.vendor == "postgresql":
             self.progress = Progress(connection, migration, self.backwards)
             for number, operation in self.progress.leaves.items():
@@ -693,12 +661,8 @@ def sqlstate_of(error):
 def invalid_indexes(lock):
     if lock.connection is None:
         return []
-    return [
-        row[0]
-        for row in query(
-            lock.connection, "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid ORDER BY 1"
-        )
-    ]
+    sql = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid ORDER BY 1"
+    return [row[0] for row in query(lock.connection, sql)]
 
 
 def open_transactions(lock):
@@ -716,6 +680,10 @@ def open_transactions(lock):
     return ["session %d (%s, %s, for %d s)" % row for row in rows]
 
 
+def numbered(operation):
+    return "%(number)d (%(describe)s)" % operation
+
+
 def explain(error, tracker, connection, lock):
     """Turn an exception inside a run into a failure that shows where it happened and what stays."""
     if isinstance(error, Failure):
@@ -725,45 +693,30 @@ def explain(error, tracker, connection, lock):
         migration, operation = tracker.current, tracker.operation
         details = {"sqlstate": state, "type": type(error).__name__, "database_message": first_line(error)}
         if migration is None:
+            when = "after them (a post_migrate handler)" if len(tracker.finished) == tracker.total else "around them"
+            words = (when, type(error).__name__, first_line(error))
             details["kind"] = "around"
-            details["message"] = "The migrations ran, but what the application does %s failed: %s: %s" % (
-                "after them (a post_migrate handler)" if len(tracker.finished) == tracker.total else "around them",
-                type(error).__name__,
-                first_line(error),
-            )
+            details["message"] = "The migrations ran, but what the application does %s failed: %s: %s" % words
         else:
             name = key((migration.app_label, migration.name))
-            where = (
-                ("in operation %d (%s)" % (operation["number"], operation["describe"]))
-                if operation
-                else ("after its operations" if tracker.done else "before its first operation")
-            )
+            where = "after its operations" if tracker.done else "before its first operation"
+            if operation:
+                where = "in operation " + numbered(operation)
             transactional = migration.atomic and connection.features.can_rollback_ddl
             half = not transactional and bool(tracker.done or operation)
-            sentences = [
-                "Migration %s failed %s: %s: %s." % (name, where, type(error).__name__, first_line(error).rstrip("."))
-            ]
+            words = (name, where, type(error).__name__, first_line(error).rstrip("."))
+            sentences = ["Migration %s failed %s: %s: %s." % words]
             if half:
-                sentences.append(
-                    "It does not run in a transaction, so it may be half %s: %s.%s"
-                    % (
-                        "unapplied" if tracker.backwards else "applied",
-                        "done before were " + ", ".join("%d (%s)" % (o["number"], o["describe"]) for o in tracker.done)
-                        if tracker.done
-                        else "its first operation may have left something",
-                        " The next run continues after them." if tracker.progress and tracker.done else "",
-                    )
-                )
+                left = "its first operation may have left something"
+                if tracker.done:
+                    left = "done before were " + ", ".join(map(numbered, tracker.done))
+                more = " The next run continues after them." if tracker.progress and tracker.done else ""
+                words = ("unapplied" if tracker.backwards else "applied", left, more)
+                sentences.append("It does not run in a transaction, so it may be half %s: %s.%s" % words)
             else:
                 sentences.append("It was rolled back completely.")
-            details.update(
-                kind="migration_failed",
-                app=migration.app_label,
-                name=migration.name,
-                operation=operation,
-                operations_done=list(tracker.done),
-                half_applied=half,
-            )
+            details.update(kind="migration_failed", app=migration.app_label, name=migration.name, half_applied=half)
+            details.update(operation=operation, operations_done=list(tracker.done))
             blockers, broken = [], []
             with contextlib.suppress(Exception):
                 blockers = open_transactions(lock) if state == "55P03" else []
@@ -778,21 +731,14 @@ def explain(error, tracker, connection, lock):
                 sentences.append("Unfinished indexes in the database: %s." % ", ".join(broken))
             details["message"] = " ".join(sentences)
     if tracker.finished:
-        details["message"] += " Before it, this run %s %s, which stay%s." % (
-            "unapplied" if tracker.backwards else "applied",
-            ", ".join(key((m["app"], m["name"])) for m in tracker.finished),
-            "" if len(tracker.finished) > 1 else "s",
-        )
+        names = ", ".join(key((m["app"], m["name"])) for m in tracker.finished)
+        words = ("unapplied" if tracker.backwards else "applied", names, "" if len(tracker.finished) > 1 else "s")
+        details["message"] += " Before it, this run %s %s, which stay%s." % words
     return details
 
 
 def outcome(connection, tracker, failure=None):
-    answer = {
-        "done": tracker.finished,
-        "repaired": tracker.repaired,
-        "vendor": connection.vendor,
-        "applied": [],
-    }
+    answer = {"done": tracker.finished, "repaired": tracker.repaired, "vendor": connection.vendor, "applied": []}
     if failure is None:
         answer["applied"] = rows_of(connection)
         return answer
@@ -826,11 +772,8 @@ def apply(connection, request):
             allowed = {tuple(pair) for pair in request["expected"]}
             others = [key((m.app_label, m.name)) for m in pending if (m.app_label, m.name) not in allowed]
             if others:
-                raise Failure(
-                    "unexpected",
-                    "The pending migrations are not those that were checked: %s came to it. "
-                    "Nothing was changed. Run again." % ", ".join(others),
-                )
+                why = "The pending migrations are not those that were checked: %s came to it. Nothing was changed."
+                raise Failure("unexpected", (why % ", ".join(others)) + " Run again.")
         tracker = Tracker(pending, lock)
         if not pending and not request.get("handlers"):
             return outcome(connection, tracker)
@@ -849,11 +792,8 @@ def backwards_plan(executor, keep):
     loader = executor.loader
     graph = loader.graph
     applied = set(loader.applied_migrations)
-    owner = {}
-    for squashed, migration in loader.replacements.items():
-        if squashed in graph.nodes:
-            for replaced in migration.replaces:
-                owner[tuple(replaced)] = squashed
+    there = {squashed: one for squashed, one in loader.replacements.items() if squashed in graph.nodes}
+    owner = {tuple(replaced): squashed for squashed, one in there.items() for replaced in one.replaces}
     covered = set(keep)
     for node in keep:
         if node in loader.replacements:
@@ -875,42 +815,23 @@ def backwards_plan(executor, keep):
     if lost:
         raise Failure("lost", "The release that should unapply them does not hold the files of %s." % ", ".join(lost))
     if partly:
-        raise Failure(
-            "squashed",
-            "%s can only be unapplied completely, and the older release needs a part of it."
-            % ", ".join(sorted(set(partly))),
-        )
-    order, seen = [], set()
-    for node in nodes:
-        for candidate in graph.backwards_plan(node):
-            if candidate in applied and candidate not in seen:
-                seen.add(candidate)
-                order.append(candidate)
+        why = "%s can only be unapplied completely, and the older release needs a part of it."
+        raise Failure("squashed", why % ", ".join(sorted(set(partly))))
+    order = list(dict.fromkeys(one for node in nodes for one in graph.backwards_plan(node) if one in applied))
     more = [key(node) for node in order if node not in set(nodes)]
     if more:
-        raise Failure(
-            "needed", "%s depend on what would be unapplied, and the older release holds them." % ", ".join(more)
-        )
+        why = "%s depend on what would be unapplied, and the older release holds them."
+        raise Failure("needed", why % ", ".join(more))
     # backwards_plan gives each one after those that depend on it; keep that over all of them.
-    position = {
-        node: index
-        for index, (migration, _) in enumerate(executor.migration_plan(graph.leaf_nodes(), clean_start=True))
-        for node in [(migration.app_label, migration.name)]
-    }
-    order.sort(key=lambda node: position[node], reverse=True)
-    plan = [graph.nodes[node] for node in order]
-    stuck = [
-        "%s (%s)"
-        % (key((m.app_label, m.name)), ", ".join(describe(o)["describe"] for o in m.operations if not o.reversible))
-        for m in plan
-        if not all(o.reversible for o in m.operations)
-    ]
+    forwards = [(one.app_label, one.name) for one, _ in executor.migration_plan(graph.leaf_nodes(), clean_start=True)]
+    plan = [graph.nodes[node] for node in sorted(order, key=forwards.index, reverse=True)]
+    stuck = []
+    for migration in plan:
+        kept = ", ".join(describe(one)["describe"] for one in migration.operations if not one.reversible)
+        stuck += ["%s (%s)" % (key((migration.app_label, migration.name)), kept)] if kept else []
     if stuck:
-        raise Failure(
-            "irreversible",
-            "These have no reverse code: %s. Nothing was changed; only restoring the backup "
-            "from before goes back." % "; ".join(stuck),
-        )
+        why = "These have no reverse code: %s. Nothing was changed; only restoring the backup from before goes back."
+        raise Failure("irreversible", why % "; ".join(stuck))
     return plan
 
 
@@ -933,13 +854,8 @@ def reverse(connection, request):
         executor = executor_of(connection)
         executor.loader.applied_migrations.update((pair, None) for pair in to_undo(executor))
         plan = backwards_plan(executor, keep)
-        return {
-            "pending": [describe_migration(migration) for migration in plan],
-            "applied": rows_of(connection),
-            "done": [],
-            "repaired": [],
-            "vendor": connection.vendor,
-        }
+        pending = [describe_migration(migration) for migration in plan]
+        return {"pending": pending, "applied": rows_of(connection), **NOTHING, "vendor": connection.vendor}
     twin = prepare(connection, request)
     import_management()
     with Lock(connection, twin, request.get("lock_wait_seconds", 60)) as lock:
@@ -979,6 +895,7 @@ def limit(seconds):
     return timer
 
 
+NOTHING = {"done": [], "repaired": []}
 OPERATIONS = {"plan": look, "apply": apply, "reverse": reverse}
 
 
@@ -994,7 +911,7 @@ def main():
             try:
                 answer = OPERATIONS[request["op"]](connection, request)
             except Failure as failure:
-                answer = {"failure": failure.details, "done": [], "repaired": [], "vendor": connection.vendor}
+                answer = {"failure": failure.details, **NOTHING, "vendor": connection.vendor}
         except Exception as error:
             traceback.print_exc()
             answer = {"error": "%s: %s" % (type(error).__name__, first_line(error))}

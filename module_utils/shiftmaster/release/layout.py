@@ -10,7 +10,7 @@ import os
 import re
 from typing import Callable, Optional
 
-from ..host import points
+from ..host import points, safe_files
 
 SLOTS = ("blue", "green")
 RELEASE_NAME = re.compile(r"^\d{8}T\d{6}Z-[0-9a-f]{7,40}\Z")
@@ -25,16 +25,13 @@ def replace_link(target: str, link: str, before_rename: Optional[Callable] = Non
     if before_rename:
         before_rename()
     os.rename(fresh, link)
-    sync_dir(os.path.dirname(link))
+    sync(os.path.dirname(link))
 
 
-def sync_dir(path: str) -> None:
-    """Make renames in a directory survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+def sync(path: str) -> None:
+    """Make a file, or renames in a directory, survive a power cut."""
+    with safe_files.closing(os.open(path, os.O_RDONLY)) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _present(parent: str, name: str, old: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from .layout import replace_link, sync_dir
+from .layout import replace_link, sync
 
 EVENTS = {
     "put_back": "reverted",
@@ -61,7 +61,7 @@ def slots(root: str) -> bool:
                 target = _link(os.path.join(old, slot, name))
                 if target:
                     replace_link(target, os.path.join(new, slot, name))
-        sync_dir(root)
+        sync(root)
     if directory == "colours":
         replace_link(os.path.join("slots", active), os.path.join(root, "active"))
     return True

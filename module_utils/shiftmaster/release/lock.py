@@ -13,6 +13,8 @@ import os
 import time
 from typing import NamedTuple, Optional
 
+from ..host import safe_files
+
 
 class Outcome(NamedTuple):
     acquired: bool
@@ -39,32 +41,27 @@ def _alone(path: str):
 
     The kernel drops this when the process dies; it is held briefly only.
     """
-    descriptor = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with safe_files.closing(os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def expired(holder: dict) -> bool:
     return float(holder.get("expires", 0)) <= time.time()
 
 
-def _put(path: str, content: dict) -> bool:
-    """Create the lock with its content in one step; False where one is already there."""
+def _write(path: str, content: dict, place) -> None:
+    """Write a lock with its content aside, and put it in its place by link() or rename()."""
     fresh = "%s.%s.new" % (path, content["run_id"])
     with open(fresh, "w", encoding="utf-8") as stream:
         json.dump(content, stream)
         stream.flush()
         os.fsync(stream.fileno())
     try:
-        os.link(fresh, path)
-        return True
-    except FileExistsError:
-        return False
+        place(fresh, path)
     finally:
-        os.unlink(fresh)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
 
 
 def acquire(
@@ -91,40 +88,19 @@ def acquire(
             if stale:
                 os.unlink(path)
             if holder is None or stale:
-                content = {
-                    "owner": owner,
-                    "run_id": run_id,
-                    "operation": operation,
-                    "controller": controller,
-                    "since": time.time(),
-                    "expires": time.time() + ttl_seconds,
-                }
-                if _put(path, content):
+                content = dict(owner=owner, run_id=run_id, operation=operation, controller=controller)
+                content.update(since=time.time(), expires=time.time() + ttl_seconds)
+                with contextlib.suppress(FileExistsError):
+                    _write(path, content, os.link)
                     return Outcome(True, content, holder)
         if time.monotonic() >= deadline:
             return Outcome(False, read(path), None)
         time.sleep(poll_seconds)
 
 
-def refresh(path: str, run_id: str, ttl_seconds: float) -> Outcome:
-    """Move our own lock's expiry on; not acquired where it is no longer ours."""
-    if read(path) is None:
-        return Outcome(False, None, None)
-    with _alone(path):
-        holder = read(path)
-        if holder is None or holder.get("run_id") != run_id:
-            return Outcome(False, holder, None)
-        return _renew(path, holder, ttl_seconds)
-
-
 def _renew(path: str, holder: dict, ttl_seconds: float) -> Outcome:
     holder["expires"] = time.time() + ttl_seconds
-    fresh = "%s.%s.new" % (path, holder["run_id"])
-    with open(fresh, "w", encoding="utf-8") as stream:
-        json.dump(holder, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.rename(fresh, path)
+    _write(path, holder, os.rename)
     return Outcome(True, holder, None)
 
 

@@ -57,19 +57,12 @@ WIDENS = {
     "SmallIntegerField": ("IntegerField", "BigIntegerField"),
     "IntegerField": ("BigIntegerField",),
     "PositiveSmallIntegerField": (
-        "PositiveIntegerField",
-        "PositiveBigIntegerField",
-        "SmallIntegerField",
-        "IntegerField",
-        "BigIntegerField",
+        "PositiveIntegerField PositiveBigIntegerField SmallIntegerField IntegerField BigIntegerField".split()
     ),
     "PositiveIntegerField": ("PositiveBigIntegerField", "IntegerField", "BigIntegerField"),
     "PositiveBigIntegerField": ("BigIntegerField",),
     "CharField": ("TextField",),
-    "SlugField": ("CharField", "TextField"),
-    "EmailField": ("CharField", "TextField"),
-    "URLField": ("CharField", "TextField"),
-    "FilePathField": ("CharField", "TextField"),
+    **dict.fromkeys(("SlugField", "EmailField", "URLField", "FilePathField"), ("CharField", "TextField")),
     "FileField": ("ImageField",),
     "ImageField": ("FileField",),
 }
@@ -78,10 +71,10 @@ DEFAULT_LENGTH = {
     "SlugField": 50,
     "EmailField": 254,
     "URLField": 200,
-    "FileField": 100,
-    "ImageField": 100,
-    "FilePathField": 100,
+    **dict.fromkeys(("FileField", "ImageField", "FilePathField"), 100),
 }
+# Arguments of a field that compare_fields() compares with their defaults.
+WITH_DEFAULTS = "max_length null unique db_index db_default db_constraint max_digits decimal_places".split()
 EXTENSIONS = frozenset(
     "CreateExtension BloomExtension BtreeGinExtension BtreeGistExtension CITextExtension CryptoExtension"
     " HStoreExtension TrigramExtension UnaccentExtension".split()
@@ -92,15 +85,15 @@ class _Known(NamedTuple):
     """What is known about a kind of operation beforehand."""
 
     arguments: Tuple[str, ...]  # Names of the positional arguments.
-    judge: str  # Name of the function below that evaluates it.
+    method: str  # Name of the function below that evaluates it.
 
 
 _MODEL, _FIELD = ("model_name",), ("model_name", "name", "field")
 KNOWN = {
     "CreateModel": _Known(("name", "fields", "options", "bases", "managers"), "create_model"),
     "DeleteModel": _Known(("name",), "delete_model"),
-    "RenameModel": _Known(("old_name", "new_name"), "rename_model"),
-    "AlterModelTable": _Known(("name", "table"), "alter_table"),
+    "RenameModel": _Known(("old_name", "new_name"), "rename_table"),
+    "AlterModelTable": _Known(("name", "table"), "rename_table"),
     "AlterModelTableComment": _Known(("name", "table_comment"), "harmless"),
     "AlterModelOptions": _Known(("name", "options"), "harmless"),
     "AlterModelManagers": _Known(("name", "managers"), "harmless"),
@@ -130,17 +123,24 @@ KNOWN = {
 KNOWN.update((name, _Known(("name",), "harmless")) for name in EXTENSIONS)
 
 
-class Result:
+class Result(NamedTuple):
     """What one operation does, seen from the old code."""
 
-    def __init__(self, klass=EXPAND, reason="", reversible=True, firm=False, if_new=None, warnings=(), loses=""):
-        self.klass = klass
-        self.reason = reason
-        self.reversible = reversible
-        self.firm = firm  # No annotation can make this an expand: the old code names what goes away.
-        self.if_new = if_new  # The class where the old code has never seen the model.
-        self.warnings = list(warnings)
-        self.loses = loses  # What unapplying cannot bring back.
+    klass: str = EXPAND
+    reason: str = ""
+    reversible: bool = True
+    firm: bool = False  # No annotation can make this an expand: the old code names what goes away.
+    if_new: Optional[str] = None  # The class where the old code has never seen the model.
+    warnings: tuple = ()
+    loses: str = ""  # What unapplying cannot bring back.
+
+
+def _widens(*warnings, loses="") -> Result:
+    return Result(if_new=EXPAND, warnings=warnings, loses=loses)
+
+
+def _narrows(reason, *warnings, **more) -> Result:
+    return Result(CONTRACT, reason, if_new=EXPAND, warnings=warnings, **more)
 
 
 # ---------------------------------------------------------------------------------------------- reading expressions
@@ -164,6 +164,16 @@ def _dotted(node) -> Optional[str]:
     return ".".join(reversed(parts))
 
 
+def _arguments(node, names) -> Tuple[dict, bool]:
+    """Return the arguments of a call by name, and whether all are written out. names: those of the positional ones."""
+    arguments = {name: value for name, value in zip(names, node.args) if not isinstance(value, ast.Starred)}
+    arguments.update((keyword.arg, keyword.value) for keyword in node.keywords if keyword.arg is not None)
+    starred = any(keyword.arg is None for keyword in node.keywords) or any(
+        isinstance(value, ast.Starred) for value in node.args
+    )
+    return arguments, not starred and len(node.args) <= len(names)
+
+
 class Names:
     """Resolves a name in a file to the full path that it was imported from."""
 
@@ -173,15 +183,12 @@ class Names:
         for node in tree.body:
             if isinstance(node, ast.Import):
                 for alias in node.names:
-                    self.imports[alias.asname or alias.name.split(".")[0]] = (
-                        alias.name if alias.asname else alias.name.split(".")[0]
-                    )
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                for alias in node.names:
-                    self.imports[alias.asname or alias.name] = "%s.%s" % (node.module, alias.name)
+                    first = alias.name.split(".")[0]
+                    self.imports[alias.asname or first] = alias.name if alias.asname else first
             elif isinstance(node, ast.ImportFrom):
+                origin = ("." if node.level or not node.module else "") + (node.module or "")
                 for alias in node.names:
-                    self.imports[alias.asname or alias.name] = ".%s.%s" % (node.module or "", alias.name)
+                    self.imports[alias.asname or alias.name] = "%s.%s" % (origin, alias.name)
             elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
                 name = node.targets[0].id
                 self.lists[name] = None if name in self.lists else node.value
@@ -204,24 +211,11 @@ class Field:
     """A model field as written: its class and its arguments."""
 
     def __init__(self, node, names):
-        self.kind = names.django(node.func) if isinstance(node, ast.Call) else None
-        self.path = names.full(node.func) if isinstance(node, ast.Call) else ""
-        self.arguments = {}
-        self.readable = isinstance(node, ast.Call)
-        if not self.readable:
-            return
-        for index, value in enumerate(node.args):
+        self.kind, self.path, self.arguments, self.readable = None, "", {}, False
+        if isinstance(node, ast.Call):
+            self.kind, self.path = names.django(node.func), names.full(node.func)
             relation = self.kind in ("ForeignKey", "OneToOneField", "ManyToManyField")
-            name = ("to", "on_delete")[index] if relation and index < 2 else "verbose_name" if not index else None
-            if name is None or isinstance(value, ast.Starred):
-                self.readable = False
-            else:
-                self.arguments[name] = value
-        for keyword in node.keywords:
-            if keyword.arg is None:
-                self.readable = False
-            else:
-                self.arguments[keyword.arg] = keyword.value
+            self.arguments, self.readable = _arguments(node, ("to", "on_delete") if relation else ("verbose_name",))
 
     @property
     def name(self):
@@ -264,7 +258,7 @@ class Models(dict):
         return Models((model, dict(fields)) for model, fields in self.items())
 
 
-# ------------------------------------------------------------------------------------------------------ the judgements
+# ------------------------------------------------------------------------------------------------------ the operations
 
 
 class Reader:
@@ -294,23 +288,10 @@ class Reader:
         if known is None:
             label = full.rsplit(".", 1)[-1] or "an operation"
             if not state_only:
-                self.add(
-                    label,
-                    "",
-                    Result(CONTRACT, "%s is not one of Django's own operations, so what it does is not known" % label),
-                )
+                reason = "%s is not one of Django's own operations, so what it does is not known" % label
+                self.add(label, "", Result(CONTRACT, reason))
             return
-        arguments, readable = {}, True
-        for index, value in enumerate(node.args):
-            if isinstance(value, ast.Starred) or index >= len(known.arguments):
-                readable = False
-            else:
-                arguments[known.arguments[index]] = value
-        for keyword in node.keywords:
-            if keyword.arg is None:
-                readable = False
-            else:
-                arguments[keyword.arg] = keyword.value
+        arguments, readable = _arguments(node, known.arguments)
         if name == "SeparateDatabaseAndState":
             self.separate(arguments, state_only, readable)
             return
@@ -330,9 +311,9 @@ class Reader:
             self.add(name, target, Result(CONTRACT, "its arguments are not written out, so they cannot be read"))
             return
         if database and not state_only:
-            result = getattr(self, known.judge)(name, model, arguments)
+            result = getattr(self, known.method)(name, model, arguments)
             if model and self.new(model) and result.if_new is not None:
-                result.klass, result.reason, result.warnings = result.if_new, "", []
+                result = result._replace(klass=result.if_new, reason="", warnings=())
             self.add(name, target, result, model)
             if name == "CreateModel" and model:
                 self.created.add(model.lower())
@@ -341,19 +322,9 @@ class Reader:
         self.follow(name, model, arguments)
 
     def add(self, name, target, result, model=""):
+        facts = dict(result._asdict(), warnings=list(result.warnings))
         self.records.append(
-            {
-                "operation": name,
-                "target": target,
-                "class": result.klass,
-                "reason": result.reason,
-                "reversible": result.reversible,
-                "firm": result.firm,
-                "if_new": result.if_new,
-                "model": model.lower(),
-                "warnings": result.warnings,
-                "loses": result.loses,
-            }
+            {"operation": name, "target": target, "class": facts.pop("klass"), "model": model.lower(), **facts}
         )
 
     def separate(self, arguments, state_only, readable):
@@ -362,13 +333,8 @@ class Reader:
         state = literal_list(arguments.get("state_operations"), self.names)
         if not state_only:
             if not readable or database is None:
-                self.add(
-                    "SeparateDatabaseAndState",
-                    "",
-                    Result(
-                        CONTRACT, "its database_operations are not a list that is written out, so they cannot be read"
-                    ),
-                )
+                reason = "its database_operations are not a list that is written out, so they cannot be read"
+                self.add("SeparateDatabaseAndState", "", Result(CONTRACT, reason))
             else:
                 before = self.models
                 self.models = before.copy()  # Database operations leave the state alone.
@@ -411,69 +377,38 @@ class Reader:
     # Each of these handles one kind of operation.
 
     def harmless(self, name, model, arguments):
-        return Result(if_new=EXPAND)
+        return _widens()
 
     def create_model(self, name, model, arguments):
         return Result(loses="the rows of %s" % model)
 
     def delete_model(self, name, model, arguments):
-        return Result(
-            CONTRACT,
-            "the old code still uses the table of %s" % model,
-            firm=True,
-            if_new=EXPAND,
-            loses="the rows of %s" % model,
-        )
+        return _narrows("the old code still uses the table of %s" % model, firm=True, loses="the rows of %s" % model)
 
-    def rename_model(self, name, model, arguments):
-        return Result(
-            CONTRACT, "the old code still uses the table of %s by its old name" % model, firm=True, if_new=EXPAND
-        )
-
-    def alter_table(self, name, model, arguments):
-        return Result(
-            CONTRACT, "the old code still uses the table of %s by its old name" % model, firm=True, if_new=EXPAND
-        )
+    def rename_table(self, name, model, arguments):
+        return _narrows("the old code still uses the table of %s by its old name" % model, firm=True)
 
     def remove_field(self, name, model, arguments):
         field = _literal(arguments.get("name"), "?")
-        return Result(
-            CONTRACT,
-            "the old code still selects the column %s of %s" % (field, model),
-            firm=True,
-            if_new=EXPAND,
-            loses="the values of %s.%s" % (model, field),
-        )
+        reason = "the old code still selects the column %s of %s" % (field, model)
+        return _narrows(reason, firm=True, loses="the values of %s.%s" % (model, field))
 
     def rename_field(self, name, model, arguments):
         old = _literal(arguments.get("old_name"), "?")
-        return Result(
-            CONTRACT, "the old code still uses %s.%s by its old name" % (model, old), firm=True, if_new=EXPAND
-        )
+        return _narrows("the old code still uses %s.%s by its old name" % (model, old), firm=True)
 
     def remove_index(self, name, model, arguments):
-        return Result(if_new=EXPAND, warnings=["waits for an exclusive lock on the table of %s briefly" % model])
+        return _widens("waits for an exclusive lock on the table of %s briefly" % model)
 
     def add_index(self, name, model, arguments):
-        return Result(
-            if_new=EXPAND,
-            warnings=[
-                "blocks writes to the table of %s while the index is built; AddIndexConcurrently does not" % model
-            ],
+        return _widens(
+            "blocks writes to the table of %s while the index is built; AddIndexConcurrently does not" % model
         )
 
     def add_constraint(self, name, model, arguments):
-        warnings = (
-            []
-            if name == "AddConstraintNotValid"
-            else ["reads the complete table of %s while it blocks reads and writes" % model]
-        )
-        return Result(
-            CONTRACT,
-            "rows that the old code writes to %s may break the constraint" % model,
-            if_new=EXPAND,
-            warnings=warnings,
-        )
+        reads = "reads the complete table of %s while it blocks reads and writes" % model
+        warnings = () if name == "AddConstraintNotValid" else (reads,)
+        return _narrows("rows that the old code writes to %s may break the constraint" % model, *warnings)
 
     def together(self, name, model, arguments):
         key = "unique_together" if name == "AlterUniqueTogether" else "index_together"
@@ -481,24 +416,20 @@ class Reader:
         value = _literal(node, Unknown)
         empty_set = isinstance(node, ast.Call) and _dotted(node.func) == "set" and not node.args
         if key == "index_together":
-            return Result(if_new=EXPAND, warnings=["blocks writes to the table of %s while an index is built" % model])
+            return _widens("blocks writes to the table of %s while an index is built" % model)
         if empty_set or value is None or (value is not Unknown and not value):
-            return Result(if_new=EXPAND)
-        return Result(
-            CONTRACT,
+            return _widens()
+        return _narrows(
             "rows that the old code writes to %s may break the uniqueness" % model,
-            if_new=EXPAND,
-            warnings=["builds a unique index on the table of %s under a lock" % model],
+            "builds a unique index on the table of %s under a lock" % model,
         )
 
     def order(self, name, model, arguments):
         if _literal(arguments.get("order_with_respect_to"), Unknown) is None:
-            return Result(CONTRACT, "the old code still uses the column _order of %s" % model, firm=True, if_new=EXPAND)
-        return Result(
-            CONTRACT,
+            return _narrows("the old code still uses the column _order of %s" % model, firm=True)
+        return _narrows(
             "it adds the column _order to %s, NOT NULL and without a default in the database, "
-            "so INSERTs of the old code fail" % model,
-            if_new=EXPAND,
+            "so INSERTs of the old code fail" % model
         )
 
     def remove_collation(self, name, model, arguments):
@@ -507,71 +438,55 @@ class Reader:
     def run_sql(self, name, model, arguments):
         if self.names.full(arguments.get("sql")).endswith("RunSQL.noop"):
             return Result()
-        reverse = arguments.get("reverse_sql")
-        reversible = reverse is not None and _literal(reverse, Unknown) is not None
-        return Result(CONTRACT, "what its SQL does is not known without an annotation", reversible=reversible)
+        return self._unknown("SQL", arguments.get("reverse_sql"))
 
     def run_python(self, name, model, arguments):
-        reverse = arguments.get("reverse_code")
-        reversible = reverse is not None and _literal(reverse, Unknown) is not None
+        result = self._unknown("code", arguments.get("reverse_code"))
         if self.names.full(arguments.get("code")).endswith("RunPython.noop"):
-            return Result(reversible=reversible)
-        return Result(CONTRACT, "what its code does is not known without an annotation", reversible=reversible)
+            return Result(reversible=result.reversible)
+        return result
+
+    def _unknown(self, what, reverse):
+        reversible = reverse is not None and _literal(reverse, Unknown) is not None
+        return Result(CONTRACT, "what its %s does is not known without an annotation" % what, reversible=reversible)
 
     def add_field(self, name, model, arguments):
         field = Field(arguments.get("field"), self.names)
         label = "%s.%s" % (model, _literal(arguments.get("name"), "?"))
         loses = "the values of %s" % label
         if field.kind == "ManyToManyField":
-            return Result(if_new=EXPAND, loses=loses)  # A table of its own, or none.
+            return _widens(loses=loses)  # A table of its own, or none.
         if field.kind == "GenericRelation":
             return Result()
         warnings = []
-        index = field.indexed()
-        if index:
+        if field.indexed():
             warnings.append("blocks writes to the table of %s while the index of %s is built" % (model, label))
         if field.kind in ("ForeignKey", "OneToOneField") and field.value("db_constraint", True):
             warnings.append("locks the table that %s refers to against writes briefly" % label)
         if field.kind == "GeneratedField":
             warnings.append("rewrites the table of %s while nobody can read or write it" % model)
-            return Result(if_new=EXPAND, warnings=warnings, loses=loses)
-        if field.value("null", False) is True:
-            return Result(if_new=EXPAND, warnings=warnings, loses=loses)
+        if field.kind == "GeneratedField" or field.value("null", False) is True:
+            return _widens(*warnings, loses=loses)
         if field.has("db_default") and field.readable:
             if field.value("unique", field.kind == "OneToOneField"):
-                return Result(
-                    CONTRACT,
-                    "every row that the old code inserts into %s gets the same value in the "
-                    "unique column %s" % (model, label),
-                    if_new=EXPAND,
-                    warnings=warnings,
-                    loses=loses,
-                )
+                reason = "every row that the old code inserts into %s gets the same value in the unique column %s"
+                return _narrows(reason % (model, label), *warnings, loses=loses)
             if field.value("db_default") is Unknown:
                 warnings.append("rewrites the table of %s if db_default is a volatile expression" % model)
-            return Result(if_new=EXPAND, warnings=warnings, loses=loses)
-        return Result(
-            CONTRACT,
-            "%s is NOT NULL and has no db_default, so INSERTs of the old code fail" % label
-            if field.readable and field.value("null", False) is not Unknown
-            else "whether %s may be NULL cannot be read" % label,
-            if_new=EXPAND,
-            warnings=warnings,
-            loses=loses,
-        )
+            return _widens(*warnings, loses=loses)
+        reason = "whether %s may be NULL cannot be read"
+        if field.readable and field.value("null", False) is not Unknown:
+            reason = "%s is NOT NULL and has no db_default, so INSERTs of the old code fail"
+        return _narrows(reason % label, *warnings, loses=loses)
 
     def alter_field(self, name, model, arguments):
         label = "%s.%s" % (model, _literal(arguments.get("name"), "?"))
         new = Field(arguments.get("field"), self.names)
         old = self.models.get(model.lower(), {}).get(str(_literal(arguments.get("name"))).lower())
         if old is None:
-            return Result(
-                CONTRACT, "what %s was before cannot be read, so the change may narrow it" % label, if_new=EXPAND
-            )
+            return _narrows("what %s was before cannot be read, so the change may narrow it" % label)
         reasons, warnings = compare_fields(old, new, label, model)
-        if reasons:
-            return Result(CONTRACT, "; ".join(reasons), if_new=EXPAND, warnings=warnings)
-        return Result(if_new=EXPAND, warnings=warnings)
+        return _narrows("; ".join(reasons), *warnings) if reasons else _widens(*warnings)
 
 
 def compare_fields(old: Field, new: Field, label: str, model: str):
@@ -586,20 +501,10 @@ def compare_fields(old: Field, new: Field, label: str, model: str):
         if new.kind.startswith("Big") or "Integer" in new.kind or "AutoField" in new.kind:
             warnings.append("rewrites the table of %s while nobody can read or write it" % model)
     for argument in sorted(set(old.arguments) | set(new.arguments)):
-        if argument in PYTHON_ONLY or old.dump(argument) == new.dump(argument):
-            continue
-        if argument in (
-            "max_length",
-            "null",
-            "unique",
-            "db_index",
-            "db_default",
-            "db_constraint",
-            "max_digits",
-            "decimal_places",
-        ):
-            continue  # Below, with their defaults.
-        reasons.append("%s changes its %s" % (label, argument))
+        # What cannot be compared raises, whichever argument it is.
+        differs = argument not in PYTHON_ONLY and old.dump(argument) != new.dump(argument)
+        if differs and argument not in WITH_DEFAULTS:
+            reasons.append("%s changes its %s" % (label, argument))
     before, after = (f.value("max_length", DEFAULT_LENGTH.get(f.kind or "")) for f in (old, new))
     if new.kind != "TextField" and before != after:
         if Unknown in (before, after):
@@ -638,9 +543,7 @@ def compare_fields(old: Field, new: Field, label: str, model: str):
 
 def literal_list(node, names, depth=0) -> Optional[list]:
     """Return the elements of a list that is written out; None where some of it is computed."""
-    if node is None:
-        return []
-    if isinstance(node, ast.Constant) and node.value is None:
+    if node is None or isinstance(node, ast.Constant) and node.value is None:
         return []
     if isinstance(node, (ast.List, ast.Tuple)):
         elements = []
@@ -679,10 +582,8 @@ class File:
     def __init__(self, app: str, name: str, text: str, path: str = ""):
         self.app, self.name, self.path = app, name, path
         self.problems = []  # Why it cannot be trusted: each makes it a contract migration.
-        self.dependencies, self.replaces, self.atomic = [], [], True
-        self.operations = []
-        self.annotations = []
-        self.names = None
+        self.dependencies, self.replaces, self.operations, self.annotations = [], [], [], []
+        self.atomic, self.names = True, None
         try:
             tree = ast.parse(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -729,12 +630,10 @@ class File:
                 targets, value = statement.targets, statement.value
             elif isinstance(statement, ast.AnnAssign):
                 targets, value = [statement.target], statement.value
-            elif isinstance(statement, (ast.Pass, ast.Expr)) and (
-                isinstance(statement, ast.Pass) or isinstance(statement.value, ast.Constant)
-            ):
-                continue
             else:
-                self.problems.append("its class holds code next to plain assignments (line %d)" % statement.lineno)
+                text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+                if not text and not isinstance(statement, ast.Pass):
+                    self.problems.append("its class holds code next to plain assignments (line %d)" % statement.lineno)
                 continue
             for target in targets:
                 if isinstance(target, ast.Name):
@@ -784,7 +683,7 @@ def _label(operation) -> str:
     return ("%s %s" % (operation["operation"], operation["target"])).strip()
 
 
-def _judge(file: File, models: Models) -> dict:
+def _evaluate(file: File, models: Models) -> dict:
     """Turn a parsed file into a record; changes models to what they are after it."""
     operations = []
     if file.names is not None:
@@ -794,37 +693,28 @@ def _judge(file: File, models: Models) -> dict:
             operations = reader.records
         except RecursionError:
             file.refuse("the file is nested too deeply to be read")
-    record = {
-        "app": file.app,
-        "name": file.name,
-        "path": file.path,
-        "atomic": file.atomic,
-        "dependencies": file.dependencies,
-        "replaces": file.replaces,
-        "annotation": None,
-        "problems": file.problems,
-        "operations": operations,
-        "loses": [operation["loses"] for operation in operations if operation["loses"]],
-    }
+    fields = ("app", "name", "path", "atomic", "dependencies", "replaces", "problems")
+    record = {field: getattr(file, field) for field in fields}
+    loses = [operation["loses"] for operation in operations if operation["loses"]]
+    record.update(annotation=None, operations=operations, loses=loses)
     _settle(record, file.annotations, set())
     return record
 
 
 def _settle(record: dict, annotations: list, created: set) -> None:
     """Set class, reversible and reasons of a record from its operations, problems and annotations."""
-    reasons, classes, warnings = [], [], []
-    for problem in record["problems"]:
-        classes.append(CONTRACT)
-        reasons.append(problem)
+    reasons, classes, warnings, firm = list(record["problems"]), [CONTRACT] * len(record["problems"]), [], []
     for operation in record["operations"]:
-        klass = operation["class"]
-        if operation["if_new"] is not None and operation["model"] and operation["model"] in created:
+        klass, new = operation["class"], operation["model"] and operation["model"] in created
+        if operation["if_new"] is not None and new:
             klass = operation["if_new"]
         else:
             warnings.extend("%s: %s" % (_label(operation), warning) for warning in operation.get("warnings", ()))
         classes.append(klass)
         if klass != EXPAND:
             reasons.append("%s: %s" % (_label(operation), operation["reason"]))
+        if operation["firm"] and not new and operation["class"] != EXPAND:
+            firm.append(_label(operation))
     klass = _worst(classes)
     reversible = all(operation["reversible"] for operation in record["operations"]) and not record.get("no_reverse")
     wrong = sorted({value for value in annotations if value not in CLASSES})
@@ -833,24 +723,14 @@ def _settle(record: dict, annotations: list, created: set) -> None:
         klass = _worst((klass, CONTRACT))
         reasons.append("its annotation %s is none of %s" % (", ".join(repr(w) for w in wrong), ", ".join(CLASSES)))
     elif right:
-        said = _worst(right)
-        record["annotation"] = said
-        firm = [
-            _label(operation)
-            for operation in record["operations"]
-            if operation["firm"]
-            and not (operation["model"] and operation["model"] in created)
-            and operation["class"] != EXPAND
-        ]
-        if said != EXPAND:
-            reasons.append("its annotation is %s" % said)
-            klass = _worst((klass, said))
-            reversible = reversible and said != IRREVERSIBLE
+        record["annotation"] = annotation = _worst(right)
+        if annotation != EXPAND:
+            reasons.append("its annotation is %s" % annotation)
+            klass = _worst((klass, annotation))
+            reversible = reversible and annotation != IRREVERSIBLE
         elif firm:
-            reasons.append(
-                "its annotation says expand, which is ignored: %s removes something that the old code uses"
-                % ", ".join(firm)
-            )
+            ignored = "its annotation says expand, which is ignored: %s removes something that the old code uses"
+            reasons.append(ignored % ", ".join(firm))
         else:
             klass, reasons = EXPAND, []
     if klass == CONTRACT and not reversible:
@@ -917,19 +797,14 @@ def classify_app(app: str, texts: Mapping[str, str], paths: Optional[Mapping[str
         files[name] = File(app, name, text if left >= 0 else "", (paths or {}).get(name, ""))
         if left < 0:
             files[name].refuse("the migrations of its app are larger than %d MiB" % (MAX_APP_BYTES >> 20))
-    squashed = {
-        name for name, file in files.items() if any(a == app and replaced in files for a, replaced in file.replaces)
+    replaced = {
+        name: [part for of, part in file.replaces if of == app and part in files] for name, file in files.items()
     }
-    replaced_by = {}
-    for name in squashed:
-        replaced_by[name] = [replaced for a, replaced in files[name].replaces if a == app and replaced in files]
-    models, records = Models(), {}
-    for file in _ordered({name: file for name, file in files.items() if name not in squashed}, replaced_by):
-        records[file.name] = _judge(file, models)
-    for name in sorted(squashed):
-        file = files[name]
-        records[name] = _judge(file, Models())  # It starts from what was before, which is not followed: strict.
-    return [records[name] for name in records]
+    squashed = {name: parts for name, parts in replaced.items() if parts}
+    models, plain = Models(), {name: file for name, file in files.items() if name not in squashed}
+    records = [_evaluate(file, models) for file in _ordered(plain, squashed)]
+    # A squashed one starts from what was before, which is not followed: strict.
+    return records + [_evaluate(files[name], Models()) for name in sorted(squashed)]
 
 
 # Other modules in a directory of this name (Django's own db/migrations, helpers) are no migrations.
@@ -1028,9 +903,8 @@ def classify_tree(source_dir: str) -> List[dict]:
 
 def key(migration) -> str:
     """Name a migration as people and Django do: app.name."""
-    if isinstance(migration, Mapping):
-        return "%s.%s" % (migration["app"], migration["name"])
-    return "%s.%s" % (migration[0], migration[1])
+    pair = (migration["app"], migration["name"]) if isinstance(migration, Mapping) else migration
+    return "%s.%s" % (pair[0], pair[1])
 
 
 def compare_state(
@@ -1046,10 +920,7 @@ def compare_state(
     applied, known = list(applied), list(known)
     rows = {key(row) for row in applied}
     files = {key(migration): {key(pair) for pair in migration.get("replaces") or ()} for migration in known}
-    covered = set(files)
-    for replaced in files.values():
-        covered |= replaced
-    covered |= set(tolerated)
+    covered = set(files).union(tolerated, *files.values())
     ahead = []
     for row in applied:
         if key(row) in covered:
@@ -1058,17 +929,9 @@ def compare_state(
         if parts and parts <= covered | (rows - {key(row)}):
             continue  # A squashed migration: its parts are evaluated one by one.
         ahead.append({"app": row["app"], "name": row["name"]})
-    replaced_by_applied = set()
-    for name, replaced in files.items():
-        if name in rows:
-            replaced_by_applied |= replaced
-    behind = [
-        {"app": migration["app"], "name": migration["name"]}
-        for migration in known
-        if key(migration) not in rows
-        and key(migration) not in replaced_by_applied
-        and not (files[key(migration)] and files[key(migration)] <= rows)
-    ]
+    there = rows.union(*(replaced for name, replaced in files.items() if name in rows))
+    there |= {name for name, replaced in files.items() if replaced and replaced <= rows}
+    behind = [{"app": one["app"], "name": one["name"]} for one in known if key(one) not in there]
     return {"ahead": ahead, "behind": behind}
 
 
@@ -1128,12 +991,7 @@ class Releases:
     def _sources(self, release):
         yield "manifest", lambda: [r for r in _manifest(release).get("migrations") or () if _usable(r)]
         yield "source", lambda: classify_tree(os.path.join(release, "source"))
-        yield (
-            "venv",
-            lambda: [
-                record for directory in _site_packages(release) for record in classify_files(read_tree(directory))
-            ],
-        )
+        yield "venv", lambda: [one for path in _site_packages(release) for one in classify_files(read_tree(path))]
 
     def records(self, release: str, kind: str, read) -> Dict[str, dict]:
         if (release, kind) not in self._records:
@@ -1163,36 +1021,23 @@ def classify_ahead(ahead: Iterable, releases_root: str, releases: Optional[Relea
         record = releases.find(key(migration))
         if record is None:
             app, _, name = key(migration).partition(".")
-            record = {
-                "app": app,
-                "name": name,
-                "path": "",
-                "class": IRREVERSIBLE,
-                "reversible": False,
-                "atomic": True,
-                "dependencies": [],
-                "replaces": [],
-                "annotation": None,
-                "annotations": [],
-                "operations": [],
-                "warnings": [],
-                "loses": [],
-                "problems": [],
-                "found_in": None,
-                "reasons": ["no retained release holds its file, so what it did is not known"],
-            }
+            reasons = ["no retained release holds its file, so what it did is not known"]
+            record = _evaluate(File(app, name, ""), Models())
+            record.update(
+                {"class": IRREVERSIBLE, "found_in": None, "reversible": False, "problems": [], "reasons": reasons}
+            )
         records.append(record)
     return relative(records)
 
 
 def plan(answer: Mapping) -> List[dict]:
     """Evaluate what is pending, from the response of the driver's operation `plan` with sources; in order."""
-    judged = {}
+    known = {}
     for app, texts in answer.get("sources", {}).items():
-        judged.update((key(record), record) for record in classify_app(app, texts))
+        known.update((key(record), record) for record in classify_app(app, texts))
     records = []
     for migration in answer["pending"]:
-        record = dict(judged.get(key(migration)) or _judge(File(migration["app"], migration["name"], ""), Models()))
+        record = dict(known.get(key(migration)) or _evaluate(File(migration["app"], migration["name"], ""), Models()))
         record["atomic"] = migration["atomic"]
         # Django knows better than a reader whether an operation can be reversed.
         record["no_reverse"] = not all(operation["reversible"] for operation in migration["operations"])
@@ -1244,6 +1089,10 @@ def describe(records: Iterable[dict]) -> str:
     return ", ".join("%s (%s)" % (key(record), record["class"]) for record in records)
 
 
+def _explained(records: Iterable[dict]) -> str:
+    return "; ".join("%s (%s: %s)" % (key(one), one["class"], ", ".join(one["reasons"])) for one in records)
+
+
 def rollback_result(ahead: Iterable[dict]) -> Tuple[bool, str]:
     """Return whether code may go back while the schema stays, and why, in a sentence that a person understands."""
     ahead = list(ahead)
@@ -1258,15 +1107,10 @@ def rollback_result(ahead: Iterable[dict]) -> Tuple[bool, str]:
         )
     parts = []
     if bad:
-        parts.append(
-            "the older code may not work with %s"
-            % "; ".join("%s (%s: %s)" % (key(record), record["class"], ", ".join(record["reasons"])) for record in bad)
-        )
+        parts.append("the older code may not work with %s" % _explained(bad))
     if lost:
-        parts.append(
-            "no retained release holds the file of %s, so what it did is not known"
-            % ", ".join(key(record) for record in lost)
-        )
+        names = ", ".join(map(key, lost))
+        parts.append("no retained release holds the file of %s, so what it did is not known" % names)
     stuck = [key(record) for record in ahead if not record["reversible"]]
     if stuck:
         way = "%s cannot be unapplied: only restoring the backup from before goes back." % ", ".join(stuck)
@@ -1292,6 +1136,5 @@ def deploy_result(pending: Iterable[dict], allow_contract=False, first_deploy=Fa
         return True, "%d pending, contract migrations were allowed: %s." % (len(pending), describe(bad))
     return False, (
         "The live code now may not work after %s. Run it in maintenance mode with contract migrations allowed, "
-        "or split it into a release that only adds and a later one that removes."
-        % "; ".join("%s (%s: %s)" % (key(record), record["class"], ", ".join(record["reasons"])) for record in bad)
+        "or split it into a release that only adds and a later one that removes." % _explained(bad)
     )

@@ -12,6 +12,7 @@ properties, which everybody may read, hold one.
 from __future__ import annotations
 
 import collections
+import contextlib
 import fcntl
 import itertools
 import json
@@ -87,14 +88,9 @@ class Output(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while True:
-            try:
-                chunk = os.read(self._stream.fileno(), 65536)
-            except (OSError, ValueError):
-                return
-            if not chunk:
-                return
-            self.add(chunk)
+        with contextlib.suppress(OSError, ValueError):
+            for chunk in iter(lambda: os.read(self._stream.fileno(), 65536), b""):
+                self.add(chunk)
 
     def add(self, chunk: bytes) -> None:
         missing = self._half - len(self._head)
@@ -144,15 +140,8 @@ class Process:
                 # systemd would fill in variables.
                 argv = words + [word.replace("$", "$$") for word in argv]
                 env, cwd = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}, "/"
-            self.child = subprocess.Popen(
-                argv,
-                env=env,
-                cwd=cwd,
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
+            pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            self.child = subprocess.Popen(argv, env=env, cwd=cwd, start_new_session=True, **pipes)
         except (OSError, ValueError) as error:
             if descriptor is not None:
                 os.close(descriptor)
@@ -163,17 +152,10 @@ class Process:
     def kill(self) -> None:
         """End it with everything that it has started."""
         if self.unit:
-            subprocess.run(
-                ("systemctl", "kill", "--signal=KILL", self.unit),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                check=False,
-                timeout=30,
-            )
-            try:
+            command = ("systemctl", "kill", "--signal=KILL", self.unit)
+            subprocess.run(command, capture_output=True, check=False, timeout=30)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # systemd does not respond.
                 self.child.wait(10)
-            except subprocess.TimeoutExpired:
-                pass  # systemd does not respond.
         if self.child.poll() is None:
             os.killpg(self.child.pid, signal.SIGKILL)
             self.child.wait()
@@ -217,10 +199,8 @@ def run_as(
         for output in (stdout, process.stderr):
             # Without a unit, a process that has left the group may hold the pipes open.
             output.join(5)
-        raise ReleaseCodeError(
-            "%s did not end within %d seconds; its last output: %s"
-            % (" ".join(argv[:3]), timeout, tail(stdout.text() + process.stderr.text()) or "none")
-        ) from error
+        words = (" ".join(argv[:3]), timeout, tail(stdout.text() + process.stderr.text()) or "none")
+        raise ReleaseCodeError("%s did not end within %d seconds; its last output: %s" % words) from error
     except BaseException:
         process.kill()
         raise
@@ -271,16 +251,10 @@ class ReleaseCode:
                 environment = envfile.parse(stream.read())
         except OSError as error:
             raise ReleaseCodeError("the environment of release %s cannot be read: %s" % (self.path, error)) from error
-        base = {
-            "PATH": os.path.join(self.path, "venv", "bin") + ":/usr/local/bin:/usr/bin:/bin",
-            "LANG": "C.UTF-8",
-            "HOME": "/nonexistent",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
-        base.update(environment)
-        base.update(extra_env or {})
-        return base
+        path = os.path.join(self.path, "venv", "bin") + ":/usr/local/bin:/usr/bin:/bin"
+        base = {"PATH": path, "LANG": "C.UTF-8", "HOME": "/nonexistent"}
+        base.update(PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
+        return {**base, **environment, **(extra_env or {})}
 
     def run(self, argv, timeout=60, extra_env=None, **process) -> Completed:
         """Run argv in the release's source directory; a relative argv[0] is looked up in its virtual environment.
@@ -317,15 +291,8 @@ class Driver:
 
     def __init__(self, code: ReleaseCode, module, extra_env=None, seconds=24 * 3600):
         self._shapes = module.ANSWERS
-        self._process = Process(
-            code.user,
-            [code.python, "-c", _BOOTSTRAP],
-            code.environ(extra_env),
-            os.path.join(code.path, "source"),
-            "code",
-            seconds,
-            subprocess.PIPE,
-        )
+        source, command = os.path.join(code.path, "source"), [code.python, "-c", _BOOTSTRAP]
+        self._process = Process(code.user, command, code.environ(extra_env), source, "code", seconds, subprocess.PIPE)
         self._child = self._process.child
         self._buffer, self._noise = bytearray(), collections.deque(maxlen=20)
         # The source and a request have room in it also where nobody reads: a write never waits.
@@ -339,11 +306,9 @@ class Driver:
         self.close()
 
     def _send(self, value) -> None:
-        try:
+        with contextlib.suppress(OSError):  # It ended: its output shows why.
             self._child.stdin.write((json.dumps(value) + "\n").encode())
             self._child.stdin.flush()
-        except OSError:
-            pass  # It ended: its output shows why.
 
     def ask(self, request: dict, timeout=60) -> dict:
         """Send one request and return its response; timeout is in seconds."""
@@ -353,17 +318,11 @@ class Driver:
             if line.startswith(ANSWER):
                 return self._checked(line[len(ANSWER) :], request["op"])
             self._noise.append(line[:1000])
-        raise ReleaseCodeError(
-            "the release's code %s; its last output: %s"
-            % (
-                "did not respond within %d seconds" % timeout
-                if self._child.poll() is None
-                else _SIGNALLED_HINT
-                if self._child.wait() == _SIGNALLED
-                else "ended with code %d and without a response" % self._child.wait(),
-                self._output() or "none",
-            )
-        )
+        code = self._child.poll()
+        why = _SIGNALLED_HINT if code == _SIGNALLED else "ended with code %s and without a response" % code
+        if code is None:
+            why = "did not respond within %d seconds" % timeout
+        raise ReleaseCodeError("the release's code %s; its last output: %s" % (why, self._output() or "none"))
 
     def _checked(self, text: str, operation: str) -> dict:
         try:
@@ -405,10 +364,8 @@ class Driver:
 
     def close(self) -> None:
         """End the driver; it gets some time to end by itself."""
-        try:
+        with contextlib.suppress(OSError):
             self._child.stdin.close()
-        except OSError:
-            pass
         try:
             self._child.wait(2)
         except subprocess.TimeoutExpired:

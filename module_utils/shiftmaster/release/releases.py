@@ -29,7 +29,7 @@ from ..host.printable import printable
 from . import celery_driver
 from .layout import Layout
 from .releasecode import ReleaseCode, ReleaseCodeError, run_as, tail
-from .state import State, audit, write_json
+from .state import State, audit, now, write_json
 
 SECRET = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|KEY|URL|DSN|CREDENTIAL", re.IGNORECASE)
 # What a build adds to the environment that it was given.
@@ -56,6 +56,8 @@ _INDEX_VARIABLES = re.compile(
     re.IGNORECASE,
 )
 MAX_QUEUES, MAX_TASKS = 100, 10_000
+# What a manifest has of what a build was given.
+_NOTED = ("version", "revision", "config_sha256", "celery_application", "who", "run_id")
 # A cache that all builds could write to, of hosts that were set up before 2026-12.
 _OLD_PIP_CACHE = "/var/cache/shiftmaster/pip"
 # Run by the build's user in its own tree: links in it lead root nowhere.
@@ -142,11 +144,8 @@ def read_files(layout: Layout, name: Optional[str], paths) -> dict:
     """Return the texts of files of a release, those that it has."""
     texts = {}
     for path in paths if name else ():
-        try:
-            with open(os.path.join(layout.release(name), path), encoding="utf-8") as stream:
-                texts[path] = stream.read()
-        except OSError:
-            continue
+        with contextlib.suppress(OSError), open(os.path.join(layout.release(name), path), encoding="utf-8") as stream:
+            texts[path] = stream.read()
     return texts
 
 
@@ -162,22 +161,12 @@ def masked(environ: dict, secret=()) -> dict:
 
 def describe(layout: Layout, state: State) -> list:
     """Return the releases, oldest first: name, version, revision, status, since, reason, current."""
-    current = layout.current()
-    listed = []
+    current, listed = layout.current(), []
     for name in layout.names():
-        data = manifest(layout, name)
-        entry = {
-            "name": name,
-            "version": data.get("version", ""),
-            "revision": data.get("revision", ""),
-            "config_sha256": data.get("config_sha256", ""),
-            "created": data.get("created", ""),
-            "status": state.status(name) or "building",
-            "was_live": state.was_live(name),
-            "reason": state.releases.get(name, {}).get("reason", ""),
-            "since": state.releases.get(name, {}).get("since", ""),
-            "current": name == current,
-        }
+        data, known = manifest(layout, name), state.releases.get(name, {})
+        entry = {key: data.get(key, "") for key in ("version", "revision", "config_sha256", "created")}
+        entry.update(name=name, status=state.status(name) or "building", was_live=state.was_live(name))
+        entry.update(reason=known.get("reason", ""), since=known.get("since", ""), current=name == current)
         listed.append(entry)
     return listed
 
@@ -186,19 +175,15 @@ def find(layout: Layout, state: State, revision: str, config: str) -> Optional[s
     """Return the newest finished release of this revision and configuration that is neither bad nor suspect, the
     current one first. One whose files were edited is none: a run builds it again, under another name.
     """
-    matching = [
-        name
-        for name in layout.names()
-        if state.status(name) in ("ready", "live")
-        and not state.is_suspect(name)
-        and manifest(layout, name).get("revision") == revision
-        and manifest(layout, name).get("config_sha256") == config
-        and not is_edited(layout, name)
-    ]
+    matching = []
+    for name in layout.names():
+        data = manifest(layout, name)
+        same = data.get("revision") == revision and data.get("config_sha256") == config
+        sound = state.status(name) in ("ready", "live") and not state.is_suspect(name)
+        if same and sound and not is_edited(layout, name):
+            matching.append(name)
     current = layout.current()
-    if current in matching:
-        return current
-    return matching[-1] if matching else None
+    return current if current in matching else next(reversed(matching), None)
 
 
 def resolve(layout: Layout, wanted: str) -> list:
@@ -262,54 +247,37 @@ class Build:
             raise
         points.reach("built")
         self.state.set_status(self.name, "ready")
-        audit(
-            self.layout,
-            "built",
-            release=self.name,
-            version=self.spec["version"],
-            revision=self.spec["revision"],
-            run_id=self.spec["run_id"],
-            who=self.spec["who"],
-        )
+        facts = {key: self.spec[key] for key in ("version", "revision", "run_id", "who")}
+        audit(self.layout, "built", release=self.name, **facts)
         return self.name
 
     def _build(self, argv, env=None, cwd=None, stdin=subprocess.DEVNULL):
         """Run one command of the build, niced, as the build user, which can write to what it builds alone."""
         base = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent"}
-        return run_as(
-            self.spec["build_user"],
-            argv,
-            dict(base, **env or {}),
-            cwd,
-            stdin,
-            self.spec["timeout_seconds"],
-            nice=True,
-            kind="build",
-            writable=list(self._built),
-        )
+        where = (dict(base, **env or {}), cwd, stdin, self.spec["timeout_seconds"])
+        return run_as(self.spec["build_user"], argv, *where, nice=True, kind="build", writable=list(self._built))
 
     def _command(self, what: str, argv, env=None, cwd=None):
         """Run one command of the build, its output in the build's log."""
-        self._judge(what, self._build(argv, env, cwd))
+        self._check(what, self._build(argv, env, cwd))
 
-    def _judge(self, what: str, done) -> None:
-        text = "== %s\n%s%s\n" % (what, done.stdout, done.stderr)
+    def _note(self, text: str) -> None:
         safe_files.append(self.log, text.encode(), beneath=self.spec["log_dir"])
+
+    def _check(self, what: str, done) -> None:
+        self._note("== %s\n%s%s\n" % (what, done.stdout, done.stderr))
         if done.rc != 0:
-            said = done.stderr or done.stdout
-            hint = ""
-            if "CERTIFICATE_VERIFY_FAILED" in said:
+            output, hint = done.stderr or done.stdout, ""
+            if "CERTIFICATE_VERIFY_FAILED" in output:
                 hint = "\nA proxy's own certificate authority is trusted through base_extra_ca_certificates."
-            raise BuildError(
-                "%s failed for version %s (the complete output is in %s):\n%s%s"
-                % (what, self.spec["version"], self.log, tail(said), hint)
-            )
+            words = (what, self.spec["version"], self.log, tail(output), hint)
+            raise BuildError("%s failed for version %s (the complete output is in %s):\n%s%s" % words)
 
     def _code(self, what: str, commands) -> None:
         # The application's code runs as the application's user here too: it may open logs in linked directories.
         code = ReleaseCode(self.path, self.spec["user"])
         writable = (os.path.join(self.path, "static"),)
-        self._judge(what, code.manage(commands, timeout=self.spec["timeout_seconds"], nice=True, writable=writable))
+        self._check(what, code.manage(commands, timeout=self.spec["timeout_seconds"], nice=True, writable=writable))
 
     def unpack(self) -> None:
         _log_file(self.log, self.spec["log_dir"])
@@ -368,8 +336,7 @@ class Build:
                 self._built = self._built[:1]
                 return
             except (OSError, ValueError) as error:
-                text = "== the environment of %s cannot be used again: %s\n" % (release, error)
-                safe_files.append(self.log, text.encode(), beneath=self.spec["log_dir"])
+                self._note("== the environment of %s cannot be used again: %s\n" % (release, error))
                 safe_files.remove_tree(self._venv)
                 os.mkdir(self._venv, 0o755)
         self._give(self._venv, "build_user")
@@ -423,15 +390,8 @@ class Build:
             path, site = os.path.join(self.path, relative), os.path.join(self.path, "site")
             os.close(safe_files.open_directory(os.path.dirname(path), 0o755, beneath=site))
             safe_files.write(path, text.encode(), 0o644, beneath=site)
-        environ = dict(self.spec["environment"])
-        environ.update(
-            {  # The names in OWN_ENVIRONMENT.
-                "SHIFTMASTER_RELEASE": self.name,
-                "SHIFTMASTER_VERSION": self.spec["version"],
-                "PYTHONPATH": os.path.join(self.path, "site"),
-                "STATIC_ROOT": os.path.join(self.path, "static"),
-            }
-        )
+        own = (self.name, self.spec["version"], os.path.join(self.path, "site"), os.path.join(self.path, "static"))
+        environ = {**self.spec["environment"], **dict(zip(OWN_ENVIRONMENT, own))}
         descriptor = os.open(os.path.join(self.path, "env"), os.O_WRONLY | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(envfile.render(environ))
@@ -453,26 +413,19 @@ class Build:
     def background(self) -> None:
         """Load the Celery application and note which tasks it knows: a handover must know what the other does not."""
         self.celery = {"tasks": [], "queues": []}
-        if self.spec["celery_application"]:
+        name = self.spec["celery_application"]
+        if name:
             code = ReleaseCode(self.path, self.spec["user"])
             try:
-                self.celery = code.driver(
-                    celery_driver,
-                    {"op": "tasks"},
-                    120,
-                    {"SHIFTMASTER_CELERY_APPLICATION": self.spec["celery_application"]},
-                )
+                more = {"SHIFTMASTER_CELERY_APPLICATION": name}
+                self.celery = code.driver(celery_driver, {"op": "tasks"}, 120, more)
             except ReleaseCodeError as error:
-                raise BuildError(
-                    "the Celery application %s of version %s cannot be loaded: %s"
-                    % (self.spec["celery_application"], self.spec["version"], error)
-                ) from error
+                words = (name, self.spec["version"], error)
+                raise BuildError("the Celery application %s of version %s cannot be loaded: %s" % words) from error
             # A rollback from this release needs each.
             if len(self.celery["queues"]) > MAX_QUEUES or len(self.celery["tasks"]) > MAX_TASKS:
-                raise BuildError(
-                    "the Celery application %s has more than %d queues or %d tasks"
-                    % (self.spec["celery_application"], MAX_QUEUES, MAX_TASKS)
-                )
+                words = (name, MAX_QUEUES, MAX_TASKS)
+                raise BuildError("the Celery application %s has more than %d queues or %d tasks" % words)
 
     def static_files(self) -> None:
         commands = [["check"]] if self.spec["check"] else []
@@ -506,33 +459,25 @@ class Build:
             {
                 "format": 1,
                 "release": self.name,
-                "version": self.spec["version"],
-                "revision": self.spec["revision"],
-                "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "created": now(),
                 "requirements_sha256": hashlib.sha256(requirements).hexdigest() if requirements else "",
                 "environment_sha256": self._key,
-                "config_sha256": self.spec["config_sha256"],
                 "files_sha256": fingerprint(self.path),
                 "migrations": self.spec["classify"](os.path.join(self.path, "source")),
-                "celery_application": self.spec["celery_application"],
                 "tasks": self.celery["tasks"],
                 "queues": self.celery["queues"],
-                "who": self.spec["who"],
-                "run_id": self.spec["run_id"],
+                **{key: self.spec[key] for key in _NOTED},
             },
             mode=0o644,
         )
 
 
 def _log_file(path: str, top: str) -> None:
-    directory = safe_files.open_directory(os.path.dirname(path), 0o750, beneath=top)
-    try:
+    with safe_files.closing(safe_files.open_directory(os.path.dirname(path), 0o750, beneath=top)) as directory:
         for old in [os.path.basename(path)] + sorted(os.listdir(directory))[: 1 - _KEPT_LOGS]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(old, dir_fd=directory)
         os.close(safe_files.open_in(directory, os.path.basename(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640))
-    finally:
-        os.close(directory)
 
 
 def _seal(path: str, owner: str) -> None:
@@ -594,9 +539,7 @@ def _tool(*argv, none: int = 0) -> str:
     """Return the output of a tool of the host, for files of root; none: its code where it has found nothing."""
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, timeout=120
-        )
+        done = subprocess.run(argv, env=environment, capture_output=True, check=False, timeout=120)
     except subprocess.TimeoutExpired as error:
         raise ValueError("%s took longer than %d s" % (argv[0], error.timeout)) from None
     if done.returncode not in (0, none):
@@ -694,22 +637,14 @@ def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code
         code = ReleaseCode(release_path, hook.get("user") or user)
         # Another user's hook, root's for example, runs no program of the release by its bare name.
         own = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} if hook.get("user") else {}
-        place = (kind, writable) if code.user == user else ("hook", ())
+        place = {"kind": kind, "writable": writable} if code.user == user else {"kind": "hook", "writable": ()}
         try:
-            done = code.shell(
-                hook["command"],
-                timeout=hook.get("timeout_seconds") or 300,
-                extra_env=own,
-                kind=place[0],
-                writable=place[1],
-            )
+            done = code.shell(hook["command"], timeout=hook.get("timeout_seconds") or 300, extra_env=own, **place)
         except ReleaseCodeError as error:
             raise BuildError("hook %s (%s): %s" % (hook["name"], phase, error)) from error
         if done.rc != 0:
-            raise BuildError(
-                "hook %s (%s) ended with code %d:\n%s"
-                % (hook["name"], phase, done.rc, tail(done.stderr or done.stdout))
-            )
+            words = (hook["name"], phase, done.rc, tail(done.stderr or done.stdout))
+            raise BuildError("hook %s (%s) ended with code %d:\n%s" % words)
         outputs.append({"name": hook["name"], "output": printable(tail(done.stdout + done.stderr))})
     return outputs
 
@@ -726,7 +661,7 @@ def discard(layout: Layout, state: State, name: str) -> None:
             # either.
             if error.errno != errno.EXDEV:
                 raise
-            if os.path.exists(os.path.join(path, "manifest.json")):
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(path, "manifest.json"))
             safe_files.remove_tree(path)
     points.reach("prune")
@@ -769,17 +704,14 @@ def prune_plan(layout: Layout, state: State, keep: int, applied=None) -> list:
     good = [name for name in names if state.status(name) != "bad" and manifest(layout, name)]
     live = [name for name in good if state.was_live(name)]
     kept = set(live[-keep:] + [name for name in good if name not in live][-1:]) if keep > 0 else set()
-    kept.update(name for name in (layout.release_of("blue"), layout.release_of("green")) if name)
-    target = state.rollback_target(layout.current())
-    if target:
-        kept.add(target)
-    going = [name for name in names if name not in kept]
+    kept.update((layout.release_of("blue"), layout.release_of("green")))
+    kept.add(state.rollback_target(layout.current()))
     files = {
         name: {"%s.%s" % (item["app"], item["name"]) for item in manifest(layout, name).get("migrations", [])}
         for name in names
     }
     allowed = []
-    for name in going:
+    for name in [name for name in names if name not in kept]:
         rest = set().union(*(files[other] for other in names if other != name and other not in allowed))
         alone = files[name] - rest
         if alone if applied is None else alone & set(applied):

@@ -24,7 +24,7 @@ from typing import Optional
 from ..host import safe_files
 from ..host.printable import printable
 from . import legacy, releasecode
-from .layout import Layout, sync_dir
+from .layout import Layout, sync
 
 STATUSES = ("building", "ready", "live", "bad")
 
@@ -60,7 +60,7 @@ def write_json(path: str, data, mode: int = 0o600) -> None:
         os.unlink(fresh)
         # What write() and fsync() raise names no file.
         raise OSError(error.errno, os.strerror(error.errno), path) from error
-    sync_dir(os.path.dirname(path))
+    sync(os.path.dirname(path))
 
 
 class State:
@@ -211,12 +211,9 @@ def audit(layout: Layout, event: str, **fields) -> None:
     """Append one line to the audit log; nothing of this repository ever rewrites it."""
     line = printable(json.dumps(dict(fields, time=now(), event=event), ensure_ascii=False, sort_keys=True)) + "\n"
     path = os.path.join(layout.state, "audit.jsonl")
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-    try:
+    with safe_files.closing(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)) as descriptor:
         os.write(descriptor, line.encode())
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -225,8 +222,7 @@ def held(path: str, deadline: float, busy: Exception):
 
     Raises busy where another process holds it until deadline, a time of time.monotonic().
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+    with safe_files.closing(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)) as descriptor:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -236,8 +232,6 @@ def held(path: str, deadline: float, busy: Exception):
                     raise busy from None
                 time.sleep(0.1)
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from ansible.module_utils.shiftmaster.backup import files, report, restore, room
 from ansible.module_utils.shiftmaster.backup import host as host_module
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host, alone
+from ansible.module_utils.shiftmaster.host import printable
 from ansible.module_utils.shiftmaster.host.sql import SAFE_SEARCH_PATH, rows_of
 
 
@@ -277,7 +278,7 @@ def test_the_report_is_the_guides():
     ("number", "text"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")]
 )
 def test_sizes_are_readable(number, text):
-    assert report.sized(number) == text
+    assert printable.sized(number) == text
 
 
 # --- the rollback -----------------------------------------------------------------------------------------------------

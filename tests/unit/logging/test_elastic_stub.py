@@ -83,9 +83,10 @@ class Parts:
             (directory / name).mkdir(parents=True)
         for name in ("ca.crt", "host.crt", "host.key"):
             shutil.copy(directory / f"site/{name}", directory / "elasticsearch/certs" / name)
-        tls = {f"{role}_tls_dir": str(directory / "site") for role in ("logstash", "kibana")}
-        for what, name in (("certificate", "host.crt"), ("key", "host.key"), ("ca", "ca.crt")):
-            tls[f"filebeat_tls_{what}_file"] = str(directory / "site" / name)
+        tls = {
+            f"filebeat_tls_{what}_file": str(directory / f"site/host.{end}")
+            for what, end in (("certificate", "crt"), ("key", "key"))
+        }
         self.variables = {
             **VARIABLES, **tls, "elasticsearch_port": self.ports["elasticsearch"],
             "elasticsearch_data_dir": str(directory / "elasticsearch/data"), "elasticsearch_environment": ENVIRONMENT,
@@ -113,7 +114,8 @@ class Parts:
             ("kibana", "kibana.yml.j2", "kibana/kibana.yml"),
             ("filebeat", "filebeat.yml.j2", "filebeat/filebeat.yml"),
         ):
-            (directory / path).write_text(render(role, template, **self.variables), encoding="utf-8")
+            text = render(role, template, **self.variables).replace("/etc/ssl/shiftmaster", str(directory / "site"))
+            (directory / path).write_text(text, encoding="utf-8")
 
     def asked(self, role, expression):
         return templar(role, **self.variables).template(trust_as_template("{{ " + expression + " }}"))

@@ -132,7 +132,7 @@ def test_long_names_are_compared_as_the_kernel_keeps_them():
 
 
 def test_a_port_whose_owner_cannot_be_seen_is_a_note(report, listener, monkeypatch):
-    monkeypatch.setattr(preflight, "owners", lambda inodes: {})
+    monkeypatch.setattr(preflight.listeners, "owners", lambda inodes: {})
     assert ports(report, listener, []) == [] and "may not see by which program" in report.notes[0]
 
 

@@ -122,7 +122,7 @@ def pending_changes(layout, state, add, monkeypatch, run_module):
     def answer(*_args, **_more):
         return probe.HttpResult(answers[-1], 0.0, "", None)
 
-    monkeypatch.setattr(shiftmaster_release, "http_get", answer)
+    monkeypatch.setattr(probe, "http_get", answer)
 
     def pending_changes(**parameters):
         asked = {"root": layout.root, "revision": "1" * 40, "celery_application": "shiftmaster", "keep": 1}
@@ -226,7 +226,7 @@ def test_an_authority_that_is_not_trusted_is_hinted_at(layout, state, tmp_path, 
     build = releases.Build(layout, state, spec)
     build.log = str(tmp_path / "log")
     with pytest.raises(releases.BuildError) as caught:
-        build._judge("pip", releasecode.Completed(1, "", said))
+        build._check("pip", releasecode.Completed(1, "", said))
     assert said in str(caught.value) and ("base_extra_ca_certificates" in str(caught.value)) is hint
 
 

@@ -94,7 +94,7 @@ def test_what_was_written_is_on_disk_before_it_takes_the_place_of_the_old_file(l
     steps, rename = [], os.rename
     monkeypatch.setattr(states.os, "fsync", lambda descriptor: steps.append(os.fstat(descriptor).st_size))
     monkeypatch.setattr(states.os, "rename", lambda *paths: (steps.append("rename"), rename(*paths)))
-    monkeypatch.setattr(states, "sync_dir", steps.append)
+    monkeypatch.setattr(states, "sync", steps.append)
     path = os.path.join(layout.state, "x.json")
     states.write_json(path, {}, 0o640)
     assert steps == [len("{}\n"), "rename", layout.state]

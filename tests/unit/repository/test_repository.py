@@ -178,7 +178,7 @@ def hides_itself(task, role):
             if isinstance(arguments, dict) and source.exists():
                 secret = [key for key in arguments if speaks_of_secrets(key)]
                 # SECRET of host/quiet.py is marked.
-                mark = r"(?:SECRET\b|(?:dict\(|list_of\(|{)[^)}]*(?:no_log\W+True|SECRET\b))"
+                mark = r"(?:SECRET\b|(?:dict\(|given\(|list_of\(|{)[^)}]*(?:no_log\W+True|SECRET\b))"
                 marked = [re.search(rf"\b{key}\W+{mark}", text_of(source)) for key in secret]
                 return bool(secret) and all(marked)
     return False

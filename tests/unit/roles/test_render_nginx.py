@@ -545,14 +545,3 @@ def test_the_hash_follows_contents_links_and_absences_but_not_their_order(tree):
         )
         == 5
     )
-
-
-def test_listeners_are_found_by_port(tree):
-    text = (
-        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-        "   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1\n"
-        "   1: 0100007F:1F40 0100007F:8888 01 00000000:00000000 00:00000000 00000000     0        0 4243 1\n"
-        "   2: 00000000:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4244 1\n"
-    )
-    assert tree.parse_listeners(text, {8000}) == {8000: {"4242"}}
-    assert tree.parse_listeners(text, {80, 8000, 443}) == {8000: {"4242"}, 80: {"4244"}}

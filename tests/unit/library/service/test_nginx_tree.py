@@ -125,14 +125,21 @@ def nginx(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def apply(nginx, run_module):
+def apply(nginx, run_module, monkeypatch):
+    root = nginx.root
+    host = {
+        "config_root": str(root), "main_file": str(root / "nginx.conf"), "binary": str(nginx.binary), "user": ME,
+        "error_log": str(nginx.log), "servers_file": str(root / "servers.conf"),
+        "pid_file": str(root.parent / "nginx.pid"),
+    }  # fmt: skip
+    for name, value in host.items():
+        monkeypatch.setitem(nginx_tree.HOST, name, value)
+
     def apply(content="new", check_mode=False, **parameters):
-        root = nginx.root
+        for name in nginx_tree.HOST.keys() & parameters.keys():
+            monkeypatch.setitem(nginx_tree.HOST, name, parameters.pop(name))
         given = {
-            "config_root": str(root), "main_file": str(root / "nginx.conf"), "binary": str(nginx.binary), "user": ME,
             "files": [{"path": str(root / "nginx.conf"), "content": content}], "marker_file": str(root / "marker.conf"),
-            "error_log": str(nginx.log), "servers_file": str(root / "servers.conf"),
-            "pid_file": str(root.parent / "nginx.pid"),
         }  # fmt: skip
         if content is None:
             del given["files"]
@@ -492,11 +499,10 @@ def test_a_query_says_what_is_there(servers, apply, nginx, monkeypatch):
 
 
 def test_a_port_of_another_program_is_a_problem(apply, nginx, monkeypatch):
-    monkeypatch.setattr(nginx_tree, "parse_listeners", lambda _text, ports: {port: {"42"} for port in ports})
-    monkeypatch.setattr(nginx_tree, "socket_owners", lambda inodes: {"nginx", "apache2"} if inodes == {"42"} else set())
-    assert apply(None, state="query", ports=[80])["problems"] == ["port 80 is taken by apache2"]
-    monkeypatch.setattr(nginx_tree, "socket_owners", lambda _inodes: {"nginx"})
-    assert apply(None, state="query", ports=[80])["problems"] == []
+    found = {80: {("nginx", 1), ("b", 3), ("a", 2)}, 443: {("nginx", 1)}}
+    monkeypatch.setattr(nginx_tree.listeners, "holders", lambda ports: {port: found[port] for port in ports})
+    assert apply(None, state="query", ports=[443, 80])["problems"] == ["port 80 is taken by a, b"]
+    assert apply(None, state="query", ports=[443])["problems"] == []
 
 
 def test_a_certificate_and_a_key_that_cannot_be_used_are_problems(apply, nginx, tmp_path):
@@ -636,27 +642,6 @@ def test_a_diff_of_passwords_shows_no_hash():
     assert nginx_tree.mask_passwords("a:1\n", None) == ("a:(a hash)\n", "")
 
 
-def test_listeners_are_read_by_their_port():
-    line = "   %d: %s:%s 00000000:0000 %s 00000000:00000000 00:00000000 00000000     0        0 %s"
-    lines = [
-        "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode",
-        line % (0, "00000000", "0050", "0A", "11"),
-        line % (1, "0" * 32, "0050", "0A", "12") + " 1 0000000000000000 100 0 0 10 0",
-        line % (2, "0100007F", "0050", "01", "13"),
-        line % (3, "0100007F", "01BB", "0A", "14"),
-        line % (4, "0100007F", "1F90", "0A", "15"),
-        "   5: 00000000:0050 00000000:0000 0A",
-    ]
-    assert nginx_tree.parse_listeners("\n".join(lines), {80, 443}) == {80: {"11", "12"}, 443: {"14"}}
-
-
-def test_the_owner_of_a_socket_is_found():
-    with nginx_tree.socket.socket() as sock:
-        mine = Path("/proc/self/comm").read_text().strip()
-        assert nginx_tree.socket_owners({str(os.fstat(sock.fileno()).st_ino)}) == {mine}
-    assert nginx_tree.socket_owners({"x"}) == set()
-
-
 def test_workers_are_the_children_that_take_connections(tmp_path, monkeypatch):
     for pid, parent, title, status in (
         (11, 100, "nginx: worker process", "Name:\tx\nGroups:\t4 33 \nSeccomp: 7\n"),
@@ -772,23 +757,6 @@ def test_the_ocsp_address_of_a_certificate_is_queried_where_openssl_is(apply, ng
     assert apply(None, state="query", certificate=path)["ocsp_uri"] == ("http://ocsp.example" if there else "")
     assert commands == ([["x509", "-in", path, "-noout", "-ocsp_uri"]] if there else [])
     assert apply(None, state="query")["ocsp_uri"] == "" and len(commands) == there
-
-
-def test_a_port_is_read_of_both_families(apply, monkeypatch):
-    """What is not there (a kernel without IPv6) is left out."""
-    read = []
-
-    def listeners(text, ports):
-        read.append(text.split()[0])
-        assert ports == {80}
-        return {80: {str(len(read))}}
-
-    monkeypatch.setattr(nginx_tree, "parse_listeners", listeners)
-    monkeypatch.setattr(nginx_tree, "socket_owners", lambda inodes: {"b", "a"} if inodes == {"1", "2"} else set())
-    assert apply(None, state="query", ports=[80])["problems"] == ["port 80 is taken by a, b"]
-    monkeypatch.setattr(nginx_tree, "parse_listeners", lambda _text, _ports: {})
-    monkeypatch.setattr(nginx_tree, "socket_owners", lambda _inodes: pytest.fail("there is no listener"))
-    assert apply(None, state="query", ports=[80])["problems"] == []
 
 
 def test_the_diff_of_a_log_says_its_mode_and_owner(apply, tmp_path):
