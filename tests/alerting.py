@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 import time
 from pathlib import Path
+
+import yaml
 
 RECEIVERS = Path(__file__).resolve().with_name("receivers.py")
 LOG = "/var/log/receivers.jsonl"
@@ -132,9 +133,8 @@ class Alerting:
 
     def group_wait_seconds(self) -> int:
         """How long the first message of a group waits."""
-        return int(
-            re.search(r"group_wait: (\d+)s", json.loads(self.api("GET", "/api/v2/status"))["config"]["original"])[1]
-        )
+        config = yaml.safe_load(json.loads(self.api("GET", "/api/v2/status"))["config"]["original"])
+        return int(config["route"]["group_wait"].removesuffix("s"))
 
     def ready(self) -> None:
         self.wait(lambda: "OK" in self.shell(f"curl -sS --cacert {self.ca} -K - https://localhost:9093/-/ready",
