@@ -60,7 +60,7 @@ def span(text: str) -> int:
 
 
 def shown(template: str, labels: dict[str, str], shows: str | dict[str, str]) -> str:
-    """What a template gives, by the labels and the texts of the case; a label that the alert lacks is an error."""
+    """The result of a template with the labels and the texts of the case; a label that the alert lacks is an error."""
 
     def replace(match: re.Match[str]) -> str:
         inner = match[1].strip()
@@ -74,7 +74,7 @@ def shown(template: str, labels: dict[str, str], shows: str | dict[str, str]) ->
     return re.sub(r'{{ ("(?:[^"\\]|\\.)*"|.*?) }}', replace, template)
 
 
-def moment(time: str, expected: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def timestamp(time: str, expected: list[dict[str, Any]], name: str) -> dict[str, Any]:
     return {"eval_time": time, "alertname": name, "exp_alerts": expected}
 
 
@@ -97,19 +97,19 @@ def tests_of(alert: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
             for given in wanted
             for labels in labels_by_environment(given)
         ]
-        checks = [moment(fires["at"], expected, name)]
+        checks = [timestamp(fires["at"], expected, name)]
         if "for" in made:
-            checks.insert(0, moment(f"{span(fires['at']) - span(evaluation)}s", [], name))
+            checks.insert(0, timestamp(f"{span(fires['at']) - span(evaluation)}s", [], name))
         if "until" in fires:
             after = f"{span(fires['until']) + span(evaluation)}s"
-            checks += [moment(fires["until"], expected, name), moment(after, [], name)]
+            checks += [timestamp(fires["until"], expected, name), timestamp(after, [], name)]
         groups.append({"name": f"fires {number}", **inputs(fires, case, evaluation), "alert_rule_test": checks})
     for silent in case["silent"]:
         groups.append(
             {
                 "name": f"silent: {silent['why']}",
                 **inputs(silent, case, evaluation),
-                "alert_rule_test": [moment(silent["at"], [], name)],
+                "alert_rule_test": [timestamp(silent["at"], [], name)],
             }
         )
     if "on (env" in made["expr"]:
@@ -118,7 +118,7 @@ def tests_of(alert: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
 
 
 def apart(groups: list[dict[str, Any]], case: dict[str, Any], evaluation: str, name: str) -> Iterator[dict[str, Any]]:
-    """What fires in one environment and is silent in the other one, where both are the same so far."""
+    """Alerts that fire in one environment and not in the other one, where both are the same so far."""
     given = [*case["fires"], *case["silent"]]
     plain = [
         (one, group)
@@ -140,7 +140,7 @@ def apart(groups: list[dict[str, Any]], case: dict[str, Any], evaluation: str, n
                 yield {
                     "name": f"{group['name']} in one environment, in the other one {silent['why']}",
                     **inputs({**fires, "series": series}, case, evaluation),
-                    "alert_rule_test": [moment(fires["at"], expected, name)],
+                    "alert_rule_test": [timestamp(fires["at"], expected, name)],
                 }
 
 
@@ -214,7 +214,7 @@ MATCHERS = re.compile(r'(=~|!~|!=|=)"((?:[^"\\]|\\.)*)"')
 COMPARISONS = {">": (">=", "<"), "<": ("<=", ">"), ">=": (">", "<"), "<=": ("<", ">"), "==": ("!=",), "!=": ("==",)}
 # The labels by which series are put together or find one another.
 GROUPING = re.compile(r"\b(by|without|on|ignoring) \(([^)]*)\)")
-# What is no number of the expression: strings, durations, names.
+# Parts of an expression without a number: strings, durations, names.
 TOKENS = re.compile(
     r'(?P<string>"(?:[^"\\]|\\.)*")|(?P<matcher>{[^}]*})|(?P<range>\[[^\]]*\])|(?P<offset>\boffset \w+)'
     r"|(?P<name>[A-Za-z_][\w:]*)|(?P<number>\d+(?:\.\d+)?)|(?P<comparison>[=!<>]=|[<>])"
@@ -235,7 +235,7 @@ def changed_duration(text: str) -> tuple[str, ...]:
 
 
 def changed_groupings(expr: str) -> Iterator[tuple[str, str]]:
-    """Each label taken away; where there is none, one that nothing has changes nothing."""
+    """Each label removed; where there is none, an unknown one changes nothing."""
     for match in GROUPING.finditer(expr):
         labels = [label.strip() for label in match[2].split(",") if label.strip()]
         for label in labels:
@@ -266,7 +266,7 @@ def changed_expressions(name: str, expr: str) -> Iterator[tuple[str, str]]:
             start, end = match.start() + inner.start(2), match.start() + inner.end(2)
             changed = expr[:start] + "other" + expr[end:]
             if inner[1].startswith("!"):
-                # What one side of a division leaves out, the other side lacks, too: only all of them together count.
+                # Labels missing on one side of a division are missing on both: only all of them together count.
                 changed = expr.replace(inner[0], f'{inner[1]}"other"')
             if changed not in seen:
                 seen.add(changed)
@@ -341,9 +341,9 @@ def part_for(record: str, rules: dict[str, Any], test: dict[str, Any]) -> tuple[
     met = closure({record}, dependents)
     tests = []
     for one in test["tests"]:
-        asked = [case for case in one["promql_expr_test"] if names_in(case["expr"]) & met]
-        if asked:
-            tests.append({**one, "promql_expr_test": asked})
+        requested = [case for case in one["promql_expr_test"] if names_in(case["expr"]) & met]
+        if requested:
+            tests.append({**one, "promql_expr_test": requested})
     expected = [case["expr"] for one in tests for case in one["promql_expr_test"]]
     named = closure(set().union(*map(names_in, expected)), needs)
     tests = [
@@ -385,7 +385,7 @@ def survivors(names: list[str]) -> tuple[int, list[str]]:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
 
-        def lay(stem: str, what: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+        def install(stem: str, what: str, pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
             described[stem], tests[stem] = what, []
             for number, (rules, test) in enumerate(pairs):
                 own = f"{stem}-{number}"
@@ -398,18 +398,18 @@ def survivors(names: list[str]) -> tuple[int, list[str]]:
             test = tests_of(alert, known[alert["name"]])
             for number, (what, rule) in enumerate(mutants(alert)):
                 rules = {"groups": [{"name": alert["group"], "rules": [rule]}]}
-                lay(f"{alert['name']}-{number:03}", f"{alert['name']}: {what}", [(rules, test)])
+                install(f"{alert['name']}-{number:03}", f"{alert['name']}: {what}", [(rules, test)])
         if not names or "recordings" in names:
             own = [loaded(path) for path in sorted(TESTS.glob("*.yml"))]
             for number, (what, record, rules) in enumerate(recorded_mutants()):
-                lay(f"recordings-{number:03}", what, [part_for(record, rules, test) for test in own])
-        # What is no rule any more would be refused, not noticed.
+                install(f"recordings-{number:03}", what, [part_for(record, rules, test) for test in own])
+        # An invalid rule would be rejected, not detected.
         checked = call("check", "rules", *sorted(directory.glob("*.rules")))
         if checked.returncode:
             raise RuntimeError(f"a mutant is no rule: {checked.stdout[-2000:]}{checked.stderr[-2000:]}")
         left = sorted(described)
         for number in range(max(map(len, tests.values()), default=0)):
-            # What one test has noticed, the next one need not.
+            # A mutant that one test has detected is not given to the next one.
             failed = failed_tests([tests[stem][number] for stem in left if number < len(tests[stem])])
             left = [stem for stem in left if number >= len(tests[stem]) or tests[stem][number].stem not in failed]
     return len(described), [described[stem] for stem in left]

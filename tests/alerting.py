@@ -16,21 +16,21 @@ import yaml
 RECEIVERS = Path(__file__).resolve().with_name("receivers.py")
 LOG = "/var/log/receivers.jsonl"
 CONTROL = "http://127.0.0.1:9590"
-# What the receivers take; a scenario gives the roles the same.
+# Credentials of the receivers; a scenario passes the same ones to the roles.
 SLACK_URL = "https://localhost:9591/services/T00000000/B00000000/abcdefghijklmnopqrstuvwx"
 PAGERDUTY_URL = "https://localhost:9592/v2/enqueue"
 PAGERDUTY_CHANGE_URL = "https://localhost:9592/v2/change/enqueue"
 DEADMAN_URL = "https://localhost:9593/deadman/token-of-the-test"
 SMARTHOST = "localhost:9587"
 CRITICAL = ("pagerduty", "slack", "smtp")
-# Alerts of metrics that containers share with the machine which runs them, and with whatever else runs on it.
+# Alerts of metrics that containers share with the machine which runs them, and with everything else that runs on it.
 MACHINE = (
     "ClockNotSynchronised", "ClockSkew", "OOMKill", "DiskFullPredicted", "DiskFullSoon", "DiskSaturated",
     "InodesExhaustedPredicted",
 )  # fmt: skip
-# Of budgets of days: on a system that is an hour old they report the tests before, and may end and begin again.
+# Alerts of budgets of days: on a new system they report earlier tests, and may end and begin again.
 BUDGETS = ("AvailabilityBudgetBurnSlow", "ErrorBudgetBurnSlow", "LatencyBudgetBurnSlow")
-# Names of one run of the tests: what an earlier one left behind fires for an hour and sends no second notification.
+# Names of one run of the tests: an alert of an earlier one fires for an hour and sends no second notification.
 RUN = f"{int(time.time()) % 1000000:06d}"
 
 
@@ -80,7 +80,7 @@ class Alerting:
         self.wait(lambda: self.shell(f"curl -sS {CONTROL}/messages", check=False).startswith("["), 60, "the receivers")
 
     def messages(self, receiver: str = "", since: float = 0, attempts: bool = False) -> list[dict]:
-        """What arrived; refused attempts are left out unless requested."""
+        """Received messages; refused attempts are left out unless requested."""
         found = json.loads(self.shell(f"curl -sS '{CONTROL}/messages?receiver={receiver}&since={since}'"))
         return [one for one in found if attempts or one.get("kind") != "attempt"]
 
@@ -157,7 +157,7 @@ def about(message: dict) -> str:
 # --- verifications ----------------------------------------------------------------------------------------------------
 
 
-def critical_reaches_everybody_and_is_resolved(alerting: Alerting, name=f"ProofCritical{RUN}") -> dict:
+def critical_reaches_every_receiver_and_is_resolved(alerting: Alerting, name=f"ProofCritical{RUN}") -> dict:
     """PagerDuty, Slack and email, each once; resolved under the same key. Returns the seconds to each."""
     since, one = alerting.now(), alert(name)
     alerting.send(one)
@@ -181,7 +181,7 @@ def critical_reaches_everybody_and_is_resolved(alerting: Alerting, name=f"ProofC
     return {receiver: round(message["at"] - since, 1) for receiver, message in first.items()}
 
 
-def a_warning_wakes_nobody(alerting: Alerting, name=f"ProofWarning{RUN}") -> None:
+def a_warning_pages_no_one(alerting: Alerting, name=f"ProofWarning{RUN}") -> None:
     since, one = alerting.now(), alert(name, severity="warning")
     alerting.send(one)
     alerting.arrive("slack", 1, since)
@@ -202,7 +202,7 @@ def information_goes_to_one_channel(alerting: Alerting, seconds: float, name=f"P
     assert not alerting.messages("smtp", since) and not alerting.messages("pagerduty", since)
 
 
-def the_watchdog_is_asked_for_regularly(alerting: Alerting, interval: float) -> None:
+def the_watchdog_notifies_regularly(alerting: Alerting, interval: float) -> None:
     since, one = alerting.now(), alert("Watchdog", severity="none", service="monitoring")
     del one["labels"]["instance"]
     alerting.send(one)
@@ -242,7 +242,7 @@ def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting) -> 
         alerting.arrive(receiver, 2, since)
 
 
-def a_receiver_that_is_down_gets_it_afterwards(
+def a_receiver_that_was_down_gets_the_alert_afterwards(
     alerting: Alerting, receiver: str, how="500", name=f"ProofDown{RUN}"
 ) -> None:
     """And the others are not held up."""
@@ -263,15 +263,17 @@ def a_receiver_that_is_down_gets_it_afterwards(
         alerting.arrive(other, 2, since)
 
 
-def a_restart_loses_nothing(alerting: Alerting, maintenance_seconds: int, signal="", name=f"ProofRestart{RUN}") -> None:
+def a_restart_drops_no_alert(
+    alerting: Alerting, maintenance_seconds: int, signal="", name=f"ProofRestart{RUN}"
+) -> None:
     """One alert is sent before, one is undelivered, a silence holds: after the restart each is as it was."""
     since = alerting.now()
-    told, waiting, quiet = (alert(f"{name}{kind}{signal}") for kind in ("Told", "Waiting", "Quiet"))
+    reported, waiting, quiet = (alert(f"{name}{kind}{signal}") for kind in ("Told", "Waiting", "Quiet"))
     matcher = {"name": "alertname", "value": quiet["labels"]["alertname"], "isRegex": False, "isEqual": True}
     silence = {"matchers": [matcher], "startsAt": iso(time.time()), "endsAt": iso(time.time() + 600)}
     silence.update(createdBy="verification", comment="verification")
     made = json.loads(alerting.api("POST", "/api/v2/silences", silence))
-    alerting.send(told, quiet)
+    alerting.send(reported, quiet)
     keys = {}
     for receiver in CRITICAL:
         message = alerting.arrive(receiver, 1, since)[0]
@@ -287,13 +289,13 @@ def a_restart_loses_nothing(alerting: Alerting, maintenance_seconds: int, signal
         time.sleep(saved)
     alerting.restart(signal)
     # Prometheus repeats firing alerts.
-    alerting.send(told, waiting, quiet)
+    alerting.send(reported, waiting, quiet)
     for receiver in CRITICAL:
         found = alerting.arrive(receiver, 2, since, 240)
-        assert [told["labels"]["alertname"] in about(one) for one in found] == [True, False], "told twice"
+        assert [reported["labels"]["alertname"] in about(one) for one in found] == [True, False], "told twice"
         assert waiting["labels"]["alertname"] in about(found[1])
     assert not [one for one in alerting.messages("", since) if quiet["labels"]["alertname"] in about(one)]
-    alerting.resolve(told, waiting, quiet)
+    alerting.resolve(reported, waiting, quiet)
     for receiver in CRITICAL:
         found = alerting.arrive(receiver, 4, since)
         assert not [one for one in found if quiet["labels"]["alertname"] in about(one)]
@@ -317,9 +319,9 @@ def a_run_silences_what_it_causes_and_nothing_else(alerting: Alerting, silence, 
     alerting.arrive("pagerduty", len(heard), since)
     time.sleep(15)
     found = alerting.messages("", since)
-    told = {one["labels"]["alertname"] for one in (*quiet, *heard) for message in found
+    reported = {one["labels"]["alertname"] for one in (*quiet, *heard) for message in found
             if one["labels"]["alertname"] in about(message)}  # fmt: skip
-    assert told == {one["labels"]["alertname"] for one in heard}
+    assert reported == {one["labels"]["alertname"] for one in heard}
     assert unsilence().changed == 1 and unsilence().changed == 0
     # Alerts that still fire are sent now.
     for one in quiet:
@@ -370,7 +372,7 @@ REFUSED = {
 
 
 def state_of(alerting: Alerting) -> dict:
-    """What runs: the configuration in use, since when, and the files."""
+    """The running state: the configuration in use, since when, and the files."""
     status = json.loads(alerting.api("GET", "/api/v2/status"))
     return {
         "config": status["config"]["original"],
@@ -380,18 +382,18 @@ def state_of(alerting: Alerting) -> dict:
     }  # fmt: skip
 
 
-def it_is_refused_and_the_old_one_stays(alerting: Alerting, apply, case: str) -> None:
+def a_rejected_configuration_keeps_the_old_one_running(alerting: Alerting, apply, case: str) -> None:
     """apply(**variables) runs the role; what it returns has `code` and `output`."""
-    variables, said = REFUSED[case]
+    variables, printed = REFUSED[case]
     before = state_of(alerting)
     done = apply(**variables)
-    assert done.code != 0 and said in " ".join(done.output.split()), done.output[-4000:]
+    assert done.code != 0 and printed in " ".join(done.output.split()), done.output[-4000:]
     assert state_of(alerting) == before
     metrics = alerting.api("GET", "/metrics")
     assert "\nalertmanager_config_last_reload_successful 1\n" in metrics
 
 
-def nobody_reads_it_without_a_password(alerting: Alerting) -> None:
+def reading_requires_a_password(alerting: Alerting) -> None:
     for path in ("/", "/metrics", "/api/v2/status", "/api/v2/alerts", "/api/v2/silences"):
         code = alerting.shell(
             f"curl -sS -o /dev/null -w '%{{http_code}}' --cacert {alerting.ca} https://localhost:9093{path}"
@@ -402,7 +404,7 @@ def nobody_reads_it_without_a_password(alerting: Alerting) -> None:
     assert ":9094" not in alerting.shell("ss -ltnu")
 
 
-def no_secret_is_seen(alerting: Alerting, secrets) -> None:
+def no_secret_is_visible(alerting: Alerting, secrets) -> None:
     """Neither in arguments, nor in what is logged, nor in the configuration that the page shows."""
     seen = alerting.shell("cat /proc/[0-9]*/cmdline | tr '\\0' ' '; journalctl -u prometheus-alertmanager --no-pager")
     seen += alerting.api("GET", "/api/v2/status") + alerting.shell("cat /etc/prometheus/alertmanager.yml")

@@ -37,33 +37,33 @@ OPTIONS = {
 }  # fmt: skip
 
 
-def asked(expression: str):
+def templated(expression: str):
     return templar("elasticsearch", **VARIABLES).template(trust_as_template("{{ " + expression + " }}"))
 
 
 def bodies():
     """Yield (type, what is sent with what is in its path, the place of a key that is misspelt in the second one)."""
-    for name, body in asked("__elasticsearch_policies").items():
+    for name, body in templated("__elasticsearch_policies").items():
         body, phases = {"name": name, **body}, ("policy", "phases")
         yield "IlmPutLifecycleRequest", body, (*phases, "delete", "min_age")
         yield "IlmPutLifecycleRequest", body, (*phases, "hot", "actions", "rollover", "max_age")
-    for name, body in asked("__elasticsearch_component_templates").items():
+    for name, body in templated("__elasticsearch_component_templates").items():
         body = {"name": name, **body}
         yield "ClusterPutComponentTemplateRequest", body, ("template", "mappings", "date_detection")
         yield "ClusterPutComponentTemplateRequest", body, ("template", "mappings", "properties", "message", "type")
-    for name, body in asked("__elasticsearch_templates").items():
+    for name, body in templated("__elasticsearch_templates").items():
         for key in ("index_patterns", "priority", "data_stream", "composed_of"):
             yield "IndicesPutIndexTemplateRequest", {"name": name, **body}, (key,)
-    for name, body in asked("elasticsearch_snapshot_repositories").items():
+    for name, body in templated("elasticsearch_snapshot_repositories").items():
         body = {"name": name, "repository": body}
         yield "SnapshotCreateRepositoryRequest", body, ("repository", "settings", "location")
-    for name in asked("__elasticsearch_streams"):
+    for name in templated("__elasticsearch_streams"):
         yield "IndicesCreateDataStreamRequest", {"name": name}, ("name",)
-    yield "ClusterPutSettingsRequest", {"persistent": asked("__elasticsearch_cluster_settings")}, ("persistent",)
-    for user in asked("__elasticsearch_verified"):
+    yield "ClusterPutSettingsRequest", {"persistent": templated("__elasticsearch_cluster_settings")}, ("persistent",)
+    for user in templated("__elasticsearch_verified"):
         body = elasticsearch_objects.rights(elasticsearch_objects.merged(user["has"], user["has_not"]))
         yield "SecurityHasPrivilegesRequest", body, ("index", 0, "privileges")
-    for name, role in asked("__elasticsearch_roles").items():
+    for name, role in templated("__elasticsearch_roles").items():
         yield "SecurityPutRoleRequest", {"name": name, **role}, ("indices", 0, "names")
     found = {"query": {"term": {"http.request.id": "0f"}}}
     yield "SearchRequest", {"index": "logs-shiftmaster.canary-demo", **found}, ("query", "term")

@@ -3,7 +3,7 @@
     make bench                                  # BENCH_ANSISTRANO_ROLES=DIRECTORY: next to these roles themselves
 
 Needs the image shiftmaster-ops/deployed:trixie (scripts/images deployed) and two processors. Ansible goes by ssh, as it
-does to a real host. For the latencies the host has the first processor to itself; the controller and the people at
+does to a real host. For the latencies the host has the first processor to itself; the controller and the users at
 their browsers, who in real life are other machines, have the second one. The load runs in a container next to the host,
 with the host's network, against its loopback.
 """
@@ -98,7 +98,7 @@ def container(name: str) -> str:
     return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
 
 
-def let_in(operations: Operations, directory: Path) -> None:
+def allow_access(operations: Operations, directory: Path) -> None:
     """Wait for the host's boot, and open the way by ssh."""
     operations.wait_for_boot()
     operations.shell(
@@ -117,7 +117,7 @@ def start(directory: Path) -> Operations:
     )
     operations = Operations(inventory, HOST)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(directory / "key")], check=True)
-    let_in(operations, directory)
+    allow_access(operations, directory)
     return operations
 
 
@@ -134,7 +134,7 @@ def controller(operations: Operations) -> None:
 
 def back(operations: Operations) -> None:
     """To the first version, and its schema."""
-    if operations.serves() != "2.0.0":
+    if operations.live_version() != "2.0.0":
         run = operations.rollback(to="2.0.0", schema="reverse")
         assert run.code == 0, run.output[-3000:]
 
@@ -229,7 +229,7 @@ class Peer:
             )
 
     def run(self, playbook: str, version: str = "") -> tuple:
-        """Run one of its playbooks with what makes Ansible fast for both; returns (whole, until live) in seconds."""
+        """Run one of its playbooks with Ansible's fast settings for both; returns (complete, until live) in seconds."""
         roles, began = os.environ.get("BENCH_ANSISTRANO_ROLES", ""), time.time()
         done = subprocess.run(
             ["ansible-playbook", "--inventory", str(self.inventory), str(ROOT / "tests" / "peer" / f"{playbook}.yml"),
@@ -243,7 +243,7 @@ class Peer:
 
 
 def timed(operations: Operations, call) -> tuple:
-    """Return (whole, until live) in seconds of a run of ours; what is live is one link."""
+    """Return (complete, until live) in seconds of a run of ours; the live release is one link."""
     began = time.time()
     run = call()
     assert run.code == 0, run.output[-3000:]
@@ -275,8 +275,8 @@ def side_by_side(operations: Operations, peer: Peer, directory: Path) -> None:
 
     def compare(what, name, call, *wanted):
         ours, his = timed(operations, call), theirs[name]
-        figures = [f"{mine:.1f} / {its:.1f} = {mine / its:.2f}" for mine, its in zip(ours, his)]
-        for figure, goal in zip(figures, wanted):
+        metrics = [f"{mine:.1f} / {its:.1f} = {mine / its:.2f}" for mine, its in zip(ours, his)]
+        for figure, goal in zip(metrics, wanted):
             row(f"{what}, {'whole' if goal is wanted[0] else 'until live'}", figure, goal)
 
     compare("deploy.yml, same version", "same", lambda: operations.run("deploy.yml"), "<= 0.5")
@@ -345,8 +345,8 @@ def topology(directory: Path, core: Operations) -> None:
     addresses = {HOST: docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", HOST)}
     for name in APPS:
         addresses[name] = container(name)
-        let_in(Operations("", name), directory)
-        # What of the copied host is not an application host's.
+        allow_access(Operations("", name), directory)
+        # Files of the copied host that an application host lacks.
         Operations("", name).shell("systemctl disable --quiet --now postgresql redis-server")
 
     def of(count: int) -> Operations:

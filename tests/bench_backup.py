@@ -110,7 +110,7 @@ def main() -> int:
             operations.shell(f"{AS_POSTGRES} psql -Xq -v ON_ERROR_STOP=1 -d shiftmaster", stdin=ROSTERS, timeout=1800)
             measure(operations)
             under_load(operations)
-            said_to_be_good(operations)
+            reported_as_good(operations)
         finally:
             remove()
     if MISSED:
@@ -149,7 +149,7 @@ def measure(operations: Operations) -> None:
 
 
 def under_load(operations: Operations) -> None:
-    """People who never pause, before a full backup and while it is made and verified."""
+    """Users who never pause, before a full backup and while it is made and verified."""
     operations.manage("seed_demo")
     with load(operations, "--clients", "64", seconds=900) as current:
         time.sleep(40)
@@ -165,7 +165,7 @@ def under_load(operations: Operations) -> None:
     ratio("requests that failed", current.summary["failed"], 0, f"{current.summary['failed']}", least=False)
 
 
-def said_to_be_good(operations: Operations) -> None:
+def reported_as_good(operations: Operations) -> None:
     """The result of the guide's script, which uses the last exit code of each step, for a step that saved nothing."""
     wrong = "env PGPASSWORD=wrong PGHOST=localhost PGUSER=backup"
     for what, command in (
@@ -175,8 +175,8 @@ def said_to_be_good(operations: Operations) -> None:
         ("flipped byte in the dump", f"{GUIDE % (AS_POSTGRES, 'shiftmaster')}; {FLIP}"),
         ("all good dumps older than 30 days, today's failed", f"{AGED}; {GUIDE % (wrong, 'shiftmaster')}; {REMOVE}"),
     ):
-        said = operations.shell(f"({command}) 2>/dev/null", check=False).strip()
-        row(f"guide's word for: {what}", said.splitlines()[-1] if said else "nothing", "FAILED")
+        output = operations.shell(f"({command}) 2>/dev/null", check=False).strip()
+        row(f"guide's word for: {what}", output.splitlines()[-1] if output else "nothing", "FAILED")
 
 
 if __name__ == "__main__":

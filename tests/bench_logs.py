@@ -1,4 +1,4 @@
-"""What a line of the log costs, and how many lines the masks stand; ends with 1 where a line costs more than it may.
+"""The cost of a line of the log, and how many lines the masks process; ends with 1 where a line costs more than it may.
 
     scripts/with_services python tests/bench_logs.py
 
@@ -33,7 +33,7 @@ from masked import in_oniguruma  # noqa: E402
 
 MASKS = yaml.safe_load((ROOT / "group_vars/all/masking.yml").read_text(encoding="utf-8"))["log_masks"]
 LINES, ROUNDS = 2000, 15
-# What JSON with its masks may cost more than the guide's line, in seconds.
+# Additional cost of JSON with its masks over the guide's line, in seconds.
 MOST = 100e-6
 USUAL = "シフトを保存しました：東3病棟、12 件、2026-01 (east-3)"
 
@@ -54,7 +54,7 @@ def seconds(work) -> float:
 
 
 def worst() -> list:
-    """Return lines that lead patterns far before they fail: beginnings of what they look for, again and again."""
+    """Return lines that lead patterns far before they fail: repeated beginnings of a match."""
     parts = [
         "a" * 64,
         "a.a.a.a.a.a.a.",

@@ -1,10 +1,10 @@
-"""What the metrics cost a request, and a scrape; ends with 1 where a request costs more than LIMIT times as much.
+"""The cost of the metrics for a request and a scrape; ends with 1 where a request costs more than LIMIT times as much.
 
     scripts/with_services {python} tests/bench_metrics.py
 
 One process has the same application twice, with and without the metrics, and gets requests in turn. A request takes
 about ten milliseconds, Django's own part and ten queries with it, for a user who is logged in. The medians of the
-processor's time are compared: it waits for nobody, so that what else the machine does counts for neither. Then a scrape
+processor's time are compared: it includes no waiting, so other load of the machine counts for neither. Then a scrape
 is timed with as many series and processes as a large host has.
 """
 
@@ -47,7 +47,7 @@ def database(directory: str) -> dict:
 
 
 def prepare(directory: str):
-    """Return {with or without: handler}, and a cookie of somebody who is logged in."""
+    """Return {with or without: handler}, and a cookie of a logged-in user."""
     import django
     from django.conf import settings
     from django.http import HttpResponse
@@ -129,7 +129,7 @@ def timed(function) -> float:
     return time.thread_time() - began
 
 
-def ask(handlers, session) -> dict:
+def query(handlers, session) -> dict:
     from django.test import RequestFactory
 
     times = {name: [] for name in handlers}
@@ -153,7 +153,7 @@ def scrape(directory: str) -> None:
 
     children = []
     for _ in range(PROCESSES):
-        ready, tell = os.pipe()
+        ready, notify = os.pipe()
         pid = os.fork()
         if pid == 0:
             from django_prometheus.middleware import Metrics
@@ -166,7 +166,7 @@ def scrape(directory: str) -> None:
                     metrics.requests.labels(f"/route/<int:number>/{number}/", method).observe(0.1)
                     own.requests_latency_by_view_method.labels(view=f"v{number}", method=method).observe(0.1)
                     own.responses_by_status_view_method.labels(status="200", view=f"v{number}", method=method).inc()
-            os.write(tell, b"x")
+            os.write(notify, b"x")
             time.sleep(600)
             os._exit(0)
         os.read(ready, 1)
@@ -198,7 +198,7 @@ def main() -> int:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
         os.environ["SHIFTMASTER_SLOT"] = "blue"
         handlers, session = prepare(directory)
-        found = ask(handlers, session)
+        found = query(handlers, session)
         print("\nThe metrics' cost:")
         more = found["with"] - found["without"]
         row("queries", "of PostgreSQL" if os.environ.get("SHIFTMASTER_TEST_DSN") else "of SQLite")

@@ -1,4 +1,4 @@
-"""What the tests of the diagnosis share: run its playbooks as an administrator does, and break things for a while."""
+"""Shared by the tests of the diagnosis: run its playbooks as an administrator does, and break things for a while."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def fixed(operations, command: str) -> None:
 
 
 def forget_the_journal(operations) -> None:
-    """What the journal holds is no evidence of the next test (kills, log-ins, accounts)."""
+    """Entries of the journal are no evidence of the next test (kills, log-ins, accounts)."""
     operations.shell("journalctl --rotate --quiet; journalctl --quiet --vacuum-time=1s; sleep 1")
 
 
@@ -153,12 +153,12 @@ def carry_out(operations, command: str) -> None:
 
 
 def facts_of(operations) -> dict:
-    """What commands that break something need to know of the host."""
+    """Facts of the host for commands that break something."""
     slot = operations.shell(f"readlink {APP}/active | xargs basename").strip()
     log_dir = operations.shell("stat -c '%a %U:%G' /var/log/shiftmaster").split()
     return {
         "slot": slot,
-        # The release itself: faults may take the links away.
+        # The release itself: faults may remove the links.
         "release": operations.shell(f"readlink -f {APP}/active/release").strip(),
         "hba": operations.shell(f"{PSQL} -c 'SHOW hba_file'").strip(),
         "data": operations.shell(f"{PSQL} -c 'SHOW data_directory'").strip(),

@@ -25,9 +25,9 @@ class Input:
             self.begins, self.max_lines = re.compile(given["pattern"]), given["max_lines"]
 
     def feed(self, data: bytes) -> list:
-        *whole, self.rest = (self.rest + data).split(b"\n")
+        *complete, self.rest = (self.rest + data).split(b"\n")
         found = []
-        for line in whole:
+        for line in complete:
             text = line.removesuffix(b"\r").decode("utf-8", "replace")
             if self.begins is None:
                 found.append(text)

@@ -67,7 +67,7 @@ def without_thresholds(expression: str) -> str:
         if scalar:
             end = re.compile(r"\s*-?(?:[\d.]+|Inf)").match(expression, end).end()
     text += expression[end:]
-    # What is missing: the series of both sides, which have to meet.
+    # Missing series: those of both sides, which have to meet.
     text = re.sub(r"\bunless (on \(([^)]*)\) group by \(\2\) \()", r"and \1", text)
     while found := re.search(r"\babsent\(", text):
         stop = closing(text, found.end() - 1)
@@ -77,7 +77,7 @@ def without_thresholds(expression: str) -> str:
     return text
 
 
-def asked(rule: dict) -> dict[str, set[str]]:
+def queries_of(rule: dict) -> dict[str, set[str]]:
     """{expression without thresholds: labels that its series must have} of an alert, one for each of its branches."""
     named = {label for text in rule["annotations"].values() for label in LABELS.findall(text)}
     return {without_thresholds(branch): named - set(rule["labels"]) for branch in branches(rule["expr"])}

@@ -1,4 +1,4 @@
-"""What group_vars/all makes of an inventory: Ansible's own inventory, variables and templates, in this process."""
+"""The values of group_vars/all for an inventory: Ansible's own inventory, variables and templates, in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ansible.vars.manager import VariableManager
 from rendered import action
 
 ROOT = Path(__file__).resolve().parent.parent
-# What group_vars hold, {path: content}: the same for all inventories.
+# Files of group_vars, {path: content}: the same for all inventories.
 FILES: dict = {}
 
 

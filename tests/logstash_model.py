@@ -1,9 +1,9 @@
 """Runs the filters of a Logstash configuration on events: a model of Logstash, with the real engine of its patterns.
 
-What it is sure of: the configuration is the one that role logstash renders, read here by the grammar that Logstash
+Certain: the configuration is the one that role logstash renders, read here by the grammar that Logstash
 documents; every regular expression runs in Oniguruma (Logstash has Joni, its translation to Java), with the patterns
 file that the role installs. What it is not: Logstash. Only the filters and options that the role uses are known, as
-their documentation describes them, and whatever else turns up is an error. Results are labelled so.
+their documentation describes them, and everything else is an error. Results are labelled so.
 """
 
 from __future__ import annotations
@@ -374,7 +374,7 @@ class Pipeline:
         if not isinstance(value, str):
             return
         for form in formats:
-            found = _moment(value, form, options["timezone"])
+            found = _timestamp(value, form, options["timezone"])
             if found is not None:
                 event["@timestamp"] = found
                 return
@@ -391,7 +391,7 @@ class Pipeline:
                 continue
             for number, (field, kind) in enumerate(names, 1):
                 text = match[number] if match.end(number) >= 0 and field else ""
-                # What is empty is not kept.
+                # Empty values are not kept.
                 if not text:
                     continue
                 found = int(text) if kind == "int" else float(text) if kind == "float" else text
@@ -429,16 +429,16 @@ def _regexp(text: str, known={}):  # noqa: B006
 
 
 def _only(options, known) -> None:
-    strange = set(options) - set(known)
-    if strange:
-        raise Refused("options %s" % ", ".join(sorted(strange)))
+    unknown = set(options) - set(known)
+    if unknown:
+        raise Refused("options %s" % ", ".join(sorted(unknown)))
 
 
 def _no_number(name: str):
     raise ValueError("%s is no JSON" % name)
 
 
-def _moment(text: str, form: str, zone: str):
+def _timestamp(text: str, form: str, zone: str):
     try:
         if form == "ISO8601":
             if not re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d([.,]\d{1,9})?(Z|[+-]\d\d:?\d\d)?\Z", text):

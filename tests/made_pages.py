@@ -67,7 +67,7 @@ CERTIFICATE = {
 }  # fmt: skip
 
 
-def sick_hosts() -> list:
+def unhealthy_hosts() -> list:
     """A session holds the database's locks, and on an application host a log has filled the disk."""
     slow = {
         "requests": {"recent": {"p95_seconds": 20.0}},
@@ -149,7 +149,7 @@ def pages() -> dict:
         faults = CHECKLIST.changed(faults, CHECKLIST.FAULTS[name])
     found, healthy = {}, [dict(host, zone=JAPAN, at=NOW) for host in FINDINGS.topology().values()]
     for language in findings.LANGUAGES:
-        found[f"diagnosis-{language}"] = report(sick_hosts(), language)
+        found[f"diagnosis-{language}"] = report(unhealthy_hosts(), language)
         found[f"diagnosis-healthy-{language}"] = report(healthy, language)
         for period in checklist.PERIODS:
             found[f"checklist-{period}-{language}"] = filled(period, language, faults if period == "morning" else {})

@@ -78,9 +78,9 @@ def weekdays(text: str) -> list[int]:
     return list(range(DAYS.index(first), DAYS.index(last or first) + 1))
 
 
-def within(name: str, moment: datetime.datetime, intervals: list[dict[str, Any]]) -> bool:
+def within(name: str, timestamp: datetime.datetime, intervals: list[dict[str, Any]]) -> bool:
     for one in next(found["time_intervals"] for found in intervals if found["name"] == name):
-        local = moment.astimezone(zoneinfo.ZoneInfo(one["location"]))
+        local = timestamp.astimezone(zoneinfo.ZoneInfo(one["location"]))
         clock = local.strftime("%H:%M")
         if (
             ("weekdays" not in one or any(local.weekday() in weekdays(text) for text in one["weekdays"]))
@@ -104,13 +104,13 @@ def sent(
             key = (route["path"], *((name, labels.get(name, "")) for name in sorted(route["group_by"])))
             groups.setdefault(key, (route, []))[1].append((start, labels))
     for key, (route, members) in groups.items():
-        told: set[str] = set()
+        reported: set[str] = set()
         seen, last, at = None, None, min(start for start, _ in members) + seconds(route["group_wait"])
         while at <= lasting:
-            now, moment = at, began + datetime.timedelta(seconds=at)
+            now, timestamp = at, began + datetime.timedelta(seconds=at)
             firing = [labels for start, labels in alerts if start <= now]
-            open_now = all(within(name, moment, intervals) for name in route["active"])
-            open_now &= not any(within(name, moment, intervals) for name in route["mute"])
+            open_now = all(within(name, timestamp, intervals) for name in route["active"])
+            open_now &= not any(within(name, timestamp, intervals) for name in route["mute"])
             repeat = last is not None and now - last >= seconds(route["repeat_interval"])
             at += seconds(route["group_interval"])
             if not repeat and seen == (len(firing), open_now):
@@ -121,9 +121,9 @@ def sent(
                 for start, labels in members
                 if start <= now and not inhibited(labels, firing, config.get("inhibit_rules", []))
             }
-            if left and open_now and (repeat or not left <= told):
+            if left and open_now and (repeat or not left <= reported):
                 found.append(Message(route["receiver"], key, now, tuple(sorted(left))))
-                told, last = left, now
+                reported, last = left, now
     return sorted(found, key=lambda one: (one.seconds, one.receiver, one.alerts))
 
 

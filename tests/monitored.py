@@ -91,7 +91,7 @@ def render(template, **variables):
 
 
 class Project:
-    """A project, with what role shiftmaster lays next to it, and processes that serve it."""
+    """A project, with the files that role shiftmaster installs next to it, and processes that serve it."""
 
     def __init__(self, directory: Path, **variables):
         self.directory, self.running = directory, []
@@ -183,20 +183,20 @@ class Server:
     def __init__(self, port, child, log):
         self.port, self.child, self.log = port, child, log
 
-    def said(self):
+    def output(self):
         return self.log.read_text(encoding="utf-8")
 
     def wait(self):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            assert self.child.poll() is None, self.said()
+            assert self.child.poll() is None, self.output()
             with contextlib.suppress(OSError):
-                if self.ask("/health/")[0] == 200:
+                if self.request("/health/")[0] == 200:
                     return
             time.sleep(0.1)
-        raise AssertionError(self.said())
+        raise AssertionError(self.output())
 
-    def ask(self, path, method="GET", **headers):
+    def request(self, path, method="GET", **headers):
         """Return (status, text, headers) of one request over a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
@@ -211,13 +211,13 @@ class Server:
         """Query until a process responds: a request of a killed process is repeated. Returns how many responded."""
         for _ in range(50):
             with contextlib.suppress(OSError, http.client.HTTPException):
-                self.ask(path, **headers)
+                self.request(path, **headers)
                 return 1
             time.sleep(0.05)
         return 0
 
     def metrics(self):
-        status, text, headers = self.ask("/metrics")
+        status, text, headers = self.request("/metrics")
         assert status == 200 and headers["Content-Type"].startswith("text/plain; version=0.0.4"), text
         return parse(text)
 

@@ -10,7 +10,7 @@ The tests of a module are collected once: a child of that process, in which the 
 them. What is not found so (also what is no function's, or runs in another process) is written to its file, and tried
 once more.
 
-Not mutated, since no unit test should pin it: documentation, sentences for people, timeouts and other constants of
+Not mutated, since no unit test should pin it: documentation, sentences for users, timeouts and other constants of
 seconds, and fault-injection points. Edits that change no behaviour are in mutants_equivalent.yml with the reason.
 """
 
@@ -240,7 +240,7 @@ def tests_of(module: str, root: Path = ROOT) -> list[str]:
     """Return the unit tests that import a module, those that have its name first."""
     found = [name for name, imported in imports_of_tests(root).items() if module in imported]
     if "." not in module:
-        # Of every module of Ansible.
+        # Tests of every module of Ansible.
         found += [str(path.relative_to(root)) for path in (root / "tests/unit").rglob("test_module_arguments.py")]
     return sorted(found, key=lambda one: (module.split(".")[-1] not in Path(one).name, one))
 
@@ -324,7 +324,7 @@ def in_child(work, output: Path, cpu_seconds: int) -> Ended:
             break
         time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError):
-        # What a test has started ends with it.
+        # Processes of a test end with it.
         os.killpg(child, signal.SIGKILL)
     if not done:
         _, status, used = os.wait4(child, 0)
@@ -450,7 +450,7 @@ def main() -> int:
                 print(log.read_text(errors="replace"))
                 sys.exit("The unit tests of %s fail without a mutant" % module)
             noted = json.loads((place.parent / "noted").read_text())
-            # Of the source as it is: a mutant of the same second and size would be taken for it.
+            # Bytecode of the original source: a mutant of the same second and size would be taken for it.
             for compiled in path.parent.glob("__pycache__/%s.*.pyc" % path.stem):
                 compiled.unlink()
             sys.dont_write_bytecode = True

@@ -11,7 +11,7 @@ import dashboards
 
 SELECTOR = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*\{[^{}]*\}")
 VARIABLE = re.compile(r"\$(?:\{(\w+)(?::\w+)?\}|(\w+))")
-# What Grafana fills in itself, for a range of six hours at a scrape interval of 15 s.
+# Variables that Grafana sets itself, for a range of six hours at a scrape interval of 15 s.
 BUILT_IN = {"__rate_interval": "1m", "__interval": "15s", "__range": "1h"}
 
 
@@ -28,19 +28,19 @@ def queries(**values: str) -> list[dict]:
     for name in dashboards.NAMES:
         board = dashboards.load(name, "ja")
         choices = [common["environment"], *board.get("variables", [])]
-        asked = [
+        requested = [
             (item["id"], item["title"], query["expr"], query.get("empty_when_healthy", ""))
             for row in board["rows"]
             for item in row["panels"]
             for query in item["queries"]
         ]
-        asked.append(("annotation", deploy["name"], deploy["expr"], "only in the five minutes after a deploy"))
+        requested.append(("annotation", deploy["name"], deploy["expr"], "only in the five minutes after a deploy"))
         for choice in choices:
             series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", choice["query"]).groups()
             expr = f"count by ({label}) ({series if '{' in series else series + '{}'})"
-            asked.append((f"variable {choice['name']}", choice["title"], expr, ""))
+            requested.append((f"variable {choice['name']}", choice["title"], expr, ""))
         known = {**BUILT_IN, **{choice["name"]: ".*" for choice in choices}, **values}
-        for panel_id, title, expr, empty in asked:
+        for panel_id, title, expr, empty in requested:
             final = VARIABLE.sub(lambda match, known=known: known[match[1] or match[2]], expr)
             found.append(
                 {

@@ -1,4 +1,4 @@
-"""Who can read each private key of a host: every user, and every process with the groups that its unit gives it.
+"""Readers of each private key of a host: every user, and every process with the groups that its unit gives it.
 
 Runs on the host, as root: Operations.shell("python3 -", stdin=Path(private_keys.__file__).read_text()). Prints JSON,
 {path: [names of users and units]}.
@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 PLACES = ("/etc", "/home", "/opt", "/root", "/run", "/srv", "/usr/local", "/var")
-# Keys of Debian's packages for nobody's use: a certificate that signs itself, which no service of ours presents.
+# Unused keys of Debian's packages: a certificate that signs itself, which no service of ours presents.
 OTHERS = ("/etc/ssl/private/ssl-cert-snakeoil.key",)
 
 

@@ -61,7 +61,7 @@ DEADMAN_PATH = r"/deadman/[A-Za-z0-9_-]+"
 
 
 def slack_text_problems(where: str, text, limit: int) -> list[str]:
-    """What is wrong with a text in Slack's own markup."""
+    """Problems of a text in Slack's own markup."""
     if not isinstance(text, str):
         return [f"{where} is not a text"]
     problems = []
@@ -74,7 +74,7 @@ def slack_text_problems(where: str, text, limit: int) -> list[str]:
 
 
 def slack_problems(message) -> list[str]:
-    """What the documentation of incoming webhooks, attachments and blocks forbids."""
+    """Violations of the documentation of incoming webhooks, attachments and blocks."""
     if not isinstance(message, dict):
         return ["invalid_payload"]
     problems = []
@@ -164,7 +164,7 @@ def routing_problems(event) -> list[str]:
 
 
 def alert_event_problems(event) -> list[str]:
-    """What "Send an Alert Event" forbids."""
+    """Violations of "Send an Alert Event"."""
     problems = routing_problems(event)
     if not isinstance(event, dict):
         return problems
@@ -191,7 +191,7 @@ def alert_event_problems(event) -> list[str]:
 
 
 def change_event_problems(event) -> list[str]:
-    """What "Send a Change Event" forbids."""
+    """Violations of "Send a Change Event"."""
     problems = routing_problems(event)
     if not isinstance(event, dict):
         return problems
@@ -237,7 +237,7 @@ class Record:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """What all HTTP receivers have in common; `receiver`, `record` come from the server."""
+    """Common base of all HTTP receivers; `receiver`, `record` come from the server."""
 
     protocol_version = "HTTP/1.1"
     timeout = 60
@@ -248,7 +248,7 @@ class Handler(BaseHTTPRequestHandler):
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def answer(self, status: int, text, kind: str = "text/html") -> None:
+    def respond(self, status: int, text, kind: str = "text/html") -> None:
         data = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
         data = data.encode()
         self.send_response(status)
@@ -268,7 +268,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(30)
         self.close_connection = True
         if how == "500":
-            self.answer(500, "internal error")
+            self.respond(500, "internal error")
         else:
             # Refused as near as a listening socket can: the connection is reset.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -283,18 +283,18 @@ class Slack(Handler):
         data, record = self.body(), self.server.record
         if not re.fullmatch(SLACK_PATH, self.path):
             record.add("slack", ["no_service: the path is not that of a webhook"])
-            return self.answer(404, "no_service")
+            return self.respond(404, "no_service")
         if self.headers.get("Content-Type", "").split(";")[0] != "application/json":
             record.add("slack", ["invalid_payload: Content-Type"])
-            return self.answer(400, "invalid_payload")
+            return self.respond(400, "invalid_payload")
         try:
             message = json.loads(data)
         except ValueError:
             record.add("slack", ["invalid_payload"])
-            return self.answer(400, "invalid_payload")
+            return self.respond(400, "invalid_payload")
         problems = slack_problems(message)
         record.add("slack", problems, body=message)
-        return self.answer(400 if problems else 200, problems[0] if problems else "ok")
+        return self.respond(400 if problems else 200, problems[0] if problems else "ok")
 
 
 class PagerDuty(Handler):
@@ -308,26 +308,26 @@ class PagerDuty(Handler):
         }
         if self.path not in kinds:
             record.add("pagerduty", ["no such path"])
-            return self.answer(404, {"status": "not found"})
-        kind, judge, said = kinds[self.path]
+            return self.respond(404, {"status": "not found"})
+        kind, evaluate, output = kinds[self.path]
         try:
             event = json.loads(data)
         except ValueError:
             event = None
-        problems = ["the event is larger than 512 KB"] if len(data) > 512 * 1024 else judge(event)
+        problems = ["the event is larger than 512 KB"] if len(data) > 512 * 1024 else evaluate(event)
         shown = event
         if isinstance(event, dict):
             # A secret: what is kept is that it was there.
             shown = {key: value for key, value in event.items() if key != "routing_key"}
         record.add("pagerduty", problems, kind=kind, body=shown)
         if problems:
-            return self.answer(
+            return self.respond(
                 400, {"status": "invalid event", "message": "Event object is invalid", "errors": problems}
             )
-        answer = {"status": "success", "message": said}
+        response = {"status": "success", "message": output}
         if kind == "alert":
-            answer["dedup_key"] = event.get("dedup_key") or f"generated-{time.time_ns()}"
-        return self.answer(202, answer)
+            response["dedup_key"] = event.get("dedup_key") or f"generated-{time.time_ns()}"
+        return self.respond(202, response)
 
 
 class DeadMan(Handler):
@@ -341,7 +341,7 @@ class DeadMan(Handler):
         except ValueError:
             body = data.decode("utf-8", "replace")
         self.server.record.add("deadman", [] if fits else ["no such path"], body=body)
-        self.answer(200 if fits else 404, "OK" if fits else "not found")
+        self.respond(200 if fits else 404, "OK" if fits else "not found")
 
 
 class Control(Handler):
@@ -350,19 +350,19 @@ class Control(Handler):
     def do_POST(self):
         data = self.body()
         if self.path != "/down":
-            return self.answer(404, "not found")
+            return self.respond(404, "not found")
         wanted = json.loads(data)
         names = RECEIVERS if wanted["receiver"] == "all" else (wanted["receiver"],)
         for name in names:
             self.server.record.set_down(name, wanted.get("how", "500"), float(wanted["seconds"]))
-        return self.answer(200, "ok")
+        return self.respond(200, "ok")
 
     def do_GET(self):
         where = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(where.query).items()}
         if where.path != "/messages":
-            return self.answer(404, "not found")
-        return self.answer(200, self.server.record.of(query.get("receiver", ""), float(query.get("since", 0))))
+            return self.respond(404, "not found")
+        return self.respond(200, self.server.record.of(query.get("receiver", ""), float(query.get("since", 0))))
 
 
 class Server(ThreadingHTTPServer):
@@ -374,7 +374,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def finish_request(self, request, client_address):
-        # The handshake belongs to the connection's own thread: a client that reports nothing blocks nobody else.
+        # The handshake belongs to the connection's own thread: a client that sends nothing blocks no other.
         if self.context:
             request.settimeout(10)
             request = self.context.wrap_socket(request, server_side=True)
@@ -401,7 +401,7 @@ class SMTPSession:
         self.reader = self.connection.makefile("rb")
         self.sender, self.recipients = None, []
 
-    def say(self, code: int, *lines: str):
+    def reply(self, code: int, *lines: str):
         text = "".join(
             f"{code}{'-' if number < len(lines) - 1 else ' '}{line}\r\n" for number, line in enumerate(lines)
         )
@@ -412,12 +412,12 @@ class SMTPSession:
         if not data:
             return None
         if not data.endswith(b"\r\n"):
-            self.say(500, "a line ends with CR LF and has up to 998 characters")
+            self.reply(500, "a line ends with CR LF and has up to 998 characters")
             return None
         return data[:-2].decode("utf-8", "replace")
 
     def run(self):
-        self.say(220, "receivers.test ESMTP")
+        self.reply(220, "receivers.test ESMTP")
         while True:
             line = self.line()
             if line is None:
@@ -426,28 +426,28 @@ class SMTPSession:
             how = self.server.record.is_down("smtp")
             if how and verb.upper() not in ("QUIT", "EHLO", "STARTTLS"):
                 self.server.record.add("smtp", [f"down: {how}"], kind="attempt")
-                return self.say(421, "service not available")
+                return self.reply(421, "service not available")
             method = getattr(self, "do_" + verb.lower(), None) if verb.isalpha() else None
             if method is None:
-                self.say(502, "not implemented")
+                self.reply(502, "not implemented")
             elif method(rest.strip()) is False:
                 return None
 
     def do_ehlo(self, rest):
         if not rest:
-            return self.say(501, "a name is missing")
+            return self.reply(501, "a name is missing")
         self.greeted = rest
         features = ["receivers.test", f"SIZE {self.SIZE}", "8BITMIME", "SMTPUTF8"]
         if self.server.context and not self.encrypted:
             features.append("STARTTLS")
         if self.server.user and (self.encrypted or not self.server.context):
             features.append("AUTH PLAIN LOGIN")
-        return self.say(250, *features)
+        return self.reply(250, *features)
 
     def do_starttls(self, rest):
         if rest or not self.server.context or self.encrypted:
-            return self.say(503, "not now")
-        self.say(220, "go ahead")
+            return self.reply(503, "not now")
+        self.reply(220, "go ahead")
         self.connection = self.server.context.wrap_socket(self.connection, server_side=True)
         # Earlier commands count no more (RFC 3207, 4.2).
         self.encrypted, self.greeted, self.user = True, None, None
@@ -455,9 +455,9 @@ class SMTPSession:
 
     def do_auth(self, rest):
         if not self.server.user or self.user or not self.greeted:
-            return self.say(503, "not now")
+            return self.reply(503, "not now")
         if self.server.context and not self.encrypted:
-            return self.say(538, "encryption required")
+            return self.reply(538, "encryption required")
         mechanism, _, initial = rest.partition(" ")
         try:
             if mechanism.upper() == "PLAIN":
@@ -467,28 +467,28 @@ class SMTPSession:
                 user = self.secret(initial, "Username:")
                 password = self.secret("", "Password:")
             else:
-                return self.say(504, "unknown mechanism")
+                return self.reply(504, "unknown mechanism")
         except (ValueError, binascii.Error):
-            return self.say(501, "not base64")
+            return self.reply(501, "not base64")
         if (user, password) != (self.server.user, self.server.password):
             self.server.record.add("smtp", ["authentication failed"], kind="attempt", user=user)
-            return self.say(535, "authentication failed")
+            return self.reply(535, "authentication failed")
         self.user = user
-        return self.say(235, "welcome")
+        return self.reply(235, "welcome")
 
     def secret(self, initial: str, prompt: str) -> str:
         if not initial:
-            self.say(334, base64.b64encode(prompt.encode()).decode())
+            self.reply(334, base64.b64encode(prompt.encode()).decode())
             initial = self.line() or ""
         return base64.b64decode("" if initial == "=" else initial, validate=True).decode()
 
     def may_send(self) -> bool:
         if not self.greeted:
-            self.say(503, "EHLO first")
+            self.reply(503, "EHLO first")
         elif self.server.context and self.server.require_tls and not self.encrypted:
-            self.say(530, "STARTTLS first")
+            self.reply(530, "STARTTLS first")
         elif self.server.user and not self.user:
-            self.say(530, "authentication required")
+            self.reply(530, "authentication required")
         else:
             return True
         return False
@@ -498,23 +498,23 @@ class SMTPSession:
         if not self.may_send():
             return None
         if not match:
-            return self.say(501, "FROM:<address>")
+            return self.reply(501, "FROM:<address>")
         self.sender, self.recipients = match[1], []
-        return self.say(250, "ok")
+        return self.reply(250, "ok")
 
     def do_rcpt(self, rest):
         match = re.match(r"(?i)TO:\s*<([^<>\s@]+@[^<>\s@]+)>", rest)
         if self.sender is None:
-            return self.say(503, "MAIL first")
+            return self.reply(503, "MAIL first")
         if not match:
-            return self.say(501, "TO:<address>")
+            return self.reply(501, "TO:<address>")
         self.recipients.append(match[1])
-        return self.say(250, "ok")
+        return self.reply(250, "ok")
 
     def do_data(self, _rest):
         if not self.recipients:
-            return self.say(503, "RCPT first")
-        self.say(354, "go ahead")
+            return self.reply(503, "RCPT first")
+        self.reply(354, "go ahead")
         lines, size, problems = [], 0, []
         while True:
             data = self.reader.readline(65536)
@@ -534,17 +534,17 @@ class SMTPSession:
             recipients=self.recipients, encrypted=bool(self.encrypted), user=self.user,
         )  # fmt: skip
         self.sender, self.recipients = None, []
-        return self.say(554, *problems) if problems else self.say(250, "accepted")
+        return self.reply(554, *problems) if problems else self.reply(250, "accepted")
 
     def do_rset(self, _rest):
         self.sender, self.recipients = None, []
-        self.say(250, "ok")
+        self.reply(250, "ok")
 
     def do_noop(self, _rest):
-        self.say(250, "ok")
+        self.reply(250, "ok")
 
     def do_quit(self, _rest):
-        self.say(221, "bye")
+        self.reply(221, "bye")
         return False
 
 

@@ -80,7 +80,7 @@ def of_rules() -> list:
 
 
 def changed(base, patch):
-    """A copy with a patch's values in it; None for `parts` takes all away."""
+    """A copy with a patch's values in it; None for `parts` removes all."""
     if not isinstance(patch, dict) or not isinstance(base, dict):
         return patch
     result = dict(base)
@@ -96,12 +96,12 @@ def every() -> list:
 
 # --- kinds -----------------------------------------------------------------------------------------------------------
 
-# They only read, whatever their options (as they are used here).
+# They only read with any options (as they are used here).
 READERS = frozenset(
     """awk cat curl date df du find findmnt free getent grep head id ip ls namei pg_lsclusters pgrep ps sort ss
     systemd-cgtop tail tc timedatectl top uniq uptime""".split()
 )
-# What a program's own command has to be, for it to read only.
+# Commands of a program that only read.
 VERBS = {
     "ansible": r".* -m ansible\.builtin\.(ping$|(command|raw|shell) .*-a )",
     "chronyc": r"(-n )?(sources|tracking)",

@@ -41,7 +41,7 @@ def session(host, name: str, text: str, again: bool = False):
         yield
     finally:
         host.shell(f"systemctl stop {name}; rm -f /run/{name}.sql", check=False)
-        # The server would go on with what it is at.
+        # The server would continue its query.
         sql(host, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{name}'")
 
 
@@ -52,7 +52,7 @@ def table_held(host, seconds: float = 4):
 
 
 @contextlib.contextmanager
-def table_gone(host):
+def table_missing(host):
     """Every page raises, since a query fails."""
     sql(host, f"ALTER TABLE {TABLE} RENAME TO {TABLE}_gone")
     try:
@@ -104,16 +104,16 @@ def redis_full(host):
     password = (SCENARIO_HOME / "secrets" / "redis_admin").read_text().split()[0]
     login = "read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --no-auth-warning --user admin "
 
-    def ask(*words: str) -> str:
+    def query(*words: str) -> str:
         return host.shell(login + shlex.join(words), stdin=password + "\n")
 
-    before = ask("CONFIG", "GET", "maxmemory").split()[1]
-    ask("CONFIG", "SET", "maxmemory", "1")
+    before = query("CONFIG", "GET", "maxmemory").split()[1]
+    query("CONFIG", "SET", "maxmemory", "1")
     try:
-        assert "OOM" in ask("SET", "fault", "1"), "the write was not refused"
+        assert "OOM" in query("SET", "fault", "1"), "the write was not refused"
         yield
     finally:
-        ask("CONFIG", "SET", "maxmemory", before)
+        query("CONFIG", "SET", "maxmemory", before)
 
 
 @contextlib.contextmanager
@@ -150,7 +150,7 @@ def workers_stopped(host, age_seconds: int = 0):
 
 
 @contextlib.contextmanager
-def container_ill(host, name: str):
+def container_failing(host, name: str):
     """Its own health check fails (molecule/monitoring/prepare.yml)."""
     host.shell(f"docker exec {name} /bin/busybox touch /ill")
     try:

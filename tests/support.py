@@ -1,4 +1,4 @@
-"""What the scenarios' tests share: run a playbook against a host, look at it from inside, and put load on it."""
+"""Shared by the scenarios' tests: run a playbook against a host, inspect it from inside, and put load on it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def operations_of(conftest: str):
     @pytest.fixture(scope="session")
     def operations():
         operations = Operations(*inventory_and_host(conftest))
-        assert operations.serves(60), "the host does not serve"
+        assert operations.live_version(60), "the host does not serve"
         operations.manage("seed_demo")
         return operations
 
@@ -91,7 +91,7 @@ def operations_of(conftest: str):
 
 @dataclass
 class Run:
-    """What a playbook did."""
+    """The result of a playbook."""
 
     code: int
     output: str
@@ -102,8 +102,8 @@ class Run:
     def changed(self) -> int:
         return sum(host["changed"] for host in self.recap.values())
 
-    def says(self, *texts: str) -> bool:
-        """Whether the output holds all of these, whatever the line breaks."""
+    def prints(self, *texts: str) -> bool:
+        """Whether the output contains all of these, regardless of line breaks."""
         flat = re.sub(r"\s+", " ", self.output)
         return all(text in flat for text in texts)
 
@@ -127,7 +127,7 @@ class Operations:
         self.inventory, self.host, self.vault = str(inventory), host, None
 
     def command(self, playbook: str, extra: dict, *arguments: str) -> list:
-        # In a file, for some are secrets, and everybody may read a process's arguments.
+        # In a file, for some are secrets, and every user can read a process's arguments.
         directory = SCENARIO_HOME / "extra"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = directory / f"{self.host}-{time.time_ns()}.json"
@@ -180,7 +180,7 @@ class Operations:
         assert process.poll() is None, f"ended before {point}: {log.read_text()[-5000:]}"
         return self.shell(f"cat {reached}").strip()
 
-    def let_go(self) -> None:
+    def release_hold(self) -> None:
         self.shell(f"rm -rf {POINTS}")
 
     # -- the host from inside ----------------------------------------------------------------------------------------
@@ -212,7 +212,7 @@ class Operations:
         except ValueError:
             return {}
 
-    def serves(self, seconds: float = 0) -> str:
+    def live_version(self, seconds: float = 0) -> str:
         """The version that responds, "" where none does within some seconds."""
         deadline = time.monotonic() + seconds
         while True:
@@ -283,7 +283,7 @@ def recap(output: str) -> dict:
 class Vault:
     """The secrets of a scenario as its vault would hold them: what is in use, and what was before.
 
-    Kept on the host it belongs to: another run of the tests goes on with it.
+    Kept on the host it belongs to: another run of the tests continues with it.
     """
 
     FILE = "/root/vault.json"
@@ -300,9 +300,9 @@ class Vault:
         self.operations.shell(f"umask 077; cat > {self.FILE}", stdin=json.dumps([self.current, self.previous]))
 
     def renew(self, *names: str) -> None:
-        """Put new values in and keep those of before, as an administrator edits the vault."""
+        """Set new values and keep the earlier ones, as an administrator edits the vault."""
         for name in names or SECRETS:
-            # Some of before, too: where runs have failed since, one of them is what the release uses.
+            # Some earlier ones, too: where runs have failed since, one of them is what the release uses.
             self.previous[name] = [self.current[name], *self.previous[name]][:3]
             # With what a URL, a shell and an environment file would stumble over.
             self.current[name] = secrets.token_hex(16) + "/+@%: '\"$"
@@ -337,7 +337,7 @@ def load(
         )  # fmt: skip
     process = subprocess.Popen(
         [
-            # It plays people at other machines: what the host does may not slow their clocks.
+            # It simulates users at other machines: load of the host must not slow their clocks.
             "docker", "exec", "--env", f"LOADGEN_PASSWORD={PASSWORD}", place.host, "nice", "-n", "-15", "python3",
             "/root/load/loadgen.py", f"/root/load/{scenario}", "--seconds", str(seconds), "--marks",
             "/root/load/marks.jsonl", "--results", "/root/load/results.jsonl", "--summary", "/root/load/summary.json",
@@ -391,8 +391,8 @@ class Load:
         self.operations.shell(f"echo '{line}' >> /root/load/marks.jsonl")
 
 
-# In a container, what came in by `docker exec` has no parent there: every process below such a one, whatever its
-# depth (sudo, the module, the release's code), but this look itself and the load generator.
+# In a container, processes of `docker exec` have no parent there: every process below such a one, at any
+# depth (sudo, the module, the release's code), except this check and the load generator.
 OF_THE_RUN = r"""
 ps -eo pid=,ppid=,args= | awk -v self=$$ '
   { parent[$1] = $2; spared[$1] = ($1 == 1 || $1 == self || /loadgen/) }
@@ -427,7 +427,7 @@ def kill_here(process: subprocess.Popen) -> None:
 
 def kill_on_host(operations: Operations) -> None:
     """Kill what runs have started on the host."""
-    # What came by ssh is all in that unit, which starts again by itself; a host without ssh has none.
+    # All processes of ssh are in that unit, which restarts by itself; a host without ssh has none.
     operations.shell("systemctl kill --kill-whom=all --signal=KILL ssh.service 2>/dev/null", check=False)
     # All at one time, as with the power; again, should one have begun meanwhile.
     wait_for(

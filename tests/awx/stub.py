@@ -12,7 +12,7 @@ collection's. As the real ones, for that is what idempotence hangs on:
 - kind of an inventory that is not given differs from the stored '', and is written in each run
 - in check mode a node, a schedule or a right of a template that is not there ends the module
 - service_key of PagerDuty is shown in clear
-- a right is held or not; state absent takes it away, and removes other objects
+- a right is held or not; state absent revokes it, and removes other objects
 
 The file holds the secrets themselves, as AWX's database does; what is compared is what AWX shows.
 """
@@ -100,11 +100,11 @@ def missing(world, options):
 
 
 def stored(old, new):
-    """What AWX keeps of a new value."""
+    """The stored form of a new value."""
     if isinstance(new, dict):
         before = old if isinstance(old, dict) else {}
         return {key: stored(before.get(key), inner) for key, inner in new.items()}
-    # Of a channel, an empty one is kept.
+    # An empty value of a channel is kept.
     if new == ENCRYPTED and not old and KIND == "credential":
         raise AnsibleActionFail("400: %s is a reserved keyword" % ENCRYPTED)
     return old if new == ENCRYPTED else new
@@ -126,11 +126,11 @@ def differs(there, options, params):
 class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
-        asked = ArgumentSpecValidator({**OPTIONS, **LOGIN}).validate(json.loads(json.dumps(self._task.args)))
-        if asked.error_messages:
-            raise AnsibleActionFail("; ".join(asked.error_messages))
-        params, check = asked.validated_parameters, self._task.check_mode
-        directory = os.environ["AWX_STAND_IN"]
+        requested = ArgumentSpecValidator({**OPTIONS, **LOGIN}).validate(json.loads(json.dumps(self._task.args)))
+        if requested.error_messages:
+            raise AnsibleActionFail("; ".join(requested.error_messages))
+        params, check = requested.validated_parameters, self._task.check_mode
+        directory = os.environ["AWX_STUB"]
         path = os.path.join(directory, "world.json")
         world = {}
         if os.path.exists(path):

@@ -15,8 +15,8 @@ import yaml
 from awx.table import TABLE, table_faults
 
 ROOT = Path(__file__).resolve().parents[2]
-STAND_IN = (ROOT / "tests/awx/stub.py").read_text(encoding="utf-8")
-# What a site sets.
+STUB = (ROOT / "tests/awx/stub.py").read_text(encoding="utf-8")
+# The settings of a site.
 SITE = {
     "awx_url": "https://awx.example.jp",
     "awx_token": "token-of-awx",
@@ -51,7 +51,7 @@ class Awx:
         modules.mkdir(parents=True)
         (self.collection / "galaxy.yml").write_text("namespace: awx\nname: awx\nversion: 0.0.0\n")
         for kind, options in TABLE.items():
-            text = STAND_IN.replace('KIND = ""', f"KIND = {kind!r}").replace("OPTIONS = {}", f"OPTIONS = {options!r}")
+            text = STUB.replace('KIND = ""', f"KIND = {kind!r}").replace("OPTIONS = {}", f"OPTIONS = {options!r}")
             (modules / f"{kind}.py").write_text(text, encoding="utf-8")
         return self
 
@@ -62,7 +62,7 @@ class Awx:
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_COLLECTIONS_PATH": str(self.directory / "collections"),
-            "AWX_STAND_IN": str(self.directory),
+            "AWX_STUB": str(self.directory),
         }
         command = [Path(sys.executable).parent / "ansible-playbook", "-i", ROOT / "inventory/single"]
         command.append(ROOT / "playbooks/configure_awx.yml")
@@ -92,7 +92,7 @@ def test_the_repositorys_own_data_fit_the_recorded_options(applied):
     assert [kind for kind in awx_objects.KINDS if kind not in kinds and not kind.startswith("workflow")] == []
     assert sorted(kinds, key=awx_objects.KINDS.index) == kinds
     assert [fault for call in applied.first.calls for fault in table_faults(call["kind"], call["options"])] == []
-    # Rights that are taken away were not there.
+    # Revoked rights did not exist.
     assert {call["changed"] for call in applied.first.calls if call["kind"] != "role"} == {True}
     logins = {json.dumps(call["login"]["controller_host"]) for call in applied.first.calls}
     assert logins == {'"https://awx.example.jp"'}
@@ -124,8 +124,8 @@ def copy_of(applied, directory):
     return awx
 
 
-def test_what_is_new_is_planned_and_what_left_is_revoked_and_removed(applied, tmp_path):
-    """In check mode a template that is still to be created has no number, and what refers to it is not looked for."""
+def test_new_objects_are_planned_and_omitted_ones_are_revoked_and_removed(applied, tmp_path):
+    """In check mode a template that is still to be created has no number, and references to it are not checked."""
     job = {"name": "new", "description": "d", "playbook": "playbooks/backup.yml"}
     workflow = {"name": "later", "description": "d", "nodes": [{"id": "x", "job": "new"}]}
     extra = {
@@ -149,7 +149,7 @@ def test_what_is_new_is_planned_and_what_left_is_revoked_and_removed(applied, tm
     assert [name for name in world["role"] if "night" in name and name.endswith("health")] == [right + "health"]
 
 
-def test_recipients_come_into_use_without_the_secrets(applied, tmp_path):
+def test_recipients_change_without_the_secrets(applied, tmp_path):
     done = copy_of(applied, tmp_path).run(awx_mail_to=["new@example.jp"])
     assert (done.returncode, done.changed) == (0, 1), done.stdout[-3000:]
     mail = json.loads((tmp_path / "world.json").read_text())["notification_template"]["ShiftMaster single: mail"]
@@ -165,7 +165,7 @@ def test_a_workflow_fails_where_a_node_fails():
     assert approval["success"] == ["deploy"]
 
 
-def test_every_field_that_a_person_can_change_is_set(applied):
+def test_every_field_that_a_user_can_change_is_set(applied):
     fields = {name for name in TABLE["job_template"] if name.startswith("ask_")}
     fields |= {"limit", "forks", "timeout", "verbosity", "job_tags", "skip_tags"}
     for call in applied.first.calls:
@@ -182,7 +182,7 @@ def test_a_change_of_the_data_changes_that_alone(applied):
     ]
 
 
-def test_secrets_are_written_when_asked_and_shown_nowhere(applied):
+def test_secrets_are_written_on_request_and_never_shown(applied):
     again = applied.run("--check", awx_update_secrets=True)
     written = {call["kind"] for call in again.calls if call["changed"]}
     assert written == {"credential", "notification_template"}
@@ -192,14 +192,14 @@ def test_secrets_are_written_when_asked_and_shown_nowhere(applied):
     assert [secret for secret in SECRETS if secret not in json.dumps(applied.first.calls)] == []
 
 
-def test_a_secret_that_is_not_said_is_left_as_it_is(applied):
+def test_an_omitted_secret_is_left_unchanged(applied):
     done = applied.run("--check", vault_awx_vault_password="", awx_update_secrets=True)
     vault = [call for call in done.calls if call["options"].get("name") == "ShiftMaster single: vault"]
     assert len(vault) == 1 and "inputs" not in vault[0]["options"] and not vault[0]["changed"]
 
 
 def enter(awx, kind, name, option, **values):
-    """What somebody enters in AWX's own pages."""
+    """Values entered in AWX's own pages."""
     path = awx.directory / "world.json"
     world = json.loads(path.read_text())
     world[kind]["ShiftMaster single: " + name][option].update(values)
@@ -219,12 +219,12 @@ def test_secrets_that_were_entered_in_awx_stay(tmp_path):
     assert written.returncode == 0, written.stdout[-3000:]
     assert inputs() == {"username": "root", "ssh_key_data": "entered", "ssh_key_unlock": "entered too"}
     assert channel()["token"] == "entered"
-    # What is complete here was written.
+    # Complete objects were written.
     changed = [call["options"]["name"].partition(": ")[2] for call in written.calls if call["changed"]]
     assert sorted(changed) == ["PagerDuty", "Slack", "mail", "vault"], changed
 
 
-def test_a_mail_server_without_a_login_lacks_no_secret(tmp_path):
+def test_a_mail_server_without_a_login_needs_no_secret(tmp_path):
     awx, values = Awx(tmp_path).install(), {"awx_mail_user": "", "vault_awx_mail_password": ""}
     assert awx.run(**values).returncode == 0
     assert awx.run(awx_update_secrets=True, awx_mail_to=["new@example.jp"], **values).returncode == 0
@@ -232,7 +232,7 @@ def test_a_mail_server_without_a_login_lacks_no_secret(tmp_path):
     assert world["ShiftMaster single: mail"]["notification_configuration"]["recipients"] == ["new@example.jp"]
 
 
-def test_every_template_has_a_survey_or_nothing_to_ask(applied):
+def test_every_template_has_a_survey_or_takes_no_option(applied):
     """For each option of a playbook, a template has it in the survey, sets it, or leaves the default."""
     run_options = yaml.safe_load((ROOT / "group_vars/all/options.yml").read_text(encoding="utf-8"))["run_options"]
     for call in applied.first.calls:
@@ -240,16 +240,16 @@ def test_every_template_has_a_survey_or_nothing_to_ask(applied):
             options = call["options"]
             assert [name for name, value in options.items() if name.startswith("ask_") and value] == []
             assert options["survey_enabled"] == ("survey_spec" in options)
-            for question in options.get("survey_spec", {"spec": []})["spec"]:
-                option = run_options[Path(options["playbook"]).stem][question["variable"]]
-                offered = question.get("choices", "").splitlines()
+            for query in options.get("survey_spec", {"spec": []})["spec"]:
+                option = run_options[Path(options["playbook"]).stem][query["variable"]]
+                offered = query.get("choices", "").splitlines()
                 if isinstance(option.get("choices"), list):
-                    assert offered == awx_objects.choices_of(option), question
-                assert offered or question["max"] <= 500
+                    assert offered == awx_objects.choices_of(option), query
+                assert offered or query["max"] <= 500
             assert options["extra_vars"]["tls_ca_root"] == "/srv/shiftmaster/single"
 
 
-def test_strange_hosts_are_refused_in_every_job(applied):
+def test_unknown_hosts_are_rejected_in_every_job(applied):
     types = {
         call["options"]["name"]: call["options"] for call in applied.first.calls if call["kind"] == "credential_type"
     }
@@ -263,7 +263,7 @@ def test_strange_hosts_are_refused_in_every_job(applied):
             assert "ShiftMaster single: known hosts" in call["options"]["credentials"]
 
 
-def test_what_the_site_has_not_set_is_named(tmp_path):
+def test_settings_that_the_site_has_not_set_are_named(tmp_path):
     done = Awx(tmp_path).install().run(awx_url="", awx_dir="")
     assert done.returncode == 2 and "Not set: awx_url, awx_dir" in " ".join(done.stdout.split()) and done.calls == []
 
@@ -277,7 +277,7 @@ def test_a_value_that_a_playbook_refuses_is_refused(tmp_path):
     assert done.calls == []
 
 
-def test_without_the_collection_it_shows_how_to_get_it(tmp_path):
+def test_a_missing_collection_is_reported_with_the_command_that_installs_it(tmp_path):
     done = Awx(tmp_path).run()
-    said = " ".join(done.stdout.split())
-    assert done.returncode == 2 and "ansible-galaxy collection install -r requirements.yml" in said
+    output = " ".join(done.stdout.split())
+    assert done.returncode == 2 and "ansible-galaxy collection install -r requirements.yml" in output

@@ -1,7 +1,7 @@
 """Jobs as AWX prepares them, started by the ansible-runner that AWX starts them by.
 
 A directory for the job; the project in it can only be read; extra variables, environment, passwords and injected files
-are files; the inventory is a script that prints what the project's own one holds; nobody sits at a terminal.
+are files; the inventory is a script that prints what the project's own one holds; there is no terminal.
 
 SHIFTMASTER_RUNNER_PYTHON  an interpreter that has ansible-runner (scripts/test_awx makes one)
 """
@@ -26,7 +26,7 @@ import json, sys, ansible_runner
 done = ansible_runner.run(quiet=True, **json.loads(sys.argv[1]))
 print(json.dumps({"status": done.status, "code": done.rc}))
 """
-# The project belongs to nobody who could write to it: root may everything, so for root it is mounted so.
+# The project is read-only: root may write everywhere, so for root it is mounted read-only.
 READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
 VAULT_PASSWORD = "password of the vault"
 VAULT = {
@@ -38,14 +38,14 @@ VAULT = {
 
 
 class Unsafe(str):
-    """What people typed: AWX marks it, so that no template in it is evaluated."""
+    """Survey values: AWX marks them, so that no template in them is evaluated."""
 
 
 yaml.SafeDumper.add_representer(Unsafe, lambda dumper, value: dumper.represent_scalar("!unsafe", str(value)))
 
 
 def copy_of_the_repository(target):
-    """What AWX has after it fetched the project."""
+    """The files of AWX after it fetched the project."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
     for name in filter(None, names):
@@ -151,8 +151,8 @@ class Job:
             env={"PATH": os.environ["PATH"]},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        answer = json.loads(done.stdout.splitlines()[-1])
-        self.status, self.code = answer["status"], answer["code"]
+        response = json.loads(done.stdout.splitlines()[-1])
+        self.status, self.code = response["status"], response["code"]
         artifacts = self.directory / "artifacts/12"
         raw = (artifacts / "stdout").read_text(errors="replace")
         self.output = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", raw).split())
@@ -171,7 +171,7 @@ def job(tmp_path, project, inventory):
     return Job(tmp_path, project, inventory)
 
 
-def test_the_health_check_runs_and_shows_which_host_is_away(job):
+def test_the_health_check_runs_and_shows_which_host_is_unreachable(job):
     job.variables |= {"health_language": Unsafe("ja"), "health_fail_on": Unsafe("critical"), "health_format": "json"}
     job.run(playbook="playbooks/health.yml")
     assert (job.status, job.code) == ("failed", 4), job.output[-3000:]
@@ -195,7 +195,7 @@ def test_the_health_check_runs_and_shows_which_host_is_away(job):
         ("playbooks/restore.yml", "target", "; reboot", "target=; reboot is not of the form"),
     ],
 )
-def test_what_no_survey_offers_is_refused_before_a_host_is_queried(job, playbook, name, value, sentence):
+def test_values_outside_the_survey_are_rejected_before_a_host_is_queried(job, playbook, name, value, sentence):
     """By AWX's API a job can be started with other values than the page offers, where a survey is switched off."""
     job.variables[name] = Unsafe(value)
     job.run(playbook=playbook)
@@ -203,28 +203,28 @@ def test_what_no_survey_offers_is_refused_before_a_host_is_queried(job, playbook
     assert sentence in job.output and "Nothing was changed" in job.output and "UNREACHABLE" not in job.output
 
 
-def test_a_template_in_an_answer_is_text(job):
+def test_a_template_in_a_survey_value_is_text(job):
     mark = job.directory / "evaluated"
     job.variables["shiftmaster_version"] = Unsafe("{{ lookup('ansible.builtin.pipe', 'touch %s') }}" % mark)
     job.run(playbook="deploy.yml")
     assert job.code == 2 and "is not of the form" in job.output and not mark.exists()
 
 
-def test_good_answers_go_on_to_the_hosts(job):
+def test_valid_survey_values_are_passed_to_the_hosts(job):
     """So the refusals above are for the values."""
     job.variables |= {"schema": Unsafe("keep"), "to": Unsafe("2.0.0")}
     job.run(playbook="rollback.yml")
     assert job.code == 4 and "UNREACHABLE" in job.output, job.output[-3000:]
 
 
-def test_the_vault_is_opened_by_the_password_that_awx_answers(job):
+def test_the_vault_is_opened_with_the_password_from_awx(job):
     job.passwords = {r"Vault password:\s*?$": "another password"}
     job.run(playbook="rollback.yml")
     assert job.status == "failed" and "Decryption failed" in job.output, job.output[-3000:]
     assert "UNREACHABLE" not in job.output and "Preflight |" not in job.output
 
 
-def test_injected_files_are_read_and_the_audit_names_the_person(job):
+def test_injected_files_are_read_and_the_audit_names_the_user(job):
     """Secrets of credentials come as files; the user who started the job replaces the container's user."""
     job.inject("slack", "https://hooks.slack.com/services/T/B/X\n", "SHIFTMASTER_SLACK_URL_FILE")
     job.inject("pagerduty", "0123456789abcdef\n", "SHIFTMASTER_PAGERDUTY_KEY_FILE")

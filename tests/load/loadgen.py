@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A load generator whose count of failed requests is reliable.
 
-One file, standard library only, Python 3.11 or later. It speaks HTTP/1.1 over its own sockets: no retry (except with
+One file, standard library only, Python 3.11 or later. It uses HTTP/1.1 over its own sockets: no retry (except with
 --repeat-unanswered), no hidden second attempt, no redirect that is followed. A failed request is any status but the
 expected one, a refused, reset or cut connection, and a timeout. Writes carry values of their own; in the end they are
 read back, and one that was acknowledged and is not there is a lost write.
@@ -376,7 +376,7 @@ def percentile(ordered: list[float], share: float) -> float | None:
 
 
 def metrics(results: list[Result]) -> dict:
-    """Latencies are those of the completed requests; a failure is counted, not averaged away."""
+    """Latencies are those of the completed requests; a failure is counted, not averaged."""
     good = sorted(result.ms for result in results if result.ok)
     errors: dict[str, int] = {}
     for result in results:
@@ -639,10 +639,10 @@ class Run:
             }
             if csrf:
                 form[csrf] = find_csrf(page.text, csrf)
-            answer = await self.send(connection, session, "POST", login.get("action", login["page"]), form)
+            reply = await self.send(connection, session, "POST", login.get("action", login["page"]), form)
             expected = login.get("expect", [302])
-            if answer.status not in expected:
-                raise Failed(f"the login returns {answer.status}, not {expected}")
+            if reply.status not in expected:
+                raise Failed(f"the login returns {reply.status}, not {expected}")
             cookie = login.get("session_cookie", "sessionid")
             if cookie not in session.cookies:
                 raise Failed(f"the login sets no cookie {cookie}")
@@ -752,7 +752,7 @@ class Run:
             self.finish("max-requests")
         self.finish("time")
         timer.cancel()
-        # What is in flight is finished; what was due and never got its turn is a failure, not an omission.
+        # Requests in flight are finished; a due request that was never sent is a failure, not an omission.
         if pending:
             _, late = await asyncio.wait(pending, timeout=options.timeout + 5)
             for task in late:

@@ -51,7 +51,7 @@ def main(directory: pathlib.Path) -> None:
     try:
         for path in sorted(directory.glob("*.html")):
             for width in WIDTHS:
-                seen.append({"page": path.stem, "width": width, **look(driver, path, width)})
+                seen.append({"page": path.stem, "width": width, **check_page(driver, path, width)})
     finally:
         driver.quit()
     # Letters that no font of the system has are boxes.
@@ -66,7 +66,7 @@ def main(directory: pathlib.Path) -> None:
     (directory / "seen.json").write_text(json.dumps({"seen": seen, "missing": missing}))
 
 
-def look(driver, path: pathlib.Path, width: int) -> dict:
+def check_page(driver, path: pathlib.Path, width: int) -> dict:
     # A phone shows what is too wide smaller: its innerWidth is the content's, not the screen's.
     device = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)

@@ -16,7 +16,7 @@ from made_pages import pages
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / ".cache/pages"
-# What docs shows: {file of docs/images: (page, width)}.
+# Pictures of docs: {file of docs/images: (page, width)}.
 PICTURES = {
     f"{name}-{language}{suffix}.png": (f"{page}-{language}", width)
     for name, page in (("diagnosis", "diagnosis"), ("checklist", "checklist-morning"))
@@ -69,7 +69,7 @@ def test_the_console_is_empty(seen):
     assert each(seen, lambda one: one["console"]) == {}
 
 
-def test_nothing_is_queried_but_the_page_itself(seen):
+def test_only_the_page_itself_is_requested(seen):
     def others(one):
         return [url for url in one["asked"] if not url.endswith(f"/{one['page']}.html") and not url.startswith("data:")]
 
@@ -78,7 +78,7 @@ def test_nothing_is_queried_but_the_page_itself(seen):
     assert each(seen, lambda one: not one["asked"]) == {}
 
 
-def test_nothing_is_wider_than_the_screen(seen):
+def test_no_element_is_wider_than_the_screen(seen):
     assert each(seen, lambda one: one["tooWide"]) == {}
     assert each(seen, lambda one: max(one["scroll"], one["scroll_open"], one["inner"]) - one["width"]) == {}
 
@@ -91,7 +91,7 @@ def test_every_letter_has_a_font(seen):
     assert seen["missing"] == []
 
 
-def test_it_is_read_without_colour(seen):
+def test_pages_are_readable_without_colour(seen):
     """Each finding has its severity as a word, and severities have edges of different kinds."""
     assert each(seen, lambda one: [mark["text"] for mark in one["marked"] if not mark["word"].strip()]) == {}
     for one in seen["seen"]:
@@ -122,7 +122,7 @@ BROKEN = {
 }
 
 
-def test_what_is_wrong_is_seen(tmp_path, seen):
+def test_each_fault_of_a_runbook_is_detected(tmp_path, seen):
     head = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     broken = seen_of({name: f"{head}<body>{text}</body></html>" for name, text in BROKEN.items()}, tmp_path / "broken")
     one = {(each["page"], each["width"]): each for each in broken["seen"]}

@@ -1,4 +1,4 @@
-"""What the tests against a real PostgreSQL need.
+"""Requirements of the tests against a real PostgreSQL.
 
 SHIFTMASTER_TEST_DSN     postgresql://user:password@host:port/database of a role that may create databases
 SHIFTMASTER_TEST_PYTHON  an interpreter that has Django and psycopg (by default the one that runs pytest)

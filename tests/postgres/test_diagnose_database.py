@@ -46,33 +46,33 @@ def server(dsn):
     psql(environment(dsn, "postgres"), "--command=DROP DATABASE diagnosed WITH (FORCE)")
 
 
-def asked(env, queries):
+def run_queries(env, queries):
     done = psql(env, *database.script(queries))
     return database.summary(database.parse(done.stdout)), done.stderr
 
 
-def test_every_question_is_answered(server):
+def test_every_query_returns_a_result(server):
     # Three are for superusers, which the diagnosis uses.
     queries = {name: query for name, query in database.QUERIES.items() if name not in ("hba", "server", "settings")}
-    found, errors = asked(server, queries)
+    found, errors = run_queries(server, queries)
     assert errors == "" and set(queries) <= set(found)
 
 
 def test_indexes_and_keys_are_evaluated(server):
-    found, _errors = asked(server, database.QUERIES)
+    found, _errors = run_queries(server, database.QUERIES)
     assert [sorted(row["indexes"]) for row in found["duplicate_indexes"]] == [["roster_note", "roster_note_again"]]
     assert [(row["table"], row["constraint"]) for row in found["unindexed_keys"]] == [("wish", "wish_roster_fkey")]
     assert {row["index"] for row in found["rarely_used_indexes"]} == {"roster_note", "roster_note_again"}
 
 
-def test_large_indexes_come_first_however_many_small_ones_are_read(server):
+def test_large_indexes_come_first_regardless_of_the_number_of_small_ones(server):
     psql(server, input="".join(
         f"CREATE TABLE small{n} AS SELECT generate_series(1, 9) AS id; CREATE INDEX small{n}_id ON small{n} (id);"
         f" SET enable_seqscan = off; SELECT count(id) FROM small{n} WHERE id > 0;" for n in range(25)
     ))  # fmt: skip
     try:
-        time.sleep(1.1)  # What was used is counted when a session is idle, or ends.
-        found, _errors = asked(server, database.QUERIES)
+        time.sleep(1.1)  # Use is counted when a session is idle, or ends.
+        found, _errors = run_queries(server, database.QUERIES)
         rarely = found["rarely_used_indexes"]
         assert sum(row["scans"] > 0 for row in rarely) == 18 and len(rarely) == 20
         assert {row["index"] for row in rarely[:2]} == {"roster_note", "roster_note_again"}
@@ -89,7 +89,7 @@ def test_empty_room_in_tables_is_estimated(server):
     ):  # fmt: skip
         psql(server, "--command=" + command)
     try:
-        found, _errors = asked(server, database.QUERIES)
+        found, _errors = run_queries(server, database.QUERIES)
         share = {row["table"]: row["bloat_bytes"] / row["bytes"] for row in found["bloat"]}
         assert 0.8 < share["holes"] < 0.95 and share["whole"] < 0.1, share
     finally:
@@ -111,7 +111,7 @@ def test_the_root_of_a_lock_tree_is_found_and_literals_are_hidden(server):
     try:
         deadline = time.monotonic() + 20
         while True:
-            found, _errors = asked(server, database.QUERIES)
+            found, _errors = run_queries(server, database.QUERIES)
             if len(found["blocked"]) == 2 or time.monotonic() > deadline:
                 break
             time.sleep(0.3)
@@ -131,33 +131,33 @@ def test_a_statement_that_reads_a_complete_table_is_named(server):
     slow = [{"query": "SELECT count(*) FROM roster WHERE staff = $1", "mean_ms": 2000.0, "calls": 12}]
     deadline = time.monotonic() + 20
     while True:
-        answers = database.parse(psql(server, *database.script(database.QUERIES)).stdout)
-        found = database.scanning(dict(answers, slowest_on_average=slow))
+        responses = database.parse(psql(server, *database.script(database.QUERIES)).stdout)
+        found = database.scanning(dict(responses, slowest_on_average=slow))
         if found or time.monotonic() > deadline:
             break
         time.sleep(0.5)
     # Directly after ANALYZE the statistics may count the rows twice.
     assert [(one["table"], one["column"], one["rows"] >= 40000) for one in found] == [("roster", "staff", True)]
     # One that ran a few times (a migration) is long past.
-    assert database.scanning(dict(answers, slowest_on_average=[dict(slow[0], calls=9)])) == []
+    assert database.scanning(dict(responses, slowest_on_average=[dict(slow[0], calls=9)])) == []
     psql(server, "--command=CREATE INDEX roster_staff ON roster (staff)")
-    answers = database.parse(psql(server, *database.script(database.QUERIES)).stdout)
+    responses = database.parse(psql(server, *database.script(database.QUERIES)).stdout)
     psql(server, "--command=DROP INDEX roster_staff")
-    assert database.scanning(dict(answers, slowest_on_average=slow)) == []
+    assert database.scanning(dict(responses, slowest_on_average=slow)) == []
 
 
-def test_nothing_of_use_is_counted(server):
+def test_queries_change_no_statistics_of_the_application(server):
     """The queries change no statistics of the application's tables and indexes."""
-    question = (
+    statement = (
         "--command=SELECT (SELECT sum(seq_scan + coalesce(idx_scan, 0)) FROM pg_stat_user_tables),"
         " (SELECT sum(idx_scan) FROM pg_stat_user_indexes)"
     )
     time.sleep(1.5)
-    before = psql(server, question).stdout
+    before = psql(server, statement).stdout
     for _number in range(3):
-        asked(server, database.QUERIES)
+        run_queries(server, database.QUERIES)
     time.sleep(1.5)
-    assert psql(server, question).stdout == before
+    assert psql(server, statement).stdout == before
 
 
 # --- statements ------------------------------------------------------------------------------------------------------
@@ -179,8 +179,8 @@ def test_slow_statements_are_those_that_ran_and_in_their_order(statements):
     run += ["--command=CREATE ROLE seeded PASSWORD 'seeded-secret'"]
     assert psql(statements, *run).returncode == 0
     # The diagnosis' own queries are no finding.
-    asked(statements, dict(database.QUERIES, **database.STATEMENTS))
-    found, errors = asked(statements, database.STATEMENTS)
+    run_queries(statements, dict(database.QUERIES, **database.STATEMENTS))
+    found, errors = run_queries(statements, database.STATEMENTS)
     assert errors == "" and found["statements_known"]
     slowest = found["slowest_on_average"]
     assert [(row["query"], row["calls"]) for row in slowest] == [
@@ -203,12 +203,12 @@ def test_statements_are_queried_in_another_database(statements):
     assert all("FROM public.pg_stat_statements s" in one and "= 'it''s'" in one for one in queries.values())
     name = statements["PGDATABASE"]
     assert psql(statements, "--command=SELECT 77").returncode == 0
-    found, errors = asked(statements, database.statements_of(name))
+    found, errors = run_queries(statements, database.statements_of(name))
     assert errors == "" and found["most_time_together"]
 
 
-def test_without_the_extension_nothing_is_claimed_of_statements(server):
-    found, errors = asked(server, dict(database.QUERIES, **database.STATEMENTS))
+def test_without_the_extension_statements_are_unknown(server):
+    found, errors = run_queries(server, dict(database.QUERIES, **database.STATEMENTS))
     assert "pg_stat_statements" in errors and not found["statements_known"]
     assert "slowest_on_average" not in found and "tables" in found
 
@@ -224,7 +224,7 @@ def settled(read, wanted, seconds=20):
     return found
 
 
-def test_dead_rows_are_those_that_were_deleted_and_vacuum_takes_them_away(server):
+def test_dead_rows_are_deleted_rows_until_vacuum_removes_them(server):
     table = "CREATE TABLE holes (id int) WITH (autovacuum_enabled = off)"
     fill = "INSERT INTO holes SELECT generate_series(1, 20000)"
     try:
@@ -232,7 +232,7 @@ def test_dead_rows_are_those_that_were_deleted_and_vacuum_takes_them_away(server
             assert psql(server, "--command=" + command).returncode == 0
 
         def metrics():
-            found, _errors = asked(server, {"tables": database.QUERIES["tables"]})
+            found, _errors = run_queries(server, {"tables": database.QUERIES["tables"]})
             row = next(row for row in found["tables"] if row["table"] == "holes")
             return row["rows"], row["dead_rows"], found["worst_dead_percent"], row["vacuumed_seconds_ago"] is None
 
@@ -246,7 +246,7 @@ def test_dead_rows_are_those_that_were_deleted_and_vacuum_takes_them_away(server
 
 def test_the_age_of_transaction_ids_is_how_many_were_used(server):
     def age():
-        found, _errors = asked(server, {"databases": database.QUERIES["databases"]})
+        found, _errors = run_queries(server, {"databases": database.QUERIES["databases"]})
         ages = {row["name"]: row["age"] for row in found["databases"]}
         assert found["oldest_age"] == max(ages.values())
         return ages["diagnosed"]
@@ -254,7 +254,7 @@ def test_the_age_of_transaction_ids_is_how_many_were_used(server):
     def waiting():
         # Nothing here is 100 million old.
         query = database.QUERIES["vacuum"].replace("100000000", "3000")
-        return {row["table"]: row["age"] for row in asked(server, {"vacuum": query})[0]["vacuum"]}
+        return {row["table"]: row["age"] for row in run_queries(server, {"vacuum": query})[0]["vacuum"]}
 
     psql(server, "--command=VACUUM (FREEZE) roster, wish")
     before = age()
@@ -262,21 +262,21 @@ def test_the_age_of_transaction_ids_is_how_many_were_used(server):
     assert psql(server, "--command=" + used).returncode == 0
     # Others may have used a few.
     assert 5000 <= age() - before < 5100
-    assert asked(server, {"vacuum": database.QUERIES["vacuum"]})[0]["vacuum"] == []
+    assert run_queries(server, {"vacuum": database.QUERIES["vacuum"]})[0]["vacuum"] == []
     psql(server, "--command=CREATE TABLE young (id int)")
     old = waiting()
     assert 5000 <= max(old.values()) and "young" not in old
     psql(server, "--command=DROP TABLE young")
 
 
-def test_what_a_replica_and_a_slot_keep_is_what_was_written(server):
+def test_wal_retained_for_a_replica_and_a_slot_is_the_wal_written(server):
     slot, container = "diagnosed_slot", os.environ["SHIFTMASTER_TEST_CONTAINER"]
     assert psql(server, f"--command=SELECT pg_create_physical_replication_slot('{slot}', true)").returncode == 0
     replica = None
     try:
         kept = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots"
         psql(server, "--command=CREATE TABLE written AS SELECT repeat('x', 500) FROM generate_series(1, 20000)")
-        found, _errors = asked(server, database.QUERIES)
+        found, _errors = run_queries(server, database.QUERIES)
         row = next(row for row in found["slots"] if row["name"] == slot)
         assert (row["active"], row["wal_status"]) == (False, "reserved") and found["replication"] == []
         assert row["kept_bytes"] >= 20000 * 500
@@ -290,7 +290,7 @@ def test_what_a_replica_and_a_slot_keep_is_what_was_written(server):
         )  # fmt: skip
 
         def state():
-            found, _errors = asked(server, database.QUERIES)
+            found, _errors = run_queries(server, database.QUERIES)
             slots = [one["active"] for one in found["slots"] if one["name"] == slot]
             return [(one["standby"], one["state"], one["sync_state"]) for one in found["replication"]], slots
 
@@ -299,7 +299,7 @@ def test_what_a_replica_and_a_slot_keep_is_what_was_written(server):
         assert settled(state, wanted) == wanted, replica.poll() and replica.stderr.read()
 
         def held():
-            row = next(one for one in asked(server, database.QUERIES)[0]["slots"] if one["name"] == slot)
+            row = next(one for one in run_queries(server, database.QUERIES)[0]["slots"] if one["name"] == slot)
             return row["kept_bytes"] < 100000
 
         assert settled(held, True)
@@ -377,13 +377,13 @@ def test_the_rows_of_real_tables_are_counted(hostile):
 
 
 @pytest.mark.parametrize("setup", [VIEWS, CASTS], ids=["views", "casts"])
-def test_nothing_of_the_application_is_called(hostile, setup):
+def test_no_function_of_the_application_is_called(hostile, setup):
     env = hostile(setup)
     found = {name: psql(env, "--command=" + query).stderr for name, query in QUERIES.items()}
     assert not {name: text for name, text in found.items() if "trapped" in text}
 
 
-def test_what_a_database_sets_has_no_effect(hostile, dsn):
+def test_settings_of_a_database_have_no_effect(hostile, dsn):
     env = hostile("CREATE TABLE hidden (id int); INSERT INTO hidden VALUES (1)")
     admin = environment(dsn, "postgres")
     for setting in ("search_path = public", "role = pg_monitor", "local_preload_libraries = 'absent'"):

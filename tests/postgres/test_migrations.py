@@ -140,16 +140,16 @@ class Postgres(Site):
         )
         pid = json.loads(child.stdout.readline())[0][0]
 
-        def ask(text):
+        def query(text):
             child.stdin.write(json.dumps(text) + "\n")
             child.stdin.flush()
-            answer = json.loads(child.stdout.readline())
-            assert isinstance(answer, list), answer
-            return answer
+            response = json.loads(child.stdout.readline())
+            assert isinstance(response, list), response
+            return response
 
-        ask.pid = pid
+        query.pid = pid
         try:
-            yield ask
+            yield query
         finally:
             child.stdin.close()
             child.wait(timeout=20)
@@ -199,7 +199,7 @@ def kill(child):
     child.communicate()
 
 
-def answer_of(child):
+def response_of(child):
     out, err = child.communicate(timeout=60)
     lines = [line for line in out.splitlines() if line.startswith(django_driver.ANSWER)]
     assert lines, err
@@ -268,7 +268,7 @@ def test_first_deploy_allows_every_class_of_django_itself(site):
     assert len(site.run("apply", release, first_deploy=True)["done"]) == 16
 
 
-def test_what_the_application_prints_does_not_disturb(site):
+def test_output_of_the_application_does_not_disturb(site):
     noise = (
         "import os, subprocess\nprint(%r)\nsubprocess.run(['echo', %r])\nos.write(1, b'noise without newline')\n"
         % (django_driver.ANSWER + '{"error": "forged"}', django_driver.ANSWER + '{"error": "forged"}')
@@ -279,10 +279,10 @@ def test_what_the_application_prints_does_not_disturb(site):
 
 def test_a_plan_that_changed_is_not_applied(site):
     release = site.release(1, BASE)
-    answer = ReleaseCode(release, None).driver(
+    response = ReleaseCode(release, None).driver(
         django_driver, {"op": "apply", "expected": [["shifts", "0001_initial"]]}, 60
     )
-    assert answer["failure"]["kind"] == "unexpected" and "shifts.0002_note" in answer["failure"]["message"]
+    assert response["failure"]["kind"] == "unexpected" and "shifts.0002_note" in response["failure"]["message"]
     assert site.columns() == set()
 
 
@@ -321,7 +321,7 @@ def test_a_failing_atomic_migration_is_rolled_back_and_those_before_it_stay(site
     assert site.columns() == {"id", "month", "note"}
 
 
-def test_a_failing_migration_outside_a_transaction_is_told_to_be_half_applied(site):
+def test_a_failing_migration_outside_a_transaction_is_reported_as_half_applied(site):
     operations = 'migrations.AddField("roster", "extra", models.TextField(null=True)), %s, %s' % (INDEX, FAILS)
     release = site.release(1, dict(BASE, **{"shifts/0003_half": migration(operations, "0002_note", atomic=False)}))
     message, details = site.refused("apply", release, first_deploy=True)
@@ -335,7 +335,7 @@ def test_a_failing_migration_outside_a_transaction_is_told_to_be_half_applied(si
     assert "extra" in site.columns() and "shifts.0003_half" not in details["applied"]
 
 
-def test_a_column_that_is_there_already_gets_a_hint(site):
+def test_an_existing_column_gets_a_hint(site):
     release = site.release(
         1,
         dict(
@@ -407,11 +407,11 @@ def test_two_at_once_apply_once(site):
     first = site.start(release)
     site.wait_for("pg_sleep")
     second = site.start(release)
-    done = [answer_of(child)["done"] for child in (first, second)]
+    done = [response_of(child)["done"] for child in (first, second)]
     assert len(done[0]) == 3 and done[1] == []
 
 
-def test_lock_timeout_ends_a_migration_that_waits_behind_an_open_transaction(site):
+def test_lock_timeout_ends_a_migration_that_waits_for_an_open_transaction(site):
     site.run("apply", site.release(1, {"shifts/0001_initial": BASE["shifts/0001_initial"]}))
     release = site.release(2, BASE)
     with site.session("a forgotten shell") as session:
@@ -424,7 +424,7 @@ def test_lock_timeout_ends_a_migration_that_waits_behind_an_open_transaction(sit
     assert site.run("apply", release)["done"] == ["shifts.0002_note"]
 
 
-def test_timeouts_hold_on_a_connection_that_the_application_opens_again(site):
+def test_timeouts_apply_to_a_connection_that_the_application_opens_again(site):
     extra = (
         "def reconnect(apps, editor):\n"
         "    connection = editor.connection\n"
@@ -458,8 +458,8 @@ def test_an_index_is_built_concurrently_under_the_lock_while_another_run_waits(s
         time.sleep(1.5)
         session("INSERT INTO shifts_roster (month) VALUES ('2025-08')")  # Nor does the index block writes.
         session("COMMIT")
-    assert answer_of(first)["done"] == [{"app": "shifts", "name": "0003_index"}]
-    assert answer_of(second)["done"] == []
+    assert response_of(first)["done"] == [{"app": "shifts", "name": "0003_index"}]
+    assert response_of(second)["done"] == []
     assert site.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'roster_month'::regclass") == [["True"]]
 
 
@@ -492,7 +492,7 @@ class Pooler(threading.Thread):
                 return
             server = socket.create_connection(self.target, timeout=60)
             threading.Thread(target=self.copy, args=(client, server), daemon=True).start()
-            threading.Thread(target=self.answer, args=(server, client), daemon=True).start()
+            threading.Thread(target=self.respond, args=(server, client), daemon=True).start()
 
     def copy(self, source, sink):
         with contextlib.suppress(OSError):
@@ -504,7 +504,7 @@ class Pooler(threading.Thread):
         with contextlib.suppress(OSError):
             sink.shutdown(socket.SHUT_WR)
 
-    def answer(self, server, client):
+    def respond(self, server, client):
         """Change the number in BackendKeyData."""
         stream = server.makefile("rb")
         with contextlib.suppress(OSError):
@@ -560,7 +560,7 @@ def test_killed_in_a_migration_the_next_run_converges(site):
     assert site.columns() == {"id", "month", "note", "extra"}
 
 
-def test_what_the_server_still_does_for_a_killed_run_is_waited_for(site):
+def test_a_query_of_a_killed_run_that_still_runs_is_waited_for(site):
     release = site.release(1, BASE)
     with site.session(django_driver.NAME) as session:
         message, details = site.refused("apply", release, lock_wait_seconds=1)
@@ -569,7 +569,7 @@ def test_what_the_server_still_does_for_a_killed_run_is_waited_for(site):
     assert site.run("apply", release)["changed"]
 
 
-def test_a_run_whose_parent_is_gone_ends_by_itself(site):
+def test_a_run_ends_when_its_parent_has_ended(site):
     release = site.release(
         1, {"shifts/0001_slow": migration('migrations.RunSQL("SELECT pg_sleep(100)", migrations.RunSQL.noop)')}
     )
@@ -668,7 +668,7 @@ def schema(site):
 
 
 @pytest.fixture
-def whole(steps):
+def complete(steps):
     """The schema on both sides of the migration, by runs that nothing interrupts."""
     site, _, release = steps
     before = schema(site)
@@ -683,10 +683,10 @@ def whole(steps):
 
 
 @pytest.mark.parametrize("chance", [1, 2, 3, 4])
-def test_killed_between_operations_the_next_run_goes_on_in_either_direction(steps, whole, chance):
+def test_the_next_run_continues_in_either_direction_after_a_kill_between_operations(steps, complete, chance):
     site, die, new = steps
     old = str(Path(new).with_name("20250801T000000Z-0000001"))
-    before, after = whole
+    before, after = complete
 
     def killed(mode, *arguments):
         die(chance)
@@ -715,7 +715,7 @@ def test_killed_between_operations_the_next_run_goes_on_in_either_direction(step
     forward()
 
 
-def test_what_is_half_done_is_not_completed_by_another_file(steps):
+def test_a_half_applied_migration_is_not_completed_by_another_file(steps):
     site, die, new = steps
     die(2)
     with pytest.raises(ReleaseCodeError):
@@ -725,13 +725,13 @@ def test_what_is_half_done_is_not_completed_by_another_file(steps):
     file.write_text(text.replace('"extra"', '"other"', 1))
     message, details = site.refused("apply", new, first_deploy=True)
     assert details["failure"]["kind"] == "changed" and "(operation 3)" in message and not details["changed"]
-    # What has not been done may be fixed: the rest of the file is another one.
+    # Operations that were not applied may be fixed: the rest of the file is another one.
     file.write_text(text.replace("CREATE TABLE other", "CREATE TABLE another"))
     assert site.run("apply", new, first_deploy=True)["done"] == ["shifts.0003_steps"]
     assert site.columns("another") == {"id"} and "extra" in site.columns()
 
 
-def test_a_first_operation_that_fails_leaves_no_half_done_migration(site):
+def test_a_first_operation_that_fails_leaves_no_half_applied_migration(site):
     old = site.release(1, BASE)
     site.run("apply", old)
     files = {"shifts/0003_fails": migration(f"{FAILS}, {DROP_MONTH}", "0002_note", atomic=False)}
@@ -741,7 +741,7 @@ def test_a_first_operation_that_fails_leaves_no_half_done_migration(site):
     assert (result["safe_to_rollback"], result["ahead"], result["half"]) == (True, [], [])
 
 
-def test_a_release_that_never_came_to_serve_undoes_what_it_left_half_done(site):
+def test_a_release_that_was_never_live_reverts_its_half_applied_migration(site):
     """The live release, which stays live, does not contain the file."""
     old = site.release(1, BASE)
     site.run("apply", old)
@@ -759,7 +759,7 @@ def test_a_release_that_never_came_to_serve_undoes_what_it_left_half_done(site):
     assert "does not hold the files of shifts.0003_half" in message
 
 
-def test_code_whose_migration_is_half_undone_does_not_fit(site):
+def test_code_with_a_half_reverted_migration_does_not_fit(site):
     old = site.release(1, BASE)
     files = {
         "shifts/0003_half": migration(
@@ -787,7 +787,7 @@ def test_an_index_of_another_table_is_not_dropped(site):
     assert "other" in site.sql("SELECT pg_get_indexdef('roster_month'::regclass)")[0][0]
 
 
-def test_statements_of_one_operation_commit_one_by_one_as_their_author_asked(site):
+def test_statements_of_a_non_atomic_operation_commit_one_by_one(site):
     site.run("apply", site.release(1, BASE))
     two = 'migrations.RunSQL(["CREATE TABLE first (id int)", "SELECT no_such_column"], "")'
     files = {"shifts/0003_two": migration(two, "0002_note", atomic=False)}
@@ -857,7 +857,7 @@ def test_compare_finds_what_migrate_check_does_not(site):
     assert site.run("compare", target=old)["safe_to_rollback"]
 
 
-def test_compare_refuses_after_a_contract_migration_and_a_lost_file(site):
+def test_compare_refuses_after_a_contract_migration_and_a_missing_file(site):
     old = site.release(1, BASE)
     new = site.release(2, dict(BASE, **{"shifts/0003_drop": migration(DROP_MONTH, "0002_note")}))
     site.run("apply", new, first_deploy=True)
@@ -898,7 +898,7 @@ def test_reverse_unapplies_across_apps_in_order(site):
     assert len(site.run("apply", new)["done"]) == 3  # And forward again.
 
 
-def test_reverse_refuses_before_it_begins_where_one_has_no_way_back(site):
+def test_reverse_refuses_an_irreversible_migration_before_it_begins(site):
     old = site.release(1, BASE)
     new = site.release(
         2,
@@ -922,7 +922,7 @@ def test_reverse_refuses_before_it_begins_where_one_has_no_way_back(site):
     assert "extra" in site.columns()
 
 
-def test_a_reverse_that_fails_says_what_it_did_before(site):
+def test_a_failed_reverse_reports_what_it_has_reversed(site):
     old = site.release(1, BASE)
     new = site.release(
         2,

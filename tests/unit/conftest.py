@@ -48,7 +48,7 @@ def compile_once(environment, source, *arguments, **options):
 
 
 AnsibleEnvironment.compile = compile_once
-# How often a server looks whether it was shut down; by default every half a second, and shutdown() waits for that.
+# How often a server checks whether it was shut down; by default every half a second, and shutdown() waits for that.
 socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
 
 

@@ -1,6 +1,6 @@
 """Add a snapshot to a repository of restic in which a link and a directory have the same name.
 
-Whoever has the password of a repository can write such a one; restic itself makes none. Behind the link restic of
+Anyone with the password of a repository can write such a one; restic itself makes none. Behind the link restic of
 Debian 13 makes the further name of a file that it has restored: a file of root with a content of the attacker's.
 Arguments: repository, password, tag, the directory that holds both, the directory that the link leads to, the name of
 the file there. Prints the id of the snapshot.

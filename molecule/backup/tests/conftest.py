@@ -12,7 +12,7 @@ OPTIONS = "/etc/shiftmaster-backup/options.json"
 
 
 class Backups:
-    """What an administrator sees of the backups of a host."""
+    """The backups of a host as an administrator sees them."""
 
     def __init__(self, operations: Operations):
         self.operations, self.shell = operations, operations.shell
@@ -23,7 +23,7 @@ class Backups:
         check: whether it has to succeed; None where it may do either.
         """
         name = self.shell("date -u +%Y%m%dT%H%M%SZ-").strip() + "%06x" % (abs(hash(json.dumps(request))) & 0xFFFFFF)
-        self.ask(name, **request)
+        self.note_request(name, **request)
         code = self.shell(
             f"systemctl start shiftmaster-backup@{name}.service >/dev/null 2>&1; echo $?", timeout=timeout
         ).strip()
@@ -41,7 +41,7 @@ class Backups:
         return "; ".join(problem["what"] for problem in problems)
 
     def kept(self) -> set:
-        """What there is to be restored: backups, snapshots, dumps."""
+        """Everything that can be restored: backups, snapshots, dumps."""
         return set(
             self.shell(
                 f"cd {DIRECTORY}; ls pgbackrest/backup/shiftmaster | grep -E '[FDI]$'; ls restic/snapshots; ls logical"
@@ -57,7 +57,7 @@ class Backups:
     def manifests(self) -> list:
         return [self.manifest(name[:-5]) for name in self.shell(f"ls {RUNS} 2>/dev/null || true").split()]
 
-    def ask(self, run_id: str, **request) -> None:
+    def note_request(self, run_id: str, **request) -> None:
         """Note what a run is requested, as a playbook does."""
         self.shell("install -d -m 755 /run/shiftmaster-backup && install -d -m 700 /run/shiftmaster-backup/requests")
         self.shell(f"cat > /run/shiftmaster-backup/requests/{run_id}.json", stdin=json.dumps(request))
@@ -101,6 +101,6 @@ def backups(operations):
 
 @pytest.fixture(scope="session")
 def first(backups):
-    """A good backup of everything, from which the tests go on."""
+    """A good backup of everything, from which the tests continue."""
     found = [one for one in backups.manifests() if one["result"] == "succeeded" and len(one["parts"]) == 4]
     return found[-1] if found else backups.run(only="database,logical,files,configuration", kind="full")

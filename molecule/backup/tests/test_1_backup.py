@@ -1,4 +1,4 @@
-"""What is saved is verified, and what goes wrong is FAILED: in the manifest, in the log and in the metrics."""
+"""Saved data is verified, and each fault is FAILED: in the manifest, in the log and in the metrics."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def test_the_next_one_is_incremental_and_small(backups, first):
     assert manifest["parts"]["database"]["added_bytes"] < first["parts"]["database"]["added_bytes"] / 2
 
 
-def test_nothing_of_a_verification_is_left(backups, first):
+def test_a_verification_leaves_nothing(backups, first):
     assert backups.shell("ls /var/backups/shiftmaster/scratch; pgrep -f shiftmaster/scratch", check=False) == ""
 
 
-def test_the_configuration_holds_the_key_of_the_certificate(backups, first):
+def test_the_configuration_backup_contains_the_key_of_the_certificate(backups, first):
     listed = backups.shell(
         "restic -r /var/backups/shiftmaster/restic -p /etc/shiftmaster-backup/restic.password ls "
         + first["parts"]["configuration"]["label"]
@@ -51,7 +51,7 @@ def test_the_configuration_holds_the_key_of_the_certificate(backups, first):
         assert path in listed
 
 
-def test_no_secret_is_where_others_read(backups, operations, first):
+def test_no_secret_is_readable_by_others(backups, operations, first):
     backups.shell("systemctl start --no-block shiftmaster-backup.service")
     # With and without the backslashes that pgpass wants.
     password = "cut -d: -f5- /etc/shiftmaster-backup/pgpass"
@@ -86,8 +86,8 @@ def failed(backups, *words: str, only: str = "database", otherwise: bool = False
     manifest = backups.run(check=False, only=only, **request)
     for word in words:
         assert word in backups.why(manifest), manifest
-    said = backups.shell(f"grep {manifest['run_id']} /var/log/shiftmaster/backup.log")
-    assert f"backup {manifest['run_id']}: FAILED" in said and all(word in said for word in words), said
+    output = backups.shell(f"grep {manifest['run_id']} /var/log/shiftmaster/backup.log")
+    assert f"backup {manifest['run_id']}: FAILED" in output and all(word in output for word in words), output
     metrics = backups.metric("shiftmaster_backup_failed")
     if otherwise:
         assert manifest["parts"][only]["result"] == "succeeded"
@@ -106,7 +106,7 @@ def test_a_wrong_password(backups, first):
         backups.shell("cd /etc/shiftmaster-backup && mv pgpass.kept pgpass")
 
 
-def test_what_is_seldom_in_a_database_is_saved_too(backups, first):
+def test_rare_database_objects_are_saved_too(backups, first):
     """Rows that row level security hides, large objects, an unlogged table, whose rows no backup can hold."""
     backups.sql(
         "CREATE TABLE hidden AS SELECT g AS id FROM generate_series(1, 20) g; ALTER TABLE hidden OWNER TO shiftmaster;"
@@ -122,7 +122,7 @@ def test_what_is_seldom_in_a_database_is_saved_too(backups, first):
         backups.sql("DROP TABLE hidden, fleeting; SELECT lo_unlink(4711)")
 
 
-def test_a_tablespace_is_told_of(backups, first):
+def test_a_tablespace_is_reported(backups, first):
     """It is saved and verified, but a restore in place has no directory to quarantined."""
     backups.shell("install -d -o postgres -m 700 /srv/fast")
     backups.sql("CREATE TABLESPACE fast LOCATION '/srv/fast'")
@@ -171,7 +171,7 @@ def test_the_controller_is_killed(operations, backups, first, tmp_path):
         operations.wait_at("backup_verification", process, log)
         kill_here(process)
     finally:
-        operations.let_go()
+        operations.release_hold()
     last = wait_for(lambda: backups.manifests()[-1]["ended"] and backups.manifests()[-1], 300, "the run's end")
     assert last["result"] == "succeeded" and last["started_by"] != "schedule"
 
@@ -187,7 +187,7 @@ def test_the_host_is_rebooted_in_the_middle(operations, backups, first):
     assert last["result"] == "failed" and "its host went down" in backups.why(last)
     assert f"backup {last['run_id']}: FAILED" in backups.log()
     assert backups.metric("shiftmaster_backup_failed")["database"] == 1 and kept <= backups.kept()
-    assert operations.serves(120)
+    assert operations.live_version(120)
     backups.run(only="database")
 
 
@@ -205,7 +205,7 @@ def test_the_entire_run_is_killed(backups, first):
             "sleep 3; while systemctl is-active shiftmaster-backup-killed | grep -q activating; do sleep 1; done"
         )
     finally:
-        backups.operations.let_go()
+        backups.operations.release_hold()
     last = backups.manifests()[-1]
     assert last["result"] == "failed" and "was killed" in json.dumps(last["problems"])
     assert "FAILED" in backups.log()
@@ -213,7 +213,7 @@ def test_the_entire_run_is_killed(backups, first):
     backups.run(only="database")
 
 
-def test_a_second_run_waits_and_then_says_who_holds_it(backups, first):
+def test_a_second_run_waits_and_reports_the_holder_of_the_lock(backups, first):
     backups.operations.hold("backup_verification")
     backups.shell("systemctl start --no-block shiftmaster-backup.service")
     try:
@@ -225,7 +225,7 @@ def test_a_second_run_waits_and_then_says_who_holds_it(backups, first):
         assert backups.metric("shiftmaster_backup_failed")["run"] == 1
         assert "by schedule (process" in backups.log() and "holds the lock of the backups for longer" in backups.log()
     finally:
-        backups.operations.let_go()
+        backups.operations.release_hold()
     backups.wait_until_idle()
     assert backups.manifests()[-1]["result"] == "succeeded"
     backups.run(only="files")
@@ -304,7 +304,7 @@ def test_a_page_that_is_damaged_on_the_primary(backups, first):
         failed(backups, "wrong checksums", kind="full")
     finally:
         backups.sql("DROP TABLE torn")
-    assert backups.operations.serves(60)
+    assert backups.operations.live_version(60)
     assert backups.run(only="database")["parts"]["database"]["kind"] == "full"
 
 
@@ -312,7 +312,7 @@ def test_the_repository_is_full(backups, first):
     """Half a backup is none; what there is stays."""
     small = "/root/small"
     backups.shell(
-        # What it archives in the meantime would be in one of both only; a stop of postgresql.service does not wait.
+        # Segments archived in the meantime would be in one of both only; a stop of postgresql.service does not wait.
         f"systemctl stop postgresql@17-main; mkdir -p {small} && "
         f"mount -t tmpfs -o size=$(( $(du -sm {PGBACKREST} | cut -f1) + 3 ))m tmpfs {small} && "
         f"chmod 750 {small} && chown postgres: {small} && cp -a {PGBACKREST}/. {small} && "
@@ -327,7 +327,7 @@ def test_the_repository_is_full(backups, first):
         wait_for(lambda: backups.sql(ready) == "0", 120)
         backups.run(only="database")
     finally:
-        # What was archived meanwhile comes along.
+        # Segments archived meanwhile are copied too.
         move = f"umount {PGBACKREST} && cp -a {small}/. {PGBACKREST} && umount {small}"
         backups.shell(f"systemctl stop postgresql@17-main; {move}; {RESTART}")
     backups.run(only="database")
@@ -400,7 +400,7 @@ def test_a_wrong_key(backups, first):
         )
 
 
-def test_no_room(backups, first):
+def test_no_free_space(backups, first):
     backups.shell("mount -t tmpfs -o size=20m tmpfs /var/backups/shiftmaster/scratch")
     try:
         failed(backups, "needs about")
@@ -424,7 +424,7 @@ def test_a_deploy_is_waited_for(backups, first):
 
 @pytest.fixture
 def ahead(backups):
-    """The name of a run under a clock that is moved; its manifest is gone afterwards, whatever the test finds."""
+    """The name of a run under a clock that is moved; its manifest is removed afterwards, also after a failure."""
     name = "20990101T000000Z-ahead0"
     backups.shell("apt-get -qy install --no-install-recommends faketime >/dev/null", timeout=300)
     # The event loop of systemd-run does not work under faketime; restic, which it starts, has never gone by it.
@@ -438,16 +438,16 @@ def ahead(backups):
 
 
 def test_a_clock_that_was_moved_removes_nothing(backups, first, ahead):
-    """Forty days ahead everything is old; whether so much time has passed, nobody knows."""
+    """Forty days ahead everything is old; whether so much time has passed is unknown."""
     kept = backups.kept()
-    backups.ask(ahead, only="files")
+    backups.note_request(ahead, only="files")
     backups.shell(f"faketime '+40 days' shiftmaster-backup run {ahead}", timeout=600)
     manifest = backups.manifest(ahead)
     assert "no run is known of the" in backups.why(manifest) and "removed" not in manifest
     assert kept < backups.kept()
-    # Set right again, it is known that it was wrong; nothing goes until somebody has looked.
+    # Set right again, it is known that it was wrong; nothing is removed until an operator has checked.
     later = backups.shell("date -u +%Y%m%dT%H%M%SZ-later0").strip()
-    backups.ask(later, only="files")
+    backups.note_request(later, only="files")
     backups.shell(f"shiftmaster-backup run {later}", timeout=600)
     manifest = backups.manifest(later)
     assert manifest["result"] == "warning" and "the clock is 40" in backups.why(manifest)
@@ -459,7 +459,7 @@ def test_a_clock_that_was_moved_removes_nothing(backups, first, ahead):
     backups.run(only="files")
 
 
-def test_all_is_well_again(backups, first):
+def test_everything_is_healthy_again(backups, first):
     manifest = backups.run()
     assert manifest["result"] == "succeeded"
     assert set(backups.metric("shiftmaster_backup_failed").values()) == {0}

@@ -1,6 +1,6 @@
 """The application attacks the backup of its host: by links that it exchanges, by views, by names that are no text.
 
-And whoever has taken over the database host attacks the test restore on the backup server; whoever had taken over an
+And an attacker on the database host attacks the test restore on the backup server; an attacker on an
 earlier backup server, the one that restores its snapshots.
 """
 
@@ -39,10 +39,10 @@ def exchanging(backups):
     backups.shell(f"systemctl stop exchange; rm -rf {MEDIA}/swap /srv/exchange.py /root/loot")
 
 
-def test_directories_that_are_exchanged_while_restic_reads_lead_to_no_file_of_root(backups, first, exchanging):
+def test_directories_exchanged_while_restic_reads_expose_no_file_of_root(backups, first, exchanging):
     for _attempt in range(3):
         before = backups.shell("ls /var/backups/shiftmaster/restic/snapshots").split()
-        # What vanishes while it is read may fail the part.
+        # Files that vanish while they are read may fail the part.
         backups.run(check=None, only="files")
         (new,) = set(backups.shell("ls /var/backups/shiftmaster/restic/snapshots").split()) - set(before)
         backups.shell(f"{RESTIC} restore {new} --target /root/loot --include {MEDIA}/swap >/dev/null 2>&1; true")
@@ -52,7 +52,7 @@ def test_directories_that_are_exchanged_while_restic_reads_lead_to_no_file_of_ro
         backups.shell("rm -r /root/loot")
 
 
-def test_what_reads_has_the_set_and_its_repository_and_no_other_file(backups, first):
+def test_the_reader_can_access_only_the_set_and_its_repository(backups, first):
     """As of the code that runs in it, should restic have a hole."""
     program = """
 import subprocess, sys
@@ -76,7 +76,7 @@ print(done.stdout)
 
 
 def test_a_snapshot_with_a_link_in_the_place_of_a_directory_is_written_nowhere_else(backups, first):
-    """Debian 13's restic makes files behind the link."""
+    """Debian 13's restic creates files through the link."""
     script = (Path(__file__).parent.parent / "files/hostile_snapshot.py").read_text()
     backups.shell("apt-get -qy install --no-install-recommends python3-cryptography >/dev/null", timeout=600)
     where = f"{MEDIA} /etc/profile.d hostile.sh"
@@ -183,8 +183,8 @@ def test_programs_in_the_settings_of_the_database_do_not_run_in_its_test_restore
     assert backups.shell(f"ls {DIRECTORY}/pgbackrest/backup/gained 2>/dev/null", check=False) == ""
 
 
-def test_a_path_that_leads_out_of_the_scratch_directory_is_not_written(backups, first):
-    """Of a tablespace, whose name pgBackRest makes a directory of."""
+def test_a_path_outside_the_scratch_directory_is_not_written(backups, first):
+    """The hostile name of a tablespace, of which pgBackRest makes a directory."""
     place = "/var/lib/postgresql/evil-location"
     backups.shell(f"install -d -o postgres -m 700 {place}")
     backups.sql(f"CREATE TABLESPACE \"../../evil\" LOCATION '{place}'")
@@ -206,11 +206,11 @@ def test_the_server_of_a_test_restore_is_confined(backups, first):
         listed = backups.shell("systemctl list-units --no-legend --plain 'shiftmaster-backup-verify-*'").splitlines()
         assert len(listed) == 2
         for line in listed:
-            said = backups.shell(f"systemd-analyze security --no-pager {line.split()[0]} | tail -n 1")
-            assert float(said.split(": ")[1].split()[0]) <= 1.5, said
+            message = backups.shell(f"systemd-analyze security --no-pager {line.split()[0]} | tail -n 1")
+            assert float(message.split(": ")[1].split()[0]) <= 1.5, message
         backups.shell("systemctl kill --kill-whom=main --signal=KILL shiftmaster-backup.service")
     finally:
-        backups.operations.let_go()
+        backups.operations.release_hold()
     wait_for(lambda: backups.shell("pgrep -u shiftmaster-verify", check=False) == "", 30, "the end of the server")
     backups.wait_until_idle()
     backups.run(only="database")

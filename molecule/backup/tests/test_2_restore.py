@@ -27,20 +27,20 @@ def now(backups) -> str:
     return backups.sql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')||'+00:00'")
 
 
-def test_what_there_is_is_listed(operations, backups, data):
+def test_backups_are_listed(operations, backups, data):
     run = operations.run(RESTORE, list="true")
     assert run.code == 0 and run.changed == 0
-    assert run.says(data["run_id"], "verified by a restore", "2.0.0")
+    assert run.prints(data["run_id"], "verified by a restore", "2.0.0")
 
 
-def test_nothing_is_done_without_confirmation(operations, backups, data):
+def test_nothing_is_changed_without_confirmation(operations, backups, data):
     before = operations.fingerprint(), backups.sql("SELECT count(*) FROM precious")
     run = operations.run(RESTORE)
-    assert run.code == 0 and run.says("Nothing was changed", f"-e confirm={HOST}", "Lost:", "its test restore took")
+    assert run.code == 0 and run.prints("Nothing was changed", f"-e confirm={HOST}", "Lost:", "its test restore took")
     run = operations.run(RESTORE, "--check", confirm=HOST)
-    assert run.code == 0 and run.says("everything in the archive")
+    assert run.code == 0 and run.prints("everything in the archive")
     run = operations.run(RESTORE, confirm="another")
-    assert run.code != 0 and run.says("what would be replaced is on backup-trixie")
+    assert run.code != 0 and run.prints("what would be replaced is on backup-trixie")
     assert (operations.fingerprint(), backups.sql("SELECT count(*) FROM precious")) == before
 
 
@@ -54,23 +54,23 @@ def test_nothing_is_done_without_confirmation(operations, backups, data):
         ({"target": "20200101T000000Z-aaaaaa"}, "there is no verified backup"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(operations, data, extra, text):
+def test_invalid_options_are_rejected(operations, data, extra, text):
     run = operations.run(RESTORE, confirm=HOST, **extra)
-    assert run.code != 0 and run.says(text), run.output[-2000:]
+    assert run.code != 0 and run.prints(text), run.output[-2000:]
 
 
 def test_one_table(operations, backups, data):
-    moment = now(backups)
+    timestamp = now(backups)
     backups.sql("DROP TABLE precious")
-    run = operations.run(RESTORE, target=moment, table="precious")
+    run = operations.run(RESTORE, target=timestamp, table="precious")
     assert run.code == 0, run.output[-3000:]
     path = backups.shell("ls /var/backups/shiftmaster/tables/*/precious.dump | tail -n 1").strip()
     backups.shell(f"runuser -u postgres -- pg_restore --dbname shiftmaster {path}")
     assert backups.sql("SELECT count(*), sum(id) FROM precious") == "5000|12502500"
-    assert operations.serves(30) == "2.0.0"
+    assert operations.live_version(30) == "2.0.0"
 
 
-def test_a_restore_that_is_killed_leaves_what_was_there(operations, backups, data, tmp_path):
+def test_a_killed_restore_keeps_the_previous_data(operations, backups, data, tmp_path):
     backups.sql("CREATE TABLE since AS SELECT 1 AS one")
     log = tmp_path / "log"
     operations.hold("restore_database")
@@ -82,15 +82,15 @@ def test_a_restore_that_is_killed_leaves_what_was_there(operations, backups, dat
     )
     assert float(confined.split(": ")[1].split()[0]) <= 2.7, confined
     backups.shell(f"kill -KILL {victim}")
-    operations.let_go()
+    operations.release_hold()
     assert process.wait(300) != 0
     assert "what was there before is in its place again" in log.read_text()
-    assert operations.serves(60) == "2.0.0"
+    assert operations.live_version(60) == "2.0.0"
     assert backups.sql("SELECT one FROM since; DROP TABLE since") == "1"
     assert backups.shell("ls /var/lib/postgresql/17 | grep restoring || true") == ""
 
 
-def test_a_host_that_goes_down_in_mid_restore_comes_up_with_what_was_there(operations, backups, data, tmp_path):
+def test_a_host_that_crashes_during_a_restore_boots_with_the_previous_data(operations, backups, data, tmp_path):
     backups.sql("CREATE TABLE since AS SELECT 1 AS one")
     log = tmp_path / "log"
     operations.hold("restore_database")
@@ -107,7 +107,7 @@ def test_a_host_that_goes_down_in_mid_restore_comes_up_with_what_was_there(opera
     assert backups.shell("ls /var/lib/postgresql/17").split() == ["main"]
     # Where that run could not take its page down.
     backups.shell("rm -f /var/www/shiftmaster/shared/maintenance/on")
-    assert operations.serves(60) == "2.0.0"
+    assert operations.live_version(60) == "2.0.0"
 
 
 def test_one_table_with_its_partitions_and_by_the_name_that_was_typed(operations, backups, data):
@@ -122,9 +122,9 @@ def test_one_table_with_its_partitions_and_by_the_name_that_was_typed(operations
 
 
 @pytest.mark.parametrize("into", ["/etc", "/usr/local/new", "/etc/systemd/system/x.d", "/root/../etc", "/", "//"])
-def test_no_directory_of_the_system_is_restored_into(operations, data, into):
+def test_a_system_directory_is_rejected_as_the_target_of_a_restore(operations, data, into):
     run = operations.run(RESTORE, parts="files", into=into)
-    assert run.code != 0 and run.changed == 0 and run.says(f"into={into}"), run.output[-2000:]
+    assert run.code != 0 and run.changed == 0 and run.prints(f"into={into}"), run.output[-2000:]
 
 
 def test_files_are_restored_into_a_new_directory_of_root(operations, backups, data):
@@ -134,12 +134,12 @@ def test_files_are_restored_into_a_new_directory_of_root(operations, backups, da
         backups.shell(f"cmp /root/restored{MEDIA}/plan.pdf {MEDIA}/plan.pdf && stat -c '%U %a' /root/restored").strip()
         == "root 700"
     )
-    # What is there is not mixed with what comes.
+    # Existing files are not mixed with restored ones.
     run = operations.run(RESTORE, parts="files", into="/root/restored")
-    assert run.code != 0 and run.says("is not empty"), run.output[-2000:]
+    assert run.code != 0 and run.prints("is not empty"), run.output[-2000:]
     backups.shell("rm -r /root/restored; install -d -o shiftmaster /srv/theirs")
     run = operations.run(RESTORE, parts="files", into="/srv/theirs/new")
-    assert run.code != 0 and run.says("another user"), run.output[-2000:]
+    assert run.code != 0 and run.prints("another user"), run.output[-2000:]
     backups.shell("rm -r /srv/theirs")
 
 
@@ -168,7 +168,7 @@ def test_a_restore_of_files_follows_no_link_of_the_application(operations, backu
 
 def test_scratch(operations, backups, data):
     run = operations.run(RESTORE, into="scratch", target=data["run_id"])
-    assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
+    assert run.code == 0 and run.prints("pg_amcheck", "rows"), run.output[-3000:]
     assert backups.shell("ls /var/backups/shiftmaster/scratch").strip() == ""
 
 
@@ -183,31 +183,31 @@ def test_files_and_configuration(operations, backups, data):
 
 
 @pytest.mark.sample
-def test_the_moment_before_a_dropped_table(operations, backups, data):
+def test_a_restore_to_the_time_before_a_dropped_table(operations, backups, data):
     """Exact to the transaction: the last row before it is there, what came later is not."""
     for number in range(20):
         backups.sql(f"INSERT INTO precious VALUES ({9000 + number}, 'before')")
-    moment = now(backups)
+    timestamp = now(backups)
     backups.sql("INSERT INTO precious VALUES (9999, 'later'); DROP TABLE precious")
     # A task that would come to data that is not there any more.
     operations.shell("systemctl stop 'shiftmaster-worker@*'")
     operations.python("from roster import tasks\ntasks.record_run.delay('of-the-future', 0)")
-    run = operations.run(RESTORE, target=moment, confirm=operations.host, timeout=3000)
+    run = operations.run(RESTORE, target=timestamp, confirm=operations.host, timeout=3000)
     assert run.code == 0, run.output[-6000:]
     assert backups.sql("SELECT count(*), max(id) FROM precious") == "5020|9019"
-    assert operations.serves(60) == "2.0.0"
+    assert operations.live_version(60) == "2.0.0"
     assert "1 task(s) quarantined" in run.output
     assert json.loads(backups.shell("cat /var/www/shiftmaster/shared/quarantine/*/*.json"))["queue"]
     # The earlier data is kept, and reported.
-    assert run.says("What was there is kept in /var/lib/postgresql/17/main.before-")
+    assert run.prints("What was there is kept in /var/lib/postgresql/17/main.before-")
     last = backups.manifests()[-1]
     assert last["result"] == "succeeded" and last["parts"]["database"]["kind"] == "full"
     assert last["parts"]["database"]["wal"]["verified"].startswith("00000002")
     assert "restored" in backups.shell("tail -n 5 /var/www/shiftmaster/shared/state/audit.jsonl")
 
 
-def test_a_gap_in_the_archive_is_no_end(operations, backups, data):
-    """What was there comes back, and no branch of the WAL is left that a later restore would follow."""
+def test_a_gap_in_the_archive_is_not_its_end(operations, backups, data):
+    """The previous data is restored, and no branch of the WAL is left that a later restore would follow."""
     backups.sql("INSERT INTO precious VALUES (10000, 'last'); SELECT pg_switch_wal()")
     archive = "/var/backups/shiftmaster/pgbackrest/archive/shiftmaster"
     backups.shell(f"sleep 5; find {archive} -name '0000*-*.zst' | sort | tail -2 | head -1 > /root/gap")
@@ -215,12 +215,12 @@ def test_a_gap_in_the_archive_is_no_end(operations, backups, data):
     histories = backups.shell(f"find {archive} -name '*.history' | sort")
     try:
         run = operations.run(RESTORE, confirm=HOST, timeout=3000)
-        assert run.code != 0 and run.says("did not come to the end of the archive"), run.output[-4000:]
+        assert run.code != 0 and run.prints("did not come to the end of the archive"), run.output[-4000:]
         assert backups.sql("SELECT max(id) FROM precious") == "10000"
         assert backups.shell(f"find {archive} -name '*.history' | sort") == histories
     finally:
         backups.shell("mv /root/segment $(cat /root/gap)")
-    assert operations.serves(60) == "2.0.0"
+    assert operations.live_version(60) == "2.0.0"
 
 
 def test_latest(operations, backups, data):
@@ -228,16 +228,16 @@ def test_latest(operations, backups, data):
     run = operations.run(RESTORE, confirm=HOST, timeout=3000)
     assert run.code == 0, run.output[-6000:]
     assert backups.sql("SELECT max(id) FROM precious") == "10001"
-    assert operations.serves(60) == "2.0.0"
+    assert operations.live_version(60) == "2.0.0"
 
 
 def test_a_backup_by_playbook_and_a_second_run_of_the_roles_changes_nothing(operations, backups, data):
     run = operations.run("playbooks/backup.yml", only="database")
-    assert run.code == 0 and run.says("Database: SUCCESS"), run.output[-3000:]
+    assert run.code == 0 and run.prints("Database: SUCCESS"), run.output[-3000:]
     backups.shell("cd /etc/shiftmaster-backup && cp -p pgpass pgpass.kept && echo '*:*:*:*:wrong' > pgpass")
     try:
         run = operations.run("playbooks/backup.yml", only="database")
-        assert run.code != 0 and run.says("Database: FAILED", "password authentication failed")
+        assert run.code != 0 and run.prints("Database: FAILED", "password authentication failed")
     finally:
         backups.shell("cd /etc/shiftmaster-backup && mv pgpass.kept pgpass")
     run = operations.run("deploy.yml", "--tags", "database,backup")

@@ -70,30 +70,30 @@ def received(backups):
     backups.shell(f"cp -p /root/notify.kept {NOTIFY}; systemctl stop receiver")
 
 
-def test_a_good_one_is_reported_as_in_the_guide(backups, first, received):
+def test_a_successful_run_is_reported_as_in_the_guide(backups, first, received):
     received()
     backups.run(only="configuration")
-    told = dict(received())
-    assert set(told) == {"/slack/secret-of-the-test", "mail", "/pagerduty"}
-    text = told["/slack/secret-of-the-test"]["attachments"][0]["text"]
+    reported = dict(received())
+    assert set(reported) == {"/slack/secret-of-the-test", "mail", "/pagerduty"}
+    text = reported["/slack/secret-of-the-test"]["attachments"][0]["text"]
     for word in ("Configuration: SUCCESS", "Total size:", "Location: /var/backups/shiftmaster", "Date:"):
         assert word in text, text
-    assert told["/pagerduty"]["event_action"] == "resolve"
-    assert "Content-Transfer-Encoding" in told["mail"] and "admin@example.test" in told["mail"]
+    assert reported["/pagerduty"]["event_action"] == "resolve"
+    assert "Content-Transfer-Encoding" in reported["mail"] and "admin@example.test" in reported["mail"]
 
 
-def test_a_failed_one_wakes_somebody_and_the_next_good_one_resolves_it(backups, first, received):
+def test_a_failed_run_pages_and_the_next_successful_run_resolves(backups, first, received):
     received()
     backups.shell("cd /etc/shiftmaster-backup && cp -p pgpass pgpass.kept && echo '*:*:*:*:wrong' > pgpass")
     try:
         backups.run(check=False, only="database")
     finally:
         backups.shell("cd /etc/shiftmaster-backup && mv pgpass.kept pgpass")
-    told = dict(received())
-    assert told["/pagerduty"]["event_action"] == "trigger"
-    assert "password authentication failed" in json.dumps(told["/pagerduty"])
-    assert "Database: FAILED" in told["/slack/secret-of-the-test"]["attachments"][0]["text"]
-    key = told["/pagerduty"]["dedup_key"]
+    reported = dict(received())
+    assert reported["/pagerduty"]["event_action"] == "trigger"
+    assert "password authentication failed" in json.dumps(reported["/pagerduty"])
+    assert "Database: FAILED" in reported["/slack/secret-of-the-test"]["attachments"][0]["text"]
+    key = reported["/pagerduty"]["dedup_key"]
     backups.run(only="configuration")
     assert [body["dedup_key"] for path, body in received() if path == "/pagerduty"] == [key]
     assert "secret-of-the-test" not in backups.log()
@@ -113,7 +113,7 @@ def test_one_that_was_killed_is_reported_by_the_unit_after_it(backups, first, re
         backups.shell(f"systemctl kill --kill-whom=all --signal=KILL {unit}")
         backups.shell("until grep -q trigger /root/received; do sleep 0.5; done", timeout=300)
     finally:
-        backups.operations.let_go()
-    told = dict(received())
-    assert "was killed" in json.dumps(told["/pagerduty"])
+        backups.operations.release_hold()
+    reported = dict(received())
+    assert "was killed" in json.dumps(reported["/pagerduty"])
     backups.run(only="configuration")

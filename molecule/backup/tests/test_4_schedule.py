@@ -1,4 +1,4 @@
-"""Who starts it by the clock."""
+"""The schedulers that start backups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEDULE = "playbooks/schedule.yml"
 def test_the_hosts_own_timer_starts_the_real_work(operations, backups, first):
     at = backups.shell("TZ=Asia/Tokyo date -d '+4 minutes' +%H:%M").strip()
     run = operations.run(SCHEDULE, by="timer", at=at, backup_schedule_jitter_seconds=0)
-    assert run.code == 0 and run.says("shiftmaster-backup.timer"), run.output[-3000:]
+    assert run.code == 0 and run.prints("shiftmaster-backup.timer"), run.output[-3000:]
     before = len(backups.manifests())
     due = backups.metric("shiftmaster_backup_next_run_timestamp_seconds")
     deadline = time.monotonic() + 1500
@@ -83,7 +83,7 @@ def test_cron_starts_the_real_work(operations, backups, first, tmp_path):
     reports = next(tmp_path.glob("shiftmaster-reports-*")).read_text()
     assert "*/5 * * * * root cd" in reports and "health_tell=true" in reports
     assert "15 8 * * 1 root" in reports and "-e period=weekly" in reports
-    # Taken away by who takes it over.
+    # Removed by the new scheduler.
     assert operations.run(SCHEDULE, by="awx", reports="nobody", **options).code == 0
     assert list(tmp_path.iterdir()) == []
 
@@ -92,7 +92,7 @@ def test_cron_starts_the_real_work(operations, backups, first, tmp_path):
     any(os.path.exists(path) for path in ("/usr/sbin/cron", "/usr/sbin/crond", "/usr/bin/crond")),
     reason="this machine has a cron",
 )
-def test_a_machine_without_cron_is_not_given_the_backups(operations, backups):
+def test_a_schedule_by_cron_is_rejected_without_cron(operations, backups):
     """Its file would lie there, and nothing would read it; the timer was stopped all the same."""
     assert operations.run(SCHEDULE, by="timer").code == 0
     run = operations.run(SCHEDULE, by="cron", base_timezone=zone_of_this_machine())
@@ -126,12 +126,12 @@ def test_a_job_of_awx_does_the_real_work(operations, backups, first, tmp_path):
     assert new["result"] == "succeeded" and "tanaka" in new["started_by"]
 
 
-def test_what_cannot_be_meant_is_refused(operations, backups):
+def test_invalid_options_are_rejected(operations, backups):
     zone = zone_of_this_machine()
     other = "Asia/Tokyo" if zone != "Asia/Tokyo" else "Europe/Berlin"
     run = operations.run(SCHEDULE, "--check", by="cron", base_timezone=other)
-    assert run.code != 0 and run.says("Nothing was changed.", "timedatectl set-timezone"), run.output[-3000:]
+    assert run.code != 0 and run.prints("Nothing was changed.", "timedatectl set-timezone"), run.output[-3000:]
     run = operations.run(SCHEDULE, by="cron", base_timezone=zone, awx_job_id=7)
-    assert run.code != 0 and run.says("has no machine with a cron of its own"), run.output[-3000:]
+    assert run.code != 0 and run.prints("has no machine with a cron of its own"), run.output[-3000:]
     assert operations.run(SCHEDULE, by="nobody").code != 0
     assert operations.run(SCHEDULE, by="timer", at="25:00").code != 0

@@ -1,4 +1,4 @@
-"""What is old goes, on a real repository; last, since the tests before build upon what goes."""
+"""Old backups are removed from a real repository; last, since the earlier tests build upon them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 def test_the_newest_verified_chain_stays_and_what_is_before_it_goes(operations, backups, first):
     with backups.options(keep_days=0):
-        # What older backups miss, by the tests before, is reported once more, and is removed with them.
+        # Segments that older backups miss, by the tests before, are reported once more, and is removed with them.
         manifest = backups.run(check=None, only="database,logical,files,configuration", kind="full")
         assert {part["result"] for part in manifest["parts"].values()} == {"succeeded"}
         kept = backups.kept()
@@ -19,7 +19,7 @@ def test_the_newest_verified_chain_stays_and_what_is_before_it_goes(operations, 
         # WAL from the oldest backup on, and none from before.
         assert {one["min"] for one in info["archive"] if one["min"]} == {manifest["parts"]["database"]["wal"]["start"]}
         run = operations.run("playbooks/restore.yml", into="scratch", timeout=1800)
-        assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
+        assert run.code == 0 and run.prints("pg_amcheck", "rows"), run.output[-3000:]
         # A run that fails removes nothing, however old all of it is.
         kept = backups.kept()
         backups.shell("cd /etc/shiftmaster-backup && cp -p pgpass pgpass.kept && echo '*:*:*:*:wrong' > pgpass")
@@ -34,7 +34,7 @@ def test_the_newest_verified_chain_stays_and_what_is_before_it_goes(operations, 
 def test_too_much_is_reported(backups, first):
     with backups.options(limit_bytes=1000):
         name = backups.shell("date -u +%Y%m%dT%H%M%SZ-limit0").strip()
-        backups.ask(name, only="files")
+        backups.note_request(name, only="files")
         backups.shell(f"shiftmaster-backup run {name}", timeout=600)
     manifest = backups.manifest(name)
     assert manifest["result"] == "warning" and "more than they may" in backups.why(manifest)

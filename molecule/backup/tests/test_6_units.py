@@ -11,8 +11,8 @@ def test_units_are_confined(backups, first):
     units = [line.split()[0].replace("@.", "@x.") for line in listed]
     assert len(units) >= 6
     for unit in units:
-        said = backups.shell(f"systemd-analyze security --no-pager {unit} | tail -n 1")
-        assert float(said.split(": ")[1].split()[0]) <= ALLOWED.get(unit, 2.5), said
+        output = backups.shell(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+        assert float(output.split(": ")[1].split()[0]) <= ALLOWED.get(unit, 2.5), output
 
 
 def test_the_heartbeat_works_confined(backups, first):

@@ -14,8 +14,8 @@ LIMIT = 4
 def test_the_limit_is_set_and_reported(backups, first):
     limit = int(backups.shell("sed -n 's/^archive-push-queue-max=\\([0-9]*\\)MiB$/\\1/p' /etc/pgbackrest.conf"))
     assert limit >= 1024
-    said = backups.shell("cat /var/lib/prometheus/node-exporter/shiftmaster_wal.prom")
-    assert f"shiftmaster_wal_limit_bytes {limit * 1024 * 1024}\n" in said
+    output = backups.shell("cat /var/lib/prometheus/node-exporter/shiftmaster_wal.prom")
+    assert f"shiftmaster_wal_limit_bytes {limit * 1024 * 1024}\n" in output
     assert backups.sql("SHOW max_slot_wal_keep_size") == f"{limit}MB" or limit % 1024 == 0
 
 

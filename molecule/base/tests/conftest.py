@@ -1,4 +1,4 @@
-"""What the tests of this scenario share: the host's address, and runs that come by ssh."""
+"""Shared by the tests of this scenario: the host's address, and runs that come by ssh."""
 
 from __future__ import annotations
 

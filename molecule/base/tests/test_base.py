@@ -1,4 +1,4 @@
-"""What role base promises, looked at from the host."""
+"""The results of role base, checked on the host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def reboot(host):
     pytest.fail(f"{name} did not boot")
 
 
-def test_the_clock_is_the_wards(host):
+def test_the_time_zone_is_that_of_the_site(host):
     assert host.check_output("date +%Z") == "JST"
 
 
@@ -30,7 +30,7 @@ def test_chrony_runs_and_leaves_the_machines_clock_alone(host):
     assert " -x " in host.check_output("tr '\\0' ' ' </proc/$(pgrep -o chronyd)/cmdline")
 
 
-def test_kernel_settings_hold(host):
+def test_kernel_settings_are_in_force(host):
     assert host.check_output("sysctl -n net.core.somaxconn net.ipv4.tcp_max_syn_backlog").split() == ["4096", "4096"]
 
 
@@ -39,7 +39,7 @@ def test_the_added_authority_and_the_public_ones_are_trusted(host):
     assert int(host.check_output("grep -c BEGIN /etc/ssl/certs/ca-certificates.crt")) > 100
 
 
-def test_the_night_brings_security_upgrades_only_and_no_reboot(host):
+def test_unattended_upgrades_install_security_updates_only_and_do_not_reboot(host):
     log = host.check_output("unattended-upgrade --dry-run --debug 2>&1")
     allowed = next(line for line in log.splitlines() if line.startswith("Allowed origins"))
     assert allowed.count("origin=") == 1 and "-security" in allowed
@@ -122,7 +122,7 @@ def writer(host):
     host.run("systemctl stop shiftmaster-web@blue; rm -rf /var/log/shiftmaster /usr/local/bin/writer")
 
 
-def test_logs_are_rotated_and_the_service_goes_on_in_the_new_one(host, writer):
+def test_logs_are_rotated_and_the_service_writes_to_the_new_file(host, writer):
     host.check_output("logrotate --force /etc/logrotate.d/shiftmaster")
     time.sleep(1)
     first = host.check_output("wc -l </var/log/shiftmaster/error.log")
@@ -151,7 +151,7 @@ def test_rotation_follows_no_link_and_its_user_can_plant_none(host, writer):
     host.check_output("rm /root/canary")
 
 
-def test_logrotate_runs_as_a_whole(host, writer):
+def test_logrotate_runs_with_the_complete_configuration(host, writer):
     host.check_output("systemctl start logrotate.service")
     assert host.check_output("systemctl show --property TimeoutStartUSec --value logrotate.service") == "30min"
 

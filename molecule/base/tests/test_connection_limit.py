@@ -40,7 +40,7 @@ def listeners(host):
 
 
 def opened(address, port, count):
-    """How many of so many connections at once are let in, and whether another address gets in meanwhile."""
+    """How many of so many connections at once are accepted, and whether another address is accepted meanwhile."""
     other = "base-bookworm" if address == address_of("base-trixie") else "base-trixie"
     with contextlib.ExitStack() as kept:
         found = 0
@@ -52,7 +52,7 @@ def opened(address, port, count):
         return found, subprocess.run(command, check=False, capture_output=True, timeout=20).returncode == 0
 
 
-def test_connections_of_one_address_are_limited_and_others_get_in(address, listeners):
+def test_connections_are_limited_by_address(address, listeners):
     assert opened(address, 80, 2 * LIMIT) == (LIMIT, True)
     time.sleep(2)
     assert opened(address, 80, LIMIT // 2)[0] == LIMIT // 2, "it ends with the connections"

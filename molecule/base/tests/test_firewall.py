@@ -1,4 +1,4 @@
-"""What role firewall lets through, tried from this machine, and what becomes of rules that would lock it out."""
+"""Connections that role firewall allows, tried from this machine, and rules that would lock it out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def listeners(host):
     host.run("systemctl stop listeners")
 
 
-def test_only_what_the_rules_name_gets_through(host, address, listeners):
+def test_only_ports_of_the_rules_are_reachable(host, address, listeners):
     assert {port: connects(address, port, 1.0) for port in listeners} == {
         80: True,
         443: True,
@@ -46,13 +46,13 @@ def test_only_what_the_rules_name_gets_through(host, address, listeners):
     host.check_output("nft list table inet shiftmaster | grep 'comment \"dropped\"' | grep -qv 'packets 0'")
 
 
-def test_it_answers_to_ping(address):
+def test_the_host_responds_to_ping(address):
     # An echo request with its checksum; type 0 is the reply. Not every machine has ping.
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
         raw.settimeout(3)
         raw.sendto(bytes([8, 0, 0xF7, 0xFD, 0, 1, 0, 1]), (address, 0))
-        answer = raw.recv(200)
-    assert answer[20] == 0
+        response = raw.recv(200)
+    assert response[20] == 0
 
 
 def test_other_tables_survive_a_reload_and_a_stop(host):
@@ -66,7 +66,7 @@ def test_other_tables_survive_a_reload_and_a_stop(host):
         host.check_output("nft delete table ip docker-of-somebody; systemctl start nftables")
 
 
-def test_rules_that_would_lock_out_ssh_are_put_back_by_the_host(host, address, over_ssh):
+def test_the_host_reverts_rules_that_would_lock_out_ssh(host, address, over_ssh):
     before, file_before = rules(host), host.file("/etc/nftables.conf").sha256sum
     assert connects(address, 22)
 
@@ -80,7 +80,7 @@ def test_rules_that_would_lock_out_ssh_are_put_back_by_the_host(host, address, o
     assert host.file("/etc/nftables.conf").sha256sum == file_before
 
 
-def test_the_host_needs_no_controller_to_put_them_back(host, address):
+def test_the_host_reverts_them_without_the_controller(host, address):
     """The controller died between the new rules and the confirmation."""
     before = rules(host)
     host.check_output(
@@ -95,7 +95,7 @@ def test_the_host_needs_no_controller_to_put_them_back(host, address):
     assert host.run("shiftmaster-firewall confirm").rc == 1
 
 
-def test_rules_that_let_this_machine_in_are_kept_over_ssh(host, address, over_ssh):
+def test_rules_that_allow_this_machine_are_kept_over_ssh(host, address, over_ssh):
     gateway = subprocess.run(
         ["docker", "network", "inspect", "bridge", "--format", "{{ (index .IPAM.Config 0).Gateway }}"],
         check=True,
@@ -108,7 +108,7 @@ def test_rules_that_let_this_machine_in_are_kept_over_ssh(host, address, over_ss
     assert f"ip saddr {gateway} tcp dport 22" in rules(host)
     assert connects(address, 22)
     assert host.run("systemctl is-active shiftmaster-firewall-rollback.timer").rc != 0
-    # What the timer does.
+    # As the timer does.
     host.check_output("shiftmaster-firewall restore")
     assert f"ip saddr {gateway} tcp dport 22" in rules(host), "reverted although confirmed"
     assert f"ip saddr {{ {gateway} }} tcp dport {{ 22 }}" in host.file("/etc/nftables.conf").content_string

@@ -1,4 +1,4 @@
-"""What role base makes of sshd, tried by real logins, and what becomes of settings that lock this machine out."""
+"""sshd as role base configures it, tried by real logins, and settings that lock this machine out."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def harden(host, over_ssh):
 def login(host, address, tmp_path):
     """Tries to log in as root, by the key or by a password; shows whether it worked."""
     host.check_output(f"echo 'root:{PASSWORD}' | chpasswd")
-    asked = tmp_path / "askpass"
-    asked.write_text(f"#!/bin/sh\necho '{PASSWORD}'\n")
-    asked.chmod(0o700)
+    askpass = tmp_path / "askpass"
+    askpass.write_text(f"#!/bin/sh\necho '{PASSWORD}'\n")
+    askpass.chmod(0o700)
 
     def by(method):
         options = (
@@ -45,7 +45,7 @@ def login(host, address, tmp_path):
                 *["ssh", "-F", "none", "-i", str(KEY), *(word for option in options for word in ("-o", option))],
                 *[f"root@{address}", "true"],
             ],
-            env={**os.environ, "SSH_ASKPASS": str(asked), "SSH_ASKPASS_REQUIRE": "force"},
+            env={**os.environ, "SSH_ASKPASS": str(askpass), "SSH_ASKPASS_REQUIRE": "force"},
             capture_output=True,
             timeout=60,
         )

@@ -20,7 +20,7 @@ def operations():
 
 def test_page_and_health(operations):
     assert "ShiftMaster" in operations.shell("curl -skS https://localhost/login/")
-    assert operations.serves(30) == "2.0.0"
+    assert operations.live_version(30) == "2.0.0"
 
 
 def test_versions_are_debian_12s(operations):
@@ -42,8 +42,8 @@ def test_no_unit_failed(operations):
 # --- it watches itself ------------------------------------------------------------------------------------------------
 
 
-def ask(operations, path: str) -> dict:
-    # The password by the standard input: everybody may read a process's arguments.
+def query(operations, path: str) -> dict:
+    # The password by the standard input: every user can read a process's arguments.
     password = (SCENARIO_HOME / "monitoring/admin").read_text().split()[0]
     return json.loads(
         operations.shell(
@@ -55,18 +55,18 @@ def ask(operations, path: str) -> dict:
 
 def up(operations) -> dict:
     """{job: 1 or 0}"""
-    return {one["metric"]["job"]: int(one["value"][1]) for one in ask(operations, "query?query=up")["result"]}
+    return {one["metric"]["job"]: int(one["value"][1]) for one in query(operations, "query?query=up")["result"]}
 
 
 def test_every_target_is_up_on_the_loopback(operations):
-    # What Debian 12's exporters know no password for is left out.
+    # Targets for which Debian 12's exporters support no password are left out.
     jobs = {
         "shiftmaster", "postgres", "node", "mtail", "blackbox-http", "blackbox-icmp", "blackbox-tls", "blackbox",
         "prometheus", "alertmanager",
     }  # fmt: skip
     wait_for(lambda: set(up(operations)) == jobs, 120, "all jobs")
     wait_for(lambda: 0 not in up(operations).values(), 120, f"all targets up: {up(operations)}")
-    probes = ask(operations, "query?query=probe_success")["result"]
+    probes = query(operations, "query?query=probe_success")["result"]
     assert {one["metric"]["job"]: one["value"][1] for one in probes} == {
         "blackbox-http": "1",
         "blackbox-icmp": "1",
@@ -75,12 +75,12 @@ def test_every_target_is_up_on_the_loopback(operations):
 
 
 def test_rules_are_evaluated(operations):
-    groups = ask(operations, "rules")["groups"]
+    groups = query(operations, "rules")["groups"]
     assert len(groups) > 10
     assert {rule["name"] for group in groups for rule in group["rules"] if rule["health"] == "err"} == set()
 
 
-def test_nobody_else_can_ask_what_watches(operations):
+def test_monitoring_is_not_reachable_from_other_hosts(operations):
     lines = operations.shell("ss -Htln").splitlines()
     listening = [line.split()[3].rsplit(":", 1) for line in lines]
     watching = {"9090", "9093", "9100", "9115", "9187", "9443"}
@@ -88,26 +88,26 @@ def test_nobody_else_can_ask_what_watches(operations):
     assert {address for address, port in listening if port in watching} <= {"127.0.0.1", "[::1]"}
 
 
-def test_it_finds_room_next_to_the_application(operations, capsys):
+def test_memory_suffices_next_to_the_application(operations, capsys):
     """All of it on one host of 4 GB: Prometheus, Alertmanager and the exporters."""
     found = {unit: int(size) / 2**20 for unit, size in (line.split() for line in operations.shell(PEAKS).splitlines())}
     with capsys.disabled():
         print("".join(f"\n  {unit:45}{size:7.1f} MiB" for unit, size in sorted(found.items())))
         print(f"  {'all':45}{sum(found.values()):7.1f} MiB")
     assert len(found) == 6 and sum(found.values()) <= 600
-    assert operations.serves() == "2.0.0"
+    assert operations.live_version() == "2.0.0"
 
 
-def test_the_diagnosis_asks_postgresql_15_everything(operations, tmp_path):
+def test_the_diagnosis_runs_every_query_on_postgresql_15(operations, tmp_path):
     run = operations.run("playbooks/diagnose.yml", area="db", report_dir=str(tmp_path))
     assert run.code == 0, run.output[-4000:]
     report = json.loads((tmp_path / "diagnosis.json").read_text())
-    asked = report["hosts"][0]["parts"]["database"]
-    assert (asked["status"], asked["errors"]) == ("ok", [])
-    assert asked["server"]["version"].startswith("15.") and asked["server"]["number"] // 10000 == 15
-    assert set(database.QUERIES) | set(database.STATEMENTS) <= set(asked)
-    assert {row["name"] for row in asked["databases"]} >= {"shiftmaster", "postgres"}
-    assert {row["table"] for row in asked["tables"]} >= {"auth_user", "django_session"}
-    assert asked["most_time_together"] and asked["statements_known"]
+    database_part = report["hosts"][0]["parts"]["database"]
+    assert (database_part["status"], database_part["errors"]) == ("ok", [])
+    assert database_part["server"]["version"].startswith("15.") and database_part["server"]["number"] // 10000 == 15
+    assert set(database.QUERIES) | set(database.STATEMENTS) <= set(database_part)
+    assert {row["name"] for row in database_part["databases"]} >= {"shiftmaster", "postgres"}
+    assert {row["table"] for row in database_part["tables"]} >= {"auth_user", "django_session"}
+    assert database_part["most_time_together"] and database_part["statements_known"]
     # In the terminal, too.
-    assert run.says("PostgreSQL 15.", "Largest tables, dead rows, vacuum:", "django_session")
+    assert run.prints("PostgreSQL 15.", "Largest tables, dead rows, vacuum:", "django_session")

@@ -1,4 +1,4 @@
-"""A host that reaches nothing outside: installed, upgraded and rolled back from directories of packages and wheels."""
+"""A host without internet access: installed, upgraded and rolled back from directories of packages and wheels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WHEELS = "/var/cache/shiftmaster/wheels"
 @pytest.fixture(scope="module")
 def operations():
     operations = Operations(Path(__file__).parent.parent / "inventory", "closed-trixie")
-    assert operations.serves(60), "the host does not serve"
+    assert operations.live_version(60), "the host does not serve"
     return operations
 
 
@@ -35,7 +35,7 @@ def dropped(operations) -> dict:
 
 
 def test_the_empty_host_was_installed_from_the_directories(operations):
-    assert operations.serves() == "2.0.0"
+    assert operations.live_version() == "2.0.0"
     places = operations.shell("apt-get indextargets --format '$(URI)'").split()
     assert places and [place for place in places if not place.startswith("file:/srv/shiftmaster-apt/")] == []
     sources = operations.shell("cat /etc/apt/sources.list /etc/apt/sources.list.d/*")
@@ -47,7 +47,7 @@ def test_a_missing_wheel_is_named_before_anything_changes(operations):
     before = operations.fingerprint()
     run = operations.deploy("2.1.0")
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
-    assert run.says("Nothing was changed. What is wrong:", "has no wheel for Python 3.", "jpholiday==1.0.3")
+    assert run.prints("Nothing was changed. What is wrong:", "has no wheel for Python 3.", "jpholiday==1.0.3")
     assert operations.fingerprint() == before
 
 
@@ -57,21 +57,21 @@ def test_every_missing_wheel_is_named_at_once(operations, tmp_path):
         path.unlink()
     run = operations.deploy("2.0.0", shiftmaster_wheels_dir=str(tmp_path / "some"))
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
-    assert run.says("Nothing was changed.", "celery==5.7.0", "psycopg-binary==")
+    assert run.prints("Nothing was changed.", "celery==5.7.0", "psycopg-binary==")
 
 
-def test_where_the_wheels_come_from_makes_no_new_release(operations):
+def test_another_source_of_wheels_makes_no_new_release(operations):
     before = wheels_of(operations)
     run = operations.deploy("2.0.0", shiftmaster_wheels="controller")
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
     assert wheels_of(operations) == before
 
 
-def test_upgrade_with_wheels_of_the_controller_brings_only_what_is_new(operations):
+def test_upgrade_with_wheels_of_the_controller_copies_only_new_ones(operations):
     before = wheels_of(operations)
     run = operations.deploy("2.1.0", shiftmaster_wheels="controller", shiftmaster_watch_seconds=5)
     assert run.code == 0, run.output[-6000:]
-    assert operations.serves(10) == "2.1.0"
+    assert operations.live_version(10) == "2.1.0"
     after = wheels_of(operations)
     assert {name.split("-")[0] for name in set(after) - set(before)} >= {"jpholiday"}
     assert {name: after[name] for name in before if name in after} == before, "what the host had was copied again"
@@ -79,10 +79,10 @@ def test_upgrade_with_wheels_of_the_controller_brings_only_what_is_new(operation
     assert "install the requirements" in log
 
 
-def test_rollback_and_the_way_forward_need_nothing(operations):
+def test_rollback_and_redeploy_need_nothing(operations):
     run = operations.rollback(shiftmaster_watch_seconds=5)
     assert run.code == 0, run.output[-6000:]
-    assert operations.serves(10) == "2.0.0"
+    assert operations.live_version(10) == "2.0.0"
     run = operations.deploy("2.0.0")
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
 
@@ -93,21 +93,21 @@ def test_a_wheel_that_was_exchanged_is_refused_by_its_hash(operations, tmp_path)
     exchanged.write_bytes(exchanged.read_bytes() + b"\0")
     run = operations.deploy("2.0.0", shiftmaster_wheels_dir=str(tmp_path / "some"))
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
-    assert run.says("Nothing was changed.", "sqlparse", "Expected sha256")
+    assert run.prints("Nothing was changed.", "sqlparse", "Expected sha256")
 
 
 def test_packages_that_nothing_vouches_for_are_refused(operations):
     run = operations.run("deploy.yml", "--tags", "base", base_apt_dir_key="")
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
-    assert run.says("Nothing was changed.", "nothing vouches for the packages of base_apt_dir")
+    assert run.prints("Nothing was changed.", "nothing vouches for the packages of base_apt_dir")
     run = operations.run("deploy.yml", "--tags", "base", base_apt_dir_src=str(HOME / "nowhere"))
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
-    assert run.says("Nothing was changed.", "holds no file Packages")
+    assert run.prints("Nothing was changed.", "holds no file Packages")
 
 
-def test_a_missing_package_is_named_and_comes_with_the_next_directory(operations):
+def test_a_missing_package_is_named_and_installed_from_the_next_directory(operations):
     run = operations.run("deploy.yml", "--tags", "base", base_extra_packages=["tree"])
-    assert run.code == 2 and run.says("No package matching 'tree' is available"), run.output[-4000:]
+    assert run.code == 2 and run.prints("No package matching 'tree' is available"), run.output[-4000:]
     held = "stat --format '%n %Z' /srv/shiftmaster-apt/*.deb"
     before = operations.shell(held).splitlines()
     more = {"base_extra_packages": ["tree"], "base_apt_dir_src": str(HOME / "apt-more")}
@@ -123,11 +123,11 @@ def test_a_missing_package_is_named_and_comes_with_the_next_directory(operations
 def test_a_package_that_was_exchanged_is_refused_by_its_hash(operations):
     """The signature vouches for the index, the index for each package."""
     operations.shell("apt-get remove --yes tree && echo >>$(ls /srv/shiftmaster-apt/tree_*.deb)")
-    said = operations.shell("LC_ALL=C apt-get install --yes tree 2>&1", check=False)
-    assert "tree" in said and re.search("Hash Sum mismatch|unexpected size|Mismatch", said), said
+    message = operations.shell("LC_ALL=C apt-get install --yes tree 2>&1", check=False)
+    assert "tree" in message and re.search("Hash Sum mismatch|unexpected size|Mismatch", message), message
 
 
-def test_a_check_works_where_nothing_gets_out(operations):
+def test_a_check_works_without_the_internet(operations):
     before = operations.fingerprint()
     run = operations.run(
         "deploy.yml", "--check", "--diff", shiftmaster_version="2.1.0", shiftmaster_wheels="controller"
@@ -136,23 +136,23 @@ def test_a_check_works_where_nothing_gets_out(operations):
     assert operations.fingerprint() == before
 
 
-def test_a_check_that_only_the_outside_could_answer_is_refused(operations):
+def test_a_check_that_needs_the_internet_is_rejected(operations):
     """As on an empty host: apt has no index and does not know the directory. The next deploy brings both."""
     operations.shell("rm -rf /var/lib/apt/lists/* /etc/apt/sources.list.d/debian.sources")
     run = operations.run("deploy.yml", "--tags", "base", "--check")
-    assert run.code == 2 and run.says("a check copies nothing"), run.output[-4000:]
+    assert run.code == 2 and run.prints("a check copies nothing"), run.output[-4000:]
     run = operations.run("deploy.yml", "--tags", "base")
     assert run.code == 0, run.output[-4000:]
     assert operations.shell("apt-cache policy nginx | grep file:/srv/shiftmaster-apt")
 
 
-def test_nothing_on_the_host_has_asked_the_outside(operations):
+def test_the_host_has_sent_no_request_to_the_internet(operations):
     """Counted from before the installation on; the last of the tests that deploy."""
     found = dropped(operations)
     assert (found["outside"], found["tried"]) == (0, []), found
 
 
-def test_what_asks_the_outside_would_be_counted(operations):
+def test_requests_to_the_internet_would_be_counted(operations):
     before = dropped(operations)
     operations.shell("curl --silent --max-time 2 http://192.0.2.1:8080/", check=False)
     wait_for(lambda: dropped(operations)["outside"] > before["outside"], 5, "the dropped packet")

@@ -14,7 +14,7 @@ def topology():
     hosts = SimpleNamespace(**{name: Operations(INVENTORY, f"cluster-{name}") for name in names})
     hosts.apps, hosts.all = (hosts.app1, hosts.app2), [getattr(hosts, name) for name in names]
     for host in hosts.apps:
-        assert host.serves(60), f"{host.host} does not serve"
+        assert host.live_version(60), f"{host.host} does not serve"
     hosts.app1.manage("seed_demo")
     # A test rotates them; every run after it needs the new ones.
     hosts.vault = Vault(hosts.edge)

@@ -20,7 +20,7 @@ HOLD = (
     " bash -c '(echo \"BEGIN; LOCK TABLE held;\"; sleep 300) | psql -d shiftmaster'; sleep 2;"
     " systemd-run --quiet --unit=waiter --property=User=postgres psql -d shiftmaster -c 'SELECT * FROM held'; sleep 3"
 )
-# What is wrong: (the rule that names it, what breaks it, what fixes it). {slot} is the live slot.
+# Faults: (the rule that names it, what breaks it, what fixes it). {slot} is the live slot.
 FAULTS = {
     "database stopped": ("DatabaseStopped", "systemctl stop postgresql", "systemctl start postgresql; sleep 3"),
     "locks": (
@@ -90,8 +90,8 @@ PAIRS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processors_for_the_fleet(topology):
-    """What else is tested here at the same time must not be the finding."""
+def processors_for_all_hosts(topology):
+    """Load of other tests on this machine must not be the finding."""
     with contextlib.ExitStack() as stack:
         for host in topology.all:
             stack.enter_context(processors_first(host))
@@ -109,13 +109,13 @@ def diagnose(topology):
     return run.code, report["findings"], run.output
 
 
-def well(topology):
+def healthy(topology):
     for host in topology.apps:
-        assert host.serves(120), f"{host.host} does not serve"
+        assert host.live_version(120), f"{host.host} does not serve"
     for host in (topology.edge, *topology.apps):
         forget_the_requests(host)
-    asked = "curl -sk -o /dev/null -w '%{http_code}' https://localhost/login/"
-    wait_for(lambda: topology.edge.shell(asked, check=False) == "200", 60, "the site")
+    requested = "curl -sk -o /dev/null -w '%{http_code}' https://localhost/login/"
+    wait_for(lambda: topology.edge.shell(requested, check=False) == "200", 60, "the site")
 
 
 @contextlib.contextmanager
@@ -131,27 +131,27 @@ def broken(topology, name: str, fault: str):
 
 
 @pytest.mark.parametrize("run", range(3))
-def test_a_healthy_fleet_has_no_finding(topology, run):
-    well(topology)
+def test_a_healthy_site_has_no_finding(topology, run):
+    healthy(topology)
     code, found, output = diagnose(topology)
     assert (code, [(one["rule"], one["host"]) for one in found]) == (0, []), output[-4000:]
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda fault: f"{fault[1].replace(' ', '-')}-on-{fault[0]}")
-def test_both_roots_come_before_what_follows(topology, first, second):
-    well(topology)
+def test_both_causes_come_before_their_symptoms(topology, first, second):
+    healthy(topology)
     with broken(topology, *first), broken(topology, *second):
         _code, found, output = diagnose(topology)
     wanted = {(FAULTS[fault][0], getattr(topology, name).host) for name, fault in (first, second)}
     assert {(one["rule"], one["host"]) for one in found[:2]} == wanted, (
         [(one["rule"], one["host"], one["root"]) for one in found], output[-4000:],
     )  # fmt: skip
-    # What nobody caused next to them is claimed of nobody.
+    # No other finding is reported next to them.
     assert {(one["rule"], one["host"]) for one in found if one["root"]} == wanted
 
 
-def test_a_host_that_is_gone_and_a_disk_that_is_full(topology):
-    well(topology)
+def test_an_unreachable_host_and_a_full_disk(topology):
+    healthy(topology)
     with broken(topology, "app1", "inodes gone"):
         subprocess.run(["docker", "pause", topology.db.host], check=True, capture_output=True, timeout=60)
         try:

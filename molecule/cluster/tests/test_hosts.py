@@ -10,26 +10,26 @@ def reaches(host, address: str, port: int) -> bool:
     return host.shell(f"timeout 3 bash -c '</dev/tcp/{address}/{port}' 2>/dev/null && echo yes || echo no") == "yes\n"
 
 
-def test_people_are_served_by_both_application_hosts(topology):
+def test_both_application_hosts_serve_users(topology):
     for _ in range(8):
         assert topology.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
-    asked = {json.loads(line)["upstream_addr"] for line in topology.edge.shell(f"tail -n 8 {LOG}").splitlines()}
-    assert asked == {"172.30.77.11:8443", "172.30.77.12:8443"}
+    requested = {json.loads(line)["upstream_addr"] for line in topology.edge.shell(f"tail -n 8 {LOG}").splitlines()}
+    assert requested == {"172.30.77.11:8443", "172.30.77.12:8443"}
 
 
-def test_a_static_file_is_served_through_the_edge(topology):
+def test_a_static_file_is_served_through_the_load_balancer(topology):
     page = topology.edge.shell("curl -skS https://localhost/login/ | grep -o '/static/[^\"]*' | head -1").strip()
     assert page.startswith("/static/")
     assert topology.edge.shell(f"curl -skS -o /dev/null -w '%{{http_code}}' https://localhost{page}") == "200"
 
 
-def test_the_application_knows_the_client_not_the_edge(topology):
+def test_the_application_sees_the_client_not_the_load_balancer(topology):
     topology.edge.shell("curl -4 -skS -o /dev/null https://localhost/login/")
     lines = "".join(host.shell(f"tail -n 3 {LOG}") for host in topology.apps)
     assert '"remote_addr":"127.0.0.1"' in lines and '"remote_addr":"172.30.77.10"' not in lines
 
 
-def test_only_who_needs_it_reaches_a_port(topology):
+def test_a_port_is_reachable_only_from_hosts_that_need_it(topology):
     assert reaches(topology.app1, "172.30.77.21", 5432) and reaches(topology.app2, "172.30.77.21", 5432)
     assert reaches(topology.app1, "172.30.77.22", 6379)
     assert reaches(topology.edge, "172.30.77.11", 8443)
@@ -40,15 +40,15 @@ def test_only_who_needs_it_reaches_a_port(topology):
     assert not reaches(topology.edge, "172.30.77.11", 8000)
 
 
-def test_the_local_listener_refuses_other_hosts_behind_the_firewall_too(topology):
+def test_the_local_listener_also_refuses_hosts_inside_the_firewall(topology):
     """The firewall is one wall; a request that came past it is refused by its connection's address."""
     topology.app1.shell("nft insert rule inet shiftmaster input tcp dport 8443 accept")
     try:
-        answer = topology.app2.shell("curl -skS -o /dev/null -w '%{http_code}' https://172.30.77.11:8443/login/")
+        response = topology.app2.shell("curl -skS -o /dev/null -w '%{http_code}' https://172.30.77.11:8443/login/")
         spoofed = topology.app2.shell(
             "curl -skS -o /dev/null -w '%{http_code}' -H 'X-Forwarded-For: 172.30.77.10' https://172.30.77.11:8443/login/"
         )
-        assert (answer, spoofed) == ("403", "403")
+        assert (response, spoofed) == ("403", "403")
     finally:
         topology.app1.shell(
             "nft delete rule inet shiftmaster input handle "
@@ -68,7 +68,7 @@ def test_every_connection_between_hosts_is_tls(topology):
     assert "PONG" in by_tls or "NOAUTH" in by_tls
 
 
-def test_the_application_checks_whom_it_talks_to(topology):
+def test_the_application_verifies_the_servers_that_it_connects_to(topology):
     environment = topology.app1.shell("cat /var/www/shiftmaster/active/release/env")
     assert "DB_SSLMODE" in environment and "verify-full" in environment
     assert "ssl_cert_reqs=required" in environment
@@ -84,7 +84,7 @@ def test_the_application_checks_whom_it_talks_to(topology):
     assert "certificate" in topology.app1.python(other_name)
 
 
-def test_an_application_host_with_a_strange_certificate_gets_no_request(topology):
+def test_an_application_host_with_an_untrusted_certificate_gets_no_request(topology):
     app2 = topology.app2
     app2.shell(
         "cd /etc/ssl/shiftmaster && cp -a host.crt host.crt.kept && cp -a host.key host.key.kept && "
@@ -103,7 +103,7 @@ def test_an_application_host_with_a_strange_certificate_gets_no_request(topology
         )
 
 
-def test_health_finds_every_host_well(topology):
+def test_health_reports_every_host_as_healthy(topology):
     run = topology.edge.run("playbooks/health.yml")
     assert run.code == 0, run.output[-4000:]
-    assert run.says("Overall health"), run.output[-4000:]
+    assert run.prints("Overall health"), run.output[-4000:]

@@ -1,4 +1,4 @@
-"""Secrets of the entire installation are rotated, and its hosts patched and rebooted, while people work."""
+"""Secrets of the entire installation are rotated, and its hosts patched and rebooted, while users work."""
 
 import hashlib
 import re
@@ -30,23 +30,25 @@ def certificates(topology) -> list:
 
 def database_accepts(topology, password: str) -> bool:
     user = "shiftmaster_" + hashlib.sha256(password.encode()).hexdigest()[:3]
-    answer = topology.app1.shell(
+    response = topology.app1.shell(
         "read -r PGPASSWORD; export PGPASSWORD; psql -qtA -w 'host=172.30.77.21 sslmode=verify-full "
         f"sslrootcert=/etc/ssl/shiftmaster/ca.crt dbname=shiftmaster user={user}' -c 'SELECT current_user' 2>&1",
         check=False, stdin=password + "\n",
     )  # fmt: skip
     # pg_hba.conf names the logins: an earlier one does not even get as far as its password.
-    assert answer == "shiftmaster\n" or re.search("password authentication failed|no pg_hba.conf entry", answer), answer
-    return answer == "shiftmaster\n"
+    assert response == "shiftmaster\n" or re.search("password authentication failed|no pg_hba.conf entry", response), (
+        response
+    )
+    return response == "shiftmaster\n"
 
 
 def redis_accepts(topology, password: str) -> bool:
-    answer = topology.cache.shell(
+    response = topology.cache.shell(
         "read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --no-auth-warning --tls --cacert "
         "/etc/ssl/shiftmaster/ca.crt --user shiftmaster PING 2>&1", check=False, stdin=password + "\n",
     )  # fmt: skip
-    assert "PONG" in answer or "WRONGPASS" in answer or "NOAUTH" in answer, answer
-    return "PONG" in answer
+    assert "PONG" in response or "WRONGPASS" in response or "NOAUTH" in response, response
+    return "PONG" in response
 
 
 def report(capsys, what: str, traffic) -> None:
@@ -70,7 +72,9 @@ def test_every_secret_is_rotated(topology, capsys):
         assert not any(accepts(topology, password) for password in topology.vault.previous[name])
     again = topology.app1.run("playbooks/rotate.yml", timeout=1800, **settings)
     assert (again.code, again.changed) == (0, 0), again.output[-6000:]
-    deploy = topology.app1.run("deploy.yml", shiftmaster_version=topology.app1.serves(), shiftmaster_watch_seconds=3)
+    deploy = topology.app1.run(
+        "deploy.yml", shiftmaster_version=topology.app1.live_version(), shiftmaster_watch_seconds=3
+    )
     assert (deploy.code, deploy.changed) == (0, 0), deploy.output[-6000:]
 
 
@@ -88,9 +92,9 @@ def test_patched_without_an_interruption(topology, capsys):
     report(capsys, "patch", traffic)
     traffic.assert_flawless()
     assert [version(host) for host in topology.all] == [offered(host) for host in topology.all]
-    # What cannot be restarted without an interruption waits, and the run reports it. Nothing else is left.
+    # Services that need an interruption are not restarted, and the run reports them. Nothing else is left.
     assert still_outdated(topology) == [set(), set(), set(), {"postgres"}, {"redis-server"}]
-    assert run.says("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
+    assert run.prints("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
     again = topology.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
     assert (again.code, again.changed) == (0, 0), again.output[-6000:]
 
@@ -101,7 +105,7 @@ def restarting(topology, policy: str) -> None:
     subprocess.run(["docker", "update", f"--restart={policy}", *names], check=True, capture_output=True)
 
 
-def test_a_host_that_an_operator_has_taken_out_stays_out(topology):
+def test_a_host_drained_by_an_operator_stays_drained(topology):
     run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
     assert run.code == 0, run.output[-3000:]
     try:
@@ -121,7 +125,7 @@ def started(host: Operations) -> str:
 
 
 def test_application_hosts_reboot_one_after_the_other(topology, capsys):
-    """Each is out of the load balancer meanwhile, and nobody notices."""
+    """Each is drained meanwhile, and no request fails."""
     before, seen = [started(host) for host in topology.apps], []
     restarting(topology, "always")
     try:
@@ -129,7 +133,7 @@ def test_application_hosts_reboot_one_after_the_other(topology, capsys):
             process = topology.app1.start("playbooks/patch.yml", LOG, "--limit", "app", reboot="always")
             running = True
             while running:
-                # What the run did last is seen after its end.
+                # The last action of the run is seen after its end.
                 running = process.poll() is None
                 out = re.findall(r"^server (\S+):8443 .* down;", topology.edge.shell(f"cat {SERVERS}"), re.M)
                 if seen[-1:] != [out]:
@@ -146,12 +150,12 @@ def test_application_hosts_reboot_one_after_the_other(topology, capsys):
     ]
 
 
-def test_what_needs_an_interruption_gets_it_behind_the_page(topology):
+def test_patches_that_need_an_interruption_run_during_maintenance(topology):
     run = topology.app1.run("playbooks/patch.yml", timeout=1800)
     assert run.code == 0, run.output[-6000:]
-    assert run.says("cluster-db is the only one of its kind", "cluster-cache is the only one of its kind")
+    assert run.prints("cluster-db is the only one of its kind", "cluster-cache is the only one of its kind")
     assert not any(still_outdated(topology))
-    assert all(host.serves(10) for host in topology.apps)
+    assert all(host.live_version(10) for host in topology.apps)
     assert topology.edge.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
     again = topology.app1.run("playbooks/patch.yml", timeout=1800)
     assert (again.code, again.changed) == (0, 0), again.output[-6000:]

@@ -18,7 +18,7 @@ STARTED = []
 
 
 def served(topology) -> list:
-    return [host.serves(5) for host in topology.apps]
+    return [host.live_version(5) for host in topology.apps]
 
 
 def out_of_the_lb(topology) -> list:
@@ -46,7 +46,7 @@ def at_2_0_0(topology):
         kill_run(topology.app1, STARTED[-1], *topology.all)
     for host in topology.all:
         ssh(host, True)
-        host.let_go()
+        host.release_hold()
     if served(topology) != ["2.0.0", "2.0.0"] or out_of_the_lb(topology):
         # The quickest that does it: the second is for what a failed test of a contract migration leaves.
         for way in ({"to": "2.0.0"}, {"to": "2.0.0", "schema": "reverse"}, None):
@@ -105,7 +105,7 @@ def test_one_host_fails_at_its_gate(topology):
             shiftmaster_health_delay_seconds=1, **FAST,
         )  # fmt: skip
     assert run.code == 2, run.output[-4000:]
-    assert run.says("cluster-app2 failed, see its message", "failed 2 times", "Version 2.0.0 is still live."), (
+    assert run.prints("cluster-app2 failed, see its message", "failed 2 times", "Version 2.0.0 is still live."), (
         run.output[-5000:]
     )
     assert served(topology) == ["2.0.0", "2.0.0"] and transitions(topology) == [None, None]
@@ -121,7 +121,7 @@ def test_one_host_fails_after_its_switch(topology):
     with load(topology.edge, *TRAFFIC, seconds=900) as traffic:
         run = topology.app1.deploy("2.1.0", shiftmaster_hooks=[hook], **FAST)
     assert run.code == 2, run.output[-4000:]
-    assert run.says("hook fails", "Version 2.0.0 is still live."), run.output[-5000:]
+    assert run.prints("hook fails", "Version 2.0.0 is still live."), run.output[-5000:]
     assert served(topology) == ["2.0.0", "2.0.0"] and transitions(topology) == [None, None]
     events = [
         json.loads(line)["event"]
@@ -133,7 +133,7 @@ def test_one_host_fails_after_its_switch(topology):
     assert run.code == 0, run.output[-4000:]
 
 
-def test_one_host_is_lost_in_mid_cutover(topology):
+def test_one_host_fails_during_cutover(topology):
     """It is drained on the load balancer and named; one serves the old version; the next run deploys to both."""
     with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
         topology.app2.hold("switched")
@@ -141,10 +141,12 @@ def test_one_host_is_lost_in_mid_cutover(topology):
         topology.app2.wait_at("switched", process, LOG)
         ssh(topology.app2, False)
         assert process.wait(900) != 0
-        topology.app2.let_go()
-        said = " ".join(LOG.read_text().split())
-        assert "cluster-app2 could not be reached" in said and "no web server leads there" in said, said[-5000:]
-        assert topology.app1.serves(5) == "2.0.0" and topology.app1.state()["transition"] is None
+        topology.app2.release_hold()
+        message = " ".join(LOG.read_text().split())
+        assert "cluster-app2 could not be reached" in message and "no web server leads there" in message, message[
+            -5000:
+        ]
+        assert topology.app1.live_version(5) == "2.0.0" and topology.app1.state()["transition"] is None
         assert out_of_the_lb(topology) == ["172.30.77.12"]
         time.sleep(5)
         ssh(topology.app2, True)
@@ -154,7 +156,7 @@ def test_one_host_is_lost_in_mid_cutover(topology):
     traffic.assert_flawless()
 
 
-def test_one_host_is_lost_while_all_let_go_of_the_old_version(topology):
+def test_one_host_fails_while_all_stop_the_old_version(topology):
     """All had switched and one has finished: that one does not go back."""
     with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
         topology.app2.hold("finish")
@@ -163,10 +165,10 @@ def test_one_host_is_lost_while_all_let_go_of_the_old_version(topology):
         wait_for(lambda: topology.app1.state()["transition"] is None, 120, "the end of cluster-app1's cutover")
         ssh(topology.app2, False)
         assert process.wait(900) != 0
-        topology.app2.let_go()
-        said = " ".join(LOG.read_text().split())
-        assert "Version 2.1.0 is live." in said and "cluster-app2 could not be reached" in said, said[-5000:]
-        assert topology.app1.serves(5) == "2.1.0" and out_of_the_lb(topology) == ["172.30.77.12"]
+        topology.app2.release_hold()
+        message = " ".join(LOG.read_text().split())
+        assert "Version 2.1.0 is live." in message and "cluster-app2 could not be reached" in message, message[-5000:]
+        assert topology.app1.live_version(5) == "2.1.0" and out_of_the_lb(topology) == ["172.30.77.12"]
         ssh(topology.app2, True)
         run = topology.app1.deploy("2.1.0", **FAST)
         assert run.code == 0, run.output[-6000:]
@@ -178,19 +180,19 @@ def test_one_host_is_lost_while_all_let_go_of_the_old_version(topology):
     traffic.assert_flawless()
 
 
-def test_the_edge_cannot_be_reached(topology):
+def test_the_load_balancer_is_unreachable(topology):
     ssh(topology.edge, False)
     run = topology.app1.deploy("2.1.0", **FAST)
-    assert run.code != 0 and run.says("cluster-edge"), run.output[-3000:]
+    assert run.code != 0 and run.prints("cluster-edge"), run.output[-3000:]
     assert served(topology) == ["2.0.0", "2.0.0"]
 
 
-def test_the_edge_is_lost_before_the_cutover(topology):
+def test_the_load_balancer_fails_before_the_cutover(topology):
     topology.app1.hold("built")
     process = start(topology, "2.1.0", shiftmaster_extra_environment={"X": str(time.time())})
     topology.app1.wait_at("built", process, LOG)
     ssh(topology.edge, False)
-    topology.app1.let_go()
+    topology.app1.release_hold()
     assert process.wait(900) != 0
     assert "web server cluster-edge: " in " ".join(LOG.read_text().split()), LOG.read_text()[-4000:]
     assert served(topology) == ["2.0.0", "2.0.0"]
@@ -205,7 +207,7 @@ def test_the_database_restarts_during_migrations(topology):
     process = start(topology, "2.1.1")
     topology.app1.wait_at("migrate", process, LOG)
     topology.db.shell("systemctl restart postgresql")
-    topology.app1.let_go()
+    topology.app1.release_hold()
     assert process.wait(900) != 0, LOG.read_text()[-4000:]
     assert served(topology) == ["2.0.0", "2.0.0"] and transitions(topology) == [None, None]
     run = topology.app1.deploy("2.1.1", **FAST)
@@ -224,29 +226,29 @@ def test_killed_between_two_hosts(topology, host, point):
         waiting = place.wait_at(point, process, LOG)
         kill_run(place, process, *topology.all)
         assert place.shell(f"test -e /proc/{waiting} && echo lives || true") == ""
-        place.let_go()
-        assert {host.serves(5) for host in topology.apps} <= {"2.0.0", "2.1.0"}
+        place.release_hold()
+        assert {host.live_version(5) for host in topology.apps} <= {"2.0.0", "2.1.0"}
         run = topology.app1.deploy("2.1.0", **FAST)
         assert run.code == 0, run.output[-6000:]
         assert served(topology) == ["2.1.0", "2.1.0"] and transitions(topology) == [None, None]
     traffic.assert_flawless()
 
 
-def test_hosts_that_serve_different_versions_are_not_rolled_back_by_guess(topology):
+def test_hosts_with_different_live_versions_are_not_rolled_back(topology):
     run = topology.app1.deploy("2.1.0", "--limit", "cluster-app1,cluster-edge,cluster-db,cluster-cache", **FAST)
     assert run.code == 0, run.output[-5000:]
     assert served(topology) == ["2.1.0", "2.0.0"]
     assert out_of_the_lb(topology) == ["172.30.77.12"], "a host that the run left out must not serve users"
     back = topology.app1.rollback()
-    assert back.code == 2 and back.says("do not serve the same version", "-e to="), back.output[-4000:]
+    assert back.code == 2 and back.prints("do not serve the same version", "-e to="), back.output[-4000:]
     run = topology.app1.deploy("2.1.0", **FAST)
     assert run.code == 0, run.output[-5000:]
     assert served(topology) == ["2.1.0", "2.1.0"] and out_of_the_lb(topology) == []
 
 
-def test_the_host_that_does_for_all_cannot_be_left_out(topology):
+def test_the_host_that_runs_tasks_for_all_cannot_be_excluded(topology):
     run = topology.app1.deploy("2.1.0", "--limit", "cluster-app2,cluster-edge,cluster-db,cluster-cache", **FAST)
-    assert run.code == 2 and run.says("--limit leaves out cluster-app1", "No release was touched"), run.output[-3000:]
+    assert run.code == 2 and run.prints("--limit leaves out cluster-app1", "No release was touched"), run.output[-3000:]
     assert served(topology) == ["2.0.0", "2.0.0"] and out_of_the_lb(topology) == []
 
 
@@ -262,7 +264,7 @@ def test_contract_migrations_stop_background_work_on_every_host(topology):
         )
         for host in topology.apps
     ]
-    topology.app1.let_go()
+    topology.app1.release_hold()
     assert process.wait(900) == 0, LOG.read_text()[-4000:]
     assert (page, workers) == ("503", ["", ""])
     assert served(topology) == ["2.2.0", "2.2.0"]
@@ -270,35 +272,35 @@ def test_contract_migrations_stop_background_work_on_every_host(topology):
     assert topology.app1.rollback(to="2.0.0", schema="reverse").code == 0
 
 
-def test_an_operator_takes_a_host_out_and_in(topology):
+def test_an_operator_drains_and_restores_a_host(topology):
     with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
         run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
         assert run.code == 0 and out_of_the_lb(topology) == ["172.30.77.12"], run.output[-3000:]
         last = topology.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="x")
-        assert last.code == 2 and last.says("last server"), last.output[-3000:]
+        assert last.code == 2 and last.prints("last server"), last.output[-3000:]
         run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="in")
         assert run.code == 0 and out_of_the_lb(topology) == [], run.output[-3000:]
     traffic.assert_flawless()
     wrong = topology.app1.run("playbooks/host.yml", host="cluster-app9", state="out")
-    assert wrong.code != 0 and wrong.says("cluster-app9"), wrong.output[-3000:]
+    assert wrong.code != 0 and wrong.prints("cluster-app9"), wrong.output[-3000:]
 
 
 def test_a_host_whose_application_is_stopped_by_hand(topology):
     """Safe requests are repeated on the other one."""
     topology.app2.shell("systemctl stop shiftmaster")
     try:
-        ask = "for i in $(seq 40); do curl -skS -o /dev/null -w '%{http_code}\\n' https://localhost/login/; done"
-        assert topology.edge.shell(ask).split() == ["200"] * 40
+        query = "for i in $(seq 40); do curl -skS -o /dev/null -w '%{http_code}\\n' https://localhost/login/; done"
+        assert topology.edge.shell(query).split() == ["200"] * 40
     finally:
         topology.app2.shell("systemctl start shiftmaster")
-    wait_for(lambda: topology.app2.serves(5) == "2.0.0", 120, "app2")
+    wait_for(lambda: topology.app2.live_version(5) == "2.0.0", 120, "app2")
 
 
-def test_a_host_that_the_edge_has_no_line_for(topology):
+def test_a_host_missing_from_the_load_balancer(topology):
     kept = topology.edge.shell(f"cat {SERVERS}")
     topology.edge.shell(f"sed -i /172.30.77.12/d {SERVERS}")
     run = topology.app1.deploy("2.0.0", **FAST)
-    assert run.code == 2 and run.says("has no line for cluster-app2", "--tags nginx"), run.output[-3000:]
+    assert run.code == 2 and run.prints("has no line for cluster-app2", "--tags nginx"), run.output[-3000:]
     run = topology.app1.run("deploy.yml", "--tags", "nginx", shiftmaster_version="2.0.0")
     assert run.code == 0, run.output[-3000:]
     assert set(re.findall("^server (.*?) ", topology.edge.shell(f"cat {SERVERS}"), re.M)) == set(
@@ -307,13 +309,13 @@ def test_a_host_that_the_edge_has_no_line_for(topology):
 
 
 def test_killed_between_two_hosts_of_a_change_of_the_configuration(topology):
-    """Both releases are of one revision: the host that had switched goes back before any goes on."""
+    """Both releases are of one revision: the host that had switched is rolled back before any host continues."""
     topology.app2.hold("switch")
     process = start(topology, "2.0.0", shiftmaster_batches=[1], shiftmaster_extra_environment={"TEST": "1"})
     topology.app2.wait_at("switch", process, LOG)
     assert [step["phase"] for step in transitions(topology)] == ["watch", "switch"], "so this verifies nothing"
     kill_run(topology.app2, process, *topology.all)
-    topology.app2.let_go()
+    topology.app2.release_hold()
     run = topology.app1.deploy("broken-requirement", **FAST)
     assert run.code == 2, run.output[-3000:]
     assert transitions(topology) == [None, None] and served(topology) == ["2.0.0", "2.0.0"]
@@ -321,9 +323,9 @@ def test_killed_between_two_hosts_of_a_change_of_the_configuration(topology):
     assert [host.shell(holding).strip() for host in topology.apps] == ["0", "0"]
 
 
-def test_a_run_without_application_hosts_says_so(topology):
+def test_a_run_without_application_hosts_is_reported(topology):
     run = topology.app1.run("deploy.yml", "--limit", "cluster-edge", shiftmaster_version="2.0.0")
-    assert run.code == 0 and run.says("leaves out every application host"), run.output[-3000:]
+    assert run.code == 0 and run.prints("leaves out every application host"), run.output[-3000:]
 
 
 def forget_facts() -> None:
@@ -331,16 +333,16 @@ def forget_facts() -> None:
         path.unlink()
 
 
-def test_addresses_that_the_inventory_does_not_say(topology, tmp_path):
+def test_addresses_missing_from_the_inventory(topology, tmp_path):
     """host.yml and rollback.yml query the hosts for them."""
     text = Path(topology.app1.inventory, "hosts.yml").read_text()
-    for said, instead in (
+    for message, instead in (
         ("ansible_connection: ssh", "ansible_connection: community.docker.docker"),
         ('ansible_host: "{{ container_address }}"', ""),
         ("{{ inventory_dir }}/../../../.cache/scenario", str(SCENARIO_HOME)),
     ):
-        assert said in text
-        text = text.replace(said, instead)
+        assert message in text
+        text = text.replace(message, instead)
     (tmp_path / "hosts.yml").write_text(text)
     nameless = Operations(tmp_path / "hosts.yml", topology.app1.host)
     nameless.vault = topology.vault
@@ -367,7 +369,7 @@ def test_the_first_host_is_installed_again(topology):
         process = topology.app1.start("deploy.yml", LOG, shiftmaster_version="2.0.0", **FAST)
         topology.app1.wait_at("start", process, LOG)
         assert "down; # new" in topology.edge.shell(f"grep 172.30.77.11 {SERVERS}")
-        topology.app1.let_go()
+        topology.app1.release_hold()
         assert process.wait(900) == 0, LOG.read_text()[-5000:]
     traffic.assert_flawless()
     assert served(topology) == ["2.0.0", "2.0.0"] and out_of_the_lb(topology) == []

@@ -1,4 +1,4 @@
-"""What the tests of this scenario share: a further run of the roles, and the two services' own clients."""
+"""Shared by the tests of this scenario: a further run of the roles, and the two services' own clients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def play(host, playbook, arguments, variables):
         json.dumps({"data_hosts": host.backend.get_hostname(), **variables}),
         SCENARIO / playbook,
     ]
-    # Without what molecule sets for its own runs, colours above all.
+    # Without the variables that molecule sets for its own runs, such as colours.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")} | {
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
@@ -68,7 +68,7 @@ def attempt(host):
     """Apply a part of one role on this host, with other variables."""
 
     def run(role, *arguments, part="configure.yml", **variables):
-        # What the role would take from the facts, which this does not gather.
+        # Values that the role would take from the facts, which this play does not gather.
         known = {"postgresql_version": VERSIONS[host.system_info.release.split(".")[0]]}
         return play(host, "apply.yml", arguments, {"data_role": role, "data_part": part, **known, **variables})
 
@@ -98,7 +98,7 @@ def apply(attempt):
 def sql(host):
     """Query PostgreSQL: as postgres over the socket, or as a role over TLS with a verified certificate."""
 
-    def ask(statement, user=None, password=None, database="shiftmaster", sslmode="verify-full"):
+    def query(statement, user=None, password=None, database="shiftmaster", sslmode="verify-full"):
         if user is None:
             command = f"runuser -u postgres -- psql -XAtq -d {database} -c {shlex.quote(statement)}"
         else:
@@ -109,14 +109,14 @@ def sql(host):
             )
         return host.run(command)
 
-    return ask
+    return query
 
 
 @pytest.fixture
 def redis(host):
     """Query Redis; the password goes by the environment."""
 
-    def ask(*words, user="admin", password=ADMIN_PASSWORD, port=6379, more=""):
+    def query(*words, user="admin", password=ADMIN_PASSWORD, port=6379, more=""):
         login = f"REDISCLI_AUTH={shlex.quote(password)}" if password else ""
         name = f"--user {user}" if user else ""
         done = host.run(
@@ -124,17 +124,17 @@ def redis(host):
         )
         return done.stdout.strip()
 
-    return ask
+    return query
 
 
 @pytest.fixture
 def started(host):
     """When a unit's process began: a restart gives another time, a reload does not."""
 
-    def ask(unit):
+    def query(unit):
         return host.check_output(f"systemctl show --property=MainPID,ExecMainStartTimestampMonotonic {unit}")
 
-    return ask
+    return query
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_a_check_of_a_fresh_host_succeeds_and_changes_nothing(host, converged):
 
 @pytest.fixture
 def older_redis(host):
-    """Redis as Debian's package sets it up, whatever was there before."""
+    """Redis as Debian's package sets it up, regardless of earlier tests."""
     host.check_output("DEBIAN_FRONTEND=noninteractive apt-get purge --yes --quiet redis-server >/dev/null")
     # The directory itself is of redis-tools, which stays.
     host.check_output("rm -rf /var/lib/redis/* /etc/redis /etc/systemd/system/redis-server.service.d")

@@ -27,7 +27,7 @@ def test_a_missing_key_is_refused(converge):
     assert done.rc != 0 and "postgresql_pgdg_key must hold the key" in done.line
 
 
-def test_a_check_before_it_is_known_goes_on(host, converged, keys):
+def test_a_check_before_it_is_known_continues(host, converged, keys):
     converged("postgresql", "--check", "--diff", **{**variables(keys["right"]), "postgresql_version": 16})
     assert not host.file("/etc/apt/sources.list.d/pgdg.sources").exists
 

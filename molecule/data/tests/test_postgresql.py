@@ -50,7 +50,7 @@ def test_memory_is_that_of_the_variable_and_not_of_the_machine(sql):
     assert values == ["512MB", "1536MB", "128MB", "7MB"]
 
 
-def test_the_server_is_closed_and_keeps_what_it_needs(host, sql, unit):
+def test_the_server_is_sandboxed_and_keeps_its_functions(host, sql, unit):
     host.check_output(f"systemctl restart {unit}")
     report = host.check_output(f"systemd-analyze security --no-pager {unit}")
     assert float(re.search(r"exposure level for \S+: ([\d.]+)", report)[1]) <= 2.5, report
@@ -108,7 +108,7 @@ def test_a_forgotten_transaction_is_ended(sql):
     assert sql("SHOW idle_in_transaction_session_timeout").stdout.strip() == "5min"
 
 
-def test_a_change_that_a_reload_serves_does_not_restart(apply, sql, started, unit):
+def test_a_change_that_a_reload_can_apply_does_not_restart(apply, sql, started, unit):
     before = started(unit)
     done = apply("postgresql", postgresql_log_min_duration_milliseconds=700)
     assert done.changed == 1

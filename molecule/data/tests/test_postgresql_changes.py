@@ -1,4 +1,4 @@
-"""What PostgreSQL refuses, what is restored, and what the role finds out; the same code on both releases, so on one."""
+"""Values that PostgreSQL rejects or that are reverted, detected faults; the same code on both releases, so on one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def test_a_check_before_a_change_shows_it_and_changes_nothing(apply, config, sta
     ],
     ids=["value", "name", "key", "other-key", "hba"],
 )
-def test_what_postgresql_refuses_is_named_and_the_old_stays(attempt, config, started, unit, sql, variables, words):
+def test_a_value_that_postgresql_rejects_is_named_and_the_old_one_stays(
+    attempt, config, started, unit, sql, variables, words
+):
     before = config(), started(unit), sql("SELECT pg_conf_load_time()").stdout
     done = attempt("postgresql", **variables)
     assert done.rc != 0 and words in done.line
@@ -65,7 +67,7 @@ def test_a_value_set_elsewhere_is_reported(apply, sql):
         sql("SELECT pg_reload_conf()")
 
 
-def test_a_setting_of_a_role_that_is_not_requested_is_taken_back(converged, sql):
+def test_a_setting_of_a_role_that_is_not_requested_is_removed(converged, sql):
     sql("ALTER ROLE shiftmaster SET synchronous_commit = 'remote_apply'")
     assert converged("postgresql").changed == 1
     settings = "SELECT setconfig FROM pg_db_role_setting WHERE setrole = 'shiftmaster'::regrole"
@@ -99,7 +101,7 @@ def test_another_version_than_debians_is_refused(converge):
     assert done.rc != 0 and "set postgresql_repository to pgdg" in done.line
 
 
-def test_a_cluster_without_checksums_is_reported_and_can_get_them(host, apply, sql, unit, version):
+def test_a_cluster_without_checksums_is_reported_and_can_enable_them(host, apply, sql, unit, version):
     binary = f"/usr/lib/postgresql/{version}/bin/pg_checksums"
     host.check_output(f"systemctl stop {unit}")
     # It reports it and fails where an interrupted test has switched them off already.
@@ -112,7 +114,7 @@ def test_a_cluster_without_checksums_is_reported_and_can_get_them(host, apply, s
     assert apply("postgresql", postgresql_enable_checksums=True).changed == 0
 
 
-def test_a_check_before_the_certificate_is_made_says_so(apply, config):
+def test_a_check_before_the_certificate_exists_reports_it(apply, config):
     before = config()
     done = apply("postgresql", "--check", postgresql_tls_key_file="/etc/ssl/private/later.key")
     assert "/etc/ssl/private/later.key is not there yet" in done.line

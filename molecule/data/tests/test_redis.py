@@ -32,7 +32,7 @@ def test_both_instances_run_and_start_at_boot(host):
     assert "redis-server 127.0.0.1:6379" in host.check_output("systemctl status redis-server")
 
 
-def test_nobody_enters_without_a_user(redis):
+def test_access_requires_a_user(redis):
     for port in (6379, 6380):
         assert redis("PING", user=None, password=None, port=port).startswith("NOAUTH")
         assert redis("AUTH", "anything", user=None, password=None, port=port).startswith("WRONGPASS")
@@ -92,7 +92,7 @@ def test_the_application_may_not_administer(redis, words):
     assert "NOPERM" in as_application(redis, *words)
 
 
-def test_health_checks_may_ask_and_nothing_else(redis):
+def test_the_health_user_can_run_only_ping_and_info(redis):
     assert redis("PING", user="health", password=HEALTH) == "PONG"
     assert "redis_version" in redis("INFO", "server", user="health", password=HEALTH)
     for words in (("GET", "x"), ("SET", "x", "1"), ("PUBLISH", "c", "x"), ("CONFIG", "GET", "dir"), ("LLEN", "celery")):
@@ -141,7 +141,7 @@ def test_limits_and_kernel(host):
     assert host.check_output("cat /proc/sys/vm/overcommit_memory") == "1"
 
 
-def test_what_a_running_instance_can_change_needs_no_restart(apply, redis, started):
+def test_runtime_settings_need_no_restart(apply, redis, started):
     before = started(MAIN)
     instances = [{"name": "main", "tls_port": 6390, "maxmemory_mb": 300}]
     assert apply("redis", redis_instances=instances).changed == 1
@@ -151,7 +151,7 @@ def test_what_a_running_instance_can_change_needs_no_restart(apply, redis, start
     assert redis("CONFIG", "GET", "maxmemory").splitlines()[1] == str(256 << 20)
 
 
-def test_what_was_changed_by_hand_is_put_right(apply, redis, started):
+def test_manual_changes_are_reverted(apply, redis, started):
     before = started(MAIN)
     redis("CONFIG", "SET", "maxmemory", "1gb")
     redis("ACL", "SETUSER", "intruder", "on", ">x", "~*", "+@all")
@@ -177,6 +177,6 @@ def test_a_new_password_of_the_application_needs_no_restart_and_leaks_nowhere(ho
         apply("redis")
 
 
-def test_a_script_that_never_ends_keeps_no_instance_from_being_stopped(host):
+def test_a_script_that_never_ends_does_not_prevent_a_stop(host):
     for unit in (MAIN, CACHE):
         assert host.check_output("systemctl show -P TimeoutStopUSec %s", unit) == "1min 30s"

@@ -1,4 +1,4 @@
-"""What Redis refuses, what is restored, and what the role finds out; the same code on both releases, so on one."""
+"""Values that Redis rejects or that are reverted, and detected faults; the same code on both releases, so on one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def as_application(redis, *words, **more):
     return redis(*words, user="shiftmaster", **{"password": PASSWORD, **more})
 
 
-def test_what_it_cannot_change_restarts_it_with_its_data(apply, redis, started):
+def test_startup_settings_restart_redis_with_its_data(apply, redis, started):
     before = started(MAIN)
     as_application(redis, "LPUSH", "waiting", "task")
     instances = [{"name": "main", "tls_port": 6390, "databases": 20}]
@@ -41,7 +41,7 @@ def test_what_it_cannot_change_restarts_it_with_its_data(apply, redis, started):
     ],
     ids=["name", "value", "rules", "key", "other-key"],
 )
-def test_what_redis_refuses_is_named_and_the_old_stays(attempt, files, started, redis, variables, words):
+def test_a_value_that_redis_rejects_is_named_and_the_old_one_stays(attempt, files, started, redis, variables, words):
     before = files(), started(MAIN)
     done = attempt("redis", **variables)
     assert done.rc != 0 and words in done.line and "nothing was changed" in done.line
@@ -49,7 +49,7 @@ def test_what_redis_refuses_is_named_and_the_old_stays(attempt, files, started, 
     assert as_application(redis, "PING") == "PONG"
 
 
-def test_an_address_that_the_host_lacks_is_reverted(attempt, apply, files, redis):
+def test_an_address_missing_on_the_host_is_reverted(attempt, apply, files, redis):
     before = files()
     instances = [{"name": "main", "tls_port": 6390, "bind": ["192.0.2.77"]}]
     done = attempt("redis", redis_instances=instances, redis_start_timeout_seconds=20)
@@ -73,7 +73,7 @@ def test_a_new_password_of_the_administrator(apply, redis, started):
     assert known.changed == 1
     assert redis("PING", password="admin-second") == "PONG"
     assert started(MAIN) == before
-    # Back to the first one, as if nobody had kept the second: the instance is restarted.
+    # Back to the first one, as if the second had not been kept: the instance is restarted.
     assert apply("redis").changed == 1
     assert redis("PING") == "PONG"
     assert started(MAIN) != before
@@ -108,7 +108,7 @@ def test_bad_input_is_refused_in_a_sentence(converge, files, variables, sentence
     assert files() == before
 
 
-def test_a_check_before_the_certificate_is_made_says_so(apply, files):
+def test_a_check_before_the_certificate_exists_reports_it(apply, files):
     before = files()
     done = apply("redis", "--check", redis_tls_key_file="/etc/ssl/private/later.key")
     assert "/etc/ssl/private/later.key is not there yet" in done.line

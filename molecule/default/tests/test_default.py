@@ -1,4 +1,4 @@
-"""What an empty host has become: the application on TLS, for people, behind hardened units, across a reboot."""
+"""The result on an empty host: the application on TLS, for users, with hardened units, across a reboot."""
 
 import json
 import re
@@ -29,12 +29,12 @@ def test_page_is_served_on_tls_by_the_application(operations):
     assert "ShiftMaster" in operations.shell("curl -skS https://localhost/login/")
 
 
-def test_plain_http_leads_to_tls(operations):
-    answer = operations.shell("curl -sS -o /dev/null -w '%{http_code} %{redirect_url}' http://localhost/")
-    assert answer == "301 https://localhost/"
+def test_plain_http_redirects_to_tls(operations):
+    response = operations.shell("curl -sS -o /dev/null -w '%{http_code} %{redirect_url}' http://localhost/")
+    assert response == "301 https://localhost/"
 
 
-def test_local_listener_answers_the_guides_address(operations):
+def test_local_listener_responds_at_the_address_of_the_guide(operations):
     assert operations.shell("curl -sS -o /dev/null -w '%{http_code}' http://localhost:8000/health/") == "200"
 
 
@@ -59,7 +59,7 @@ def test_units_are_enabled_and_none_failed(operations, slot):
     assert enabled.strip() == "", "a slot is enabled next to the link `active`: two facts"
 
 
-def test_private_keys_are_read_by_the_process_that_serves_them(operations):
+def test_private_keys_are_readable_only_by_their_services(operations):
     readers = json.loads(operations.shell("python3 -", stdin=Path(private_keys.__file__).read_text(encoding="utf-8")))
     readers = {path: names for path, names in readers.items() if not path.startswith("/etc/ssh/")}
     # nginx reads the site's as root, before its workers start.
@@ -103,7 +103,7 @@ def test_secrets_are_nowhere_to_be_read(operations):
 
 
 def test_log_in_save_a_roster_reboot(operations):
-    """A person logs in and saves an assignment; both the page and the assignment are there after a reboot."""
+    """A user logs in and saves an assignment; both the page and the assignment are there after a reboot."""
     operations.manage("seed_demo")
     work = f"""
 import http.cookiejar, json, re, ssl, urllib.parse, urllib.request
@@ -132,7 +132,7 @@ print(json.dumps({{"staff": staff}}))
     assert operations.python(saved).strip() == "1"
     before = operations.shell("cat /proc/sys/kernel/random/boot_id; systemctl show -p ActiveEnterTimestamp nginx")
     operations.reboot()
-    assert operations.serves(60) == "2.0.0"
+    assert operations.live_version(60) == "2.0.0"
     assert operations.shell("systemctl show -p ActiveEnterTimestamp nginx") not in before
     assert operations.shell("systemctl --failed --no-legend").strip() == ""
     assert operations.python(saved).strip() == "1"

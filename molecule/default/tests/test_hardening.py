@@ -87,7 +87,7 @@ def transient(operations):
     operations.shell(f"systemctl stop {' '.join(names)}")
 
 
-def test_units_are_closed_as_far_as_the_table_says(operations, transient):
+def test_units_are_sandboxed_as_the_table_specifies(operations, transient):
     names = units(operations)
     assert {"shiftmaster.service", "postgresql@17-main.service", "chrony.service", "nftables.service"} <= set(names)
     assert transient <= set(names)

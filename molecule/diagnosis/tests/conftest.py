@@ -6,9 +6,9 @@ operations = operations_of(__file__)
 
 
 @pytest.fixture
-def well(operations):
+def healthy(operations):
     """For files in which every test begins with a host with a live release."""
-    assert operations.serves(90), "the host does not serve"
+    assert operations.live_version(90), "the host does not serve"
     # A part of the diagnosis that comes late on a busy machine is a finding, too.
     with processors_first(operations):
         yield

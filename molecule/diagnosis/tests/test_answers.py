@@ -43,7 +43,7 @@ def limit_memory(operations, megabytes: int) -> None:
     )
 
 
-def test_it_answers_without_memory(operations):
+def test_diagnosis_works_without_free_memory(operations):
     """The host may use 300 MiB more than it does, and a program takes all of that again and again."""
     script = (
         "import os, time\nopen('/proc/self/oom_score_adj', 'w').write('1000')\nkept = []\n"
@@ -62,29 +62,29 @@ def test_it_answers_without_memory(operations):
     finally:
         limit_memory(operations, 1 << 20)
         forget_the_journal(operations)
-    answered = {name for name, part in seen.of(operations.host)["parts"].items() if part["status"] == "ok"}
-    assert PARTS <= answered, seen.output[-5000:]
+    responded = {name for name, part in seen.of(operations.host)["parts"].items() if part["status"] == "ok"}
+    assert PARTS <= responded, seen.output[-5000:]
     # The kernel's own word of whom it ended.
     assert seen.names[0] == "OomKill" and "filler.service" in seen.first["title"]["en"], seen.output[-4000:]
 
 
-def test_it_answers_without_room_for_a_file(operations):
+def test_diagnosis_works_without_free_disk_space(operations):
     """Where the run, its modules and Ansible itself would write there is no room; nothing is left either."""
     places = ["/tmp", "/var/tmp", "/root/.ansible"]
     fill = "; ".join(f"mkdir -p {place}; mount -t tmpfs -o size=64k,mode=1777 full {place}" for place in places)
     # PostgreSQL has its memory in /dev/shm, which is filled as it is.
     fill += "".join(f"; dd if=/dev/zero of={place}/filler bs=4k 2>/dev/null" for place in [*places, "/dev/shm"])
-    look = "find / /run /tmp /var/tmp /root/.ansible /dev/shm -xdev -newer /root/before -type f -not -path '/proc/*' -not -path '/var/log/*'"
+    find_changes = "find / /run /tmp /var/tmp /root/.ansible /dev/shm -xdev -newer /root/before -type f -not -path '/proc/*' -not -path '/var/log/*'"
     operations.shell(f"{fill}; sleep 2; touch /root/before; true")
     try:
         seen = diagnose(operations)
         left = operations.shell(
-            f"{look} -not -path '/var/lib/postgresql/*' -not -path '/var/lib/redis/*' | sort -u"
+            f"{find_changes} -not -path '/var/lib/postgresql/*' -not -path '/var/lib/redis/*' | sort -u"
         ).split()
     finally:
         operations.shell("rm -f /dev/shm/filler; " + "; ".join(f"umount {place}" for place in reversed(places)))
-    answered = {name for name, part in seen.of(operations.host)["parts"].items() if part["status"] == "ok"}
-    assert PARTS <= answered, seen.output[-5000:]
+    responded = {name for name, part in seen.of(operations.host)["parts"].items() if part["status"] == "ok"}
+    assert PARTS <= responded, seen.output[-5000:]
     assert [
         path
         for path in left
@@ -94,7 +94,7 @@ def test_it_answers_without_room_for_a_file(operations):
     assert {finding["rule"] for finding in seen.report["findings"]} <= {"DiskFull"}, seen.output[-4000:]
 
 
-def test_a_password_that_sudo_wants_keeps_no_other_host_from_being_diagnosed(operations):
+def test_a_password_prompt_of_sudo_does_not_stop_the_diagnosis_of_other_hosts(operations):
     directory = second_inventory(
         "locked", "locked", ansible_connection="community.docker.docker", ansible_host=operations.host,
         ansible_user="www-data", private_address="192.0.2.9",
@@ -110,10 +110,10 @@ def test_a_password_that_sudo_wants_keeps_no_other_host_from_being_diagnosed(ope
 
 
 def state(operations) -> dict:
-    """What somebody who only reads leaves as it is, next to files, units and rules of the firewall."""
+    """State that a read-only run must not change, next to files, units and rules of the firewall."""
     units = "shiftmaster.service 'shiftmaster-web@*' 'shiftmaster-worker@*' nginx.service redis-server.service 'postgresql@*'"
     properties = "Id,NRestarts,MainPID,ActiveEnterTimestampMonotonic"
-    # Of sessions and of results of tasks, which expire.
+    # Rows of sessions and of results of tasks, which expire.
     redis = (
         "redis-cli --user admin --no-auth-warning EVAL \"local found = {} for _, key in ipairs(redis.call('KEYS', '*')) do"
         " if redis.call('TTL', key) < 0 then table.insert(found, key .. ' ' .. redis.call('OBJECT', 'ENCODING', key)) end end"
@@ -135,10 +135,10 @@ def test_it_changes_nothing(operations):
     )
     operations.shell("systemctl stop 'shiftmaster-beat@*'")
     try:
-        # What sessions have counted is reported by PostgreSQL up to ten seconds later.
+        # PostgreSQL reports the counts of sessions up to ten seconds later.
         time.sleep(15)
         before = state(operations)
-        # What the playbook's own requests to the application read counts as use: the database is queried by itself.
+        # Reads of the playbook's own requests to the application count as use: the database is queried by itself.
         counted = operations.shell(use)
         diagnose(operations, area="db")
         assert operations.shell(use) == counted
@@ -176,7 +176,7 @@ def seed(operations, secrets: list) -> None:
     at = "$(date '+%Y-%m-%d %H:%M:%S'),000"
     for number, value in enumerate(secrets):
         quoted = shlex.quote(value)
-        # Of a value that the host's environment holds, anywhere; of another, after a name that marks it.
+        # A value of the host's environment is hidden anywhere; another one after a name that marks it.
         bare = quoted if number < 3 else f"password={quoted}"
         statement = f"ALTER ROLE nobody_{number} PASSWORD '{value.replace(chr(39), 2 * chr(39))}'"
         access = json.dumps(
@@ -193,7 +193,7 @@ def seed(operations, secrets: list) -> None:
 
 
 def test_no_secret_is_in_any_report(operations, facts):
-    """In the reports of all playbooks that make one, whatever the format, and in the bundle for a supporter."""
+    """In the reports of all playbooks that make one, in each format, and in the bundle for a supporter."""
     secrets = secrets_of(operations, facts)
     seed(operations, secrets)
     arguments = " ".join(f"--password={shlex.quote(value)}" for value in secrets)
@@ -223,12 +223,12 @@ def test_no_secret_is_in_any_report(operations, facts):
     try:
         assert {name: [number for number, value in enumerate(secrets) if value in text or json.dumps(value)[1:-1] in text]
                 for name, text in texts.items()} == {name: [] for name in texts}  # fmt: skip
-        # They were looked at: what stood next to them is there.
-        told = texts["diagnosis.json"]
+        # They were read: the text next to them is there.
+        reported = texts["diagnosis.json"]
         assert (
-            "seed: failed with ***" in told
-            and "seed-busy.service" in told
-            and "cannot connect to redis://admin:***@cache" in told
+            "seed: failed with ***" in reported
+            and "seed-busy.service" in reported
+            and "cannot connect to redis://admin:***@cache" in reported
         )
         assert '"errors"' in texts["morning checklist.json"]
     finally:
@@ -267,9 +267,9 @@ def test_reports_are_kept_on_a_host_for_its_administrators_alone(operations):
         operations.shell(f"rm -rf {kept}/diagnosis {kept}/checklists")
 
 
-def test_a_host_that_there_is_not_keeps_no_report(operations):
+def test_a_host_that_does_not_exist_stores_no_report(operations):
     run = operations.run("playbooks/diagnose.yml", report_host="elsewhere")
-    assert run.code == 2 and run.says("Nothing was done", "There is no host elsewhere")
+    assert run.code == 2 and run.prints("Nothing was done", "There is no host elsewhere")
 
 
 def test_rows_are_known_where_nothing_has_been_counted_yet(operations):

@@ -9,16 +9,16 @@ from diagnosing import PSQL, broken, checklist, forget_the_journal, marks
 from support import wait_for
 
 PERIODS = ("morning", "evening", "weekly", "monthly")
-# What this host does not have, or what is the machine's business: no backups are set up here; how busy the machine is;
-# what Debian has published since the image was made; whether there was time to look at all files.
+# Lines that this host or machine cannot pass: no backups are set up here; how busy the machine is;
+# what Debian has published since the image was made; whether there was time to read all files.
 NOT_OF_THE_HOST = {"backups", "backup_last", "restore_test", "cpu", "security_updates", "vulnerabilities", "files"}
 CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
 
 
 @pytest.fixture(autouse=True)
-def well(operations):
+def healthy(operations):
     """Every test begins with a host with a live release."""
-    assert operations.serves(90), "the host does not serve"
+    assert operations.live_version(90), "the host does not serve"
     yield
 
 
@@ -35,7 +35,7 @@ def quiet_night(operations):
 
 
 @pytest.mark.parametrize("period", PERIODS)
-def test_every_line_is_good_on_a_healthy_host(operations, period):
+def test_every_line_passes_on_a_healthy_host(operations, period):
     run, data, files = checklist(operations, period)
     assert run.code == 0 and set(files) == {"checklist.txt", "checklist.json", "checklist.html"}
     lines = {line["name"]: line for line in data["lines"] if line["name"] not in NOT_OF_THE_HOST}
@@ -118,6 +118,6 @@ def test_a_database_that_is_stopped_is_on_its_line(operations):
         _run, data, _files = checklist(operations, "evening")
     found = marks(data)
     assert found["backup_source"] == "bad"
-    # Without the database nobody knows of its accounts.
+    # Without the database its accounts are unknown.
     assert found["rights_application"] == "unknown"
-    wait_for(operations.serves, 60, "the host")
+    wait_for(operations.live_version, 60, "the host")

@@ -151,7 +151,7 @@ FAULTS = {
         " systemctl restart redis-server; sleep 2",
         "cp -p /root/acl {acl}; systemctl restart redis-server; sleep 2",
     ),
-    # 192.0.2.1 is nobody's.
+    # 192.0.2.1 belongs to no host.
     "redis made a replica": (
         "RedisIsReplica", "{redis} REPLICAOF 192.0.2.1 6379; sleep 1", "systemctl restart redis-server; sleep 2",
     ),
@@ -201,7 +201,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-# What the commands of a finding show, and a person has to end.
+# Processes that the commands of a finding show, and an operator has to end.
 SHOWN = {
     "inodes gone": "whose files they are",
     "disk full": "whose data it is",
@@ -218,7 +218,7 @@ def facts(operations):
 
 def assert_first(operations, rule: str, **extra):
     seen = diagnose(operations, **extra)
-    # What else is tested on this machine may use its processors up, which is true then and reported as a warning.
+    # Other tests on this machine may use its processors up, which is true then and reported as a warning.
     found = [name for name in seen.names if name != "CpuShort"]
     assert found and found[0] == rule, f"{seen.names}\n{seen.output[-6000:]}"
     if seen.report["worst"] == "critical":
@@ -226,15 +226,15 @@ def assert_first(operations, rule: str, **extra):
     return seen
 
 
-def assert_fixed_as_said(operations, seen) -> None:
+def assert_fixed_by_the_suggestion(operations, seen) -> None:
     """Execute each command of the first finding as it is printed; a release is live then, and the finding is gone."""
-    finding = execute_as_said(operations, seen)
-    assert operations.serves(60), f"{finding['fix']} did not fix it"
+    finding = execute_suggested_commands(operations, seen)
+    assert operations.live_version(60), f"{finding['fix']} did not fix it"
     again = diagnose(operations)
     assert finding["rule"] not in again.names, f"{finding['fix']}: {again.output[-4000:]}"
 
 
-def execute_as_said(operations, seen) -> dict:
+def execute_suggested_commands(operations, seen) -> dict:
     finding = next(one for one in seen.report["findings"] if one["rule"] != "CpuShort")
     assert finding["fix"], finding
     for command in finding["fix"]:
@@ -244,7 +244,7 @@ def execute_as_said(operations, seen) -> dict:
 
 @pytest.mark.sample("firewall-rule")
 @pytest.mark.parametrize("name", FAULTS, ids=ids)
-def test_the_true_cause_comes_first(operations, facts, name):
+def test_the_true_cause_is_the_first_finding(operations, facts, name):
     rule, injure, fix = FAULTS[name]
     operations.shell(injure.format(**facts), check=False)
     is_fixed = False
@@ -252,9 +252,9 @@ def test_the_true_cause_comes_first(operations, facts, name):
         seen = assert_first(operations, rule)
         assert seen.seconds <= 15.5
         if name in SHOWN:
-            execute_as_said(operations, seen)
+            execute_suggested_commands(operations, seen)
         else:
-            assert_fixed_as_said(operations, seen)
+            assert_fixed_by_the_suggestion(operations, seen)
             is_fixed = True
     finally:
         if not is_fixed:
@@ -290,7 +290,7 @@ def test_lock_held_by_an_idle_transaction(operations, area):
             time.sleep(2)
             seen = assert_first(operations, "DatabaseLockHeldByIdle", area=area)
             if area == "all":
-                assert_fixed_as_said(operations, seen)
+                assert_fixed_by_the_suggestion(operations, seen)
     assert "LOCK TABLE held" in json.dumps(seen.first)
     operations.shell(f"{PSQL} -d shiftmaster -c 'DROP TABLE held'")
 
@@ -311,7 +311,7 @@ def test_slow_statement_without_its_index(operations):
             for area in ("db", "all"):
                 seen = assert_first(operations, "DatabaseSlowStatement", area=area)
                 assert "big" in seen.first["title"]["en"]
-            assert_fixed_as_said(operations, seen)
+            assert_fixed_by_the_suggestion(operations, seen)
     finally:
         operations.shell(f"{PSQL} -d shiftmaster -c 'DROP TABLE big; SELECT pg_stat_statements_reset()'")
 
@@ -359,7 +359,7 @@ def test_processor_hog(operations):
         wait_for(lambda: "CpuHog" in diagnose(operations, area="cpu").names, 120, "a look in which it has them")
         seen = assert_first(operations, "CpuHog")
         assert "hog.service" in json.dumps(seen.finding("CpuHog"))
-        assert_fixed_as_said(operations, seen)
+        assert_fixed_by_the_suggestion(operations, seen)
 
 
 LEAK = """python3 -c '
@@ -397,10 +397,10 @@ def test_disk_full_by_a_deleted_open_file(operations):
 
 
 def test_disk_of_the_database_full(operations, facts):
-    """Its data lies on a filesystem of its own; without room for its log PostgreSQL ends, which follows from the disk."""
+    """Its data is on a filesystem of its own; without room for its log PostgreSQL ends, which follows from the disk."""
     data, stop = facts["data"], "systemctl stop shiftmaster; systemctl stop postgresql 'postgresql@*.service'"
     size = int(operations.shell(f"du -sm {data}").split()[0]) + 80
-    # A session that is there already writes; nobody comes in any more.
+    # A session that is there already writes; new sessions are refused.
     fill = "SELECT pg_logical_emit_message(false, $$fill$$, repeat($$x$$, 4000000)); SELECT pg_switch_wal();"
     injure = (
         f"{stop}; cp -a {data} /root/data; mount -t tmpfs -o size={size}m,mode=700 tmpfs {data};"
@@ -412,7 +412,7 @@ def test_disk_of_the_database_full(operations, facts):
     with broken(operations, injure, fix):
         seen = assert_first(operations, "DiskFull")
         assert data in seen.finding("DiskFull")["title"]["en"], seen.output[-5000:]
-        # It has ended, or begins again and lets nobody in.
+        # It has ended, or restarts and accepts no session.
         (follows,) = [one for one in seen.report["findings"] if one["rule"] in ("DatabaseStopped", "DatabaseNotReady")]
         assert follows["follows_from"] == f"DiskFull on {operations.host}", seen.output[-5000:]
 
@@ -434,12 +434,12 @@ def test_transaction_ids_near_their_end(operations, facts):
     )
     fix = f"{stop}; rm -rf {data} {settings}; mv /root/data {data}; systemctl start postgresql shiftmaster; sleep 3"
     with broken(operations, injure, fix):
-        assert operations.serves(60)
+        assert operations.live_version(60)
         seen = assert_first(operations, "DatabaseWraparoundNear")
         assert "1610 million" in seen.first["title"]["en"]
         # On the weekly checklist, too.
         assert marks(checklist(operations, "weekly")[1])["freezing"] == "bad"
-        assert_fixed_as_said(operations, seen)
+        assert_fixed_by_the_suggestion(operations, seen)
 
 
 def test_file_limit(operations):
@@ -450,7 +450,7 @@ def test_file_limit(operations):
     assert "leaky.service" in json.dumps(seen.first)
 
 
-def test_port_taken_by_another_program(operations):
+def test_port_used_by_another_program(operations):
     operations.shell("systemctl stop nginx")
     try:
         with background(operations, "squatter", "python3 -m http.server 443"):
@@ -458,7 +458,7 @@ def test_port_taken_by_another_program(operations):
             operations.shell("systemctl start nginx", check=False)
             seen = assert_first(operations, "PortTaken")
             assert "python3" in seen.first["title"]["en"]
-            assert_fixed_as_said(operations, seen)
+            assert_fixed_by_the_suggestion(operations, seen)
     finally:
         fixed(operations, "systemctl start nginx")
 
@@ -493,7 +493,7 @@ COMBINED = {
 
 
 @pytest.mark.parametrize("name", COMBINED, ids=lambda name: re.sub(r"\W+", "-", name))
-def test_all_roots_come_before_what_follows(operations, facts, name):
+def test_all_causes_come_before_their_symptoms(operations, facts, name):
     roots, injure, fix = COMBINED[name]
     forget_the_requests(operations)
     with broken(operations, injure.format(**facts), fix.format(**facts)):
@@ -503,7 +503,7 @@ def test_all_roots_come_before_what_follows(operations, facts, name):
     assert seen.code == 2
 
 
-def test_three_parts_that_hang_keep_nobody_waiting(operations, facts):
+def test_three_hung_services_do_not_delay_the_report(operations, facts):
     """Database, Redis and the worker do not respond; all three are named, within the time that one may take."""
     units = ["'postgresql@*'", "redis-server", f"shiftmaster-worker@{facts['slot']}"]
     for unit in units:
@@ -518,7 +518,7 @@ def test_three_parts_that_hang_keep_nobody_waiting(operations, facts):
     assert seen.seconds <= 15.5
 
 
-def test_nothing_is_found_on_a_healthy_host_under_load(operations):
+def test_a_healthy_host_under_load_has_no_finding(operations):
     """20 runs; what is found is printed."""
     forget_the_requests(operations)
     false, times, codes = [], [], set()
@@ -532,7 +532,7 @@ def test_nothing_is_found_on_a_healthy_host_under_load(operations):
     assert false == [] and codes == {0}
 
 
-def test_nothing_is_found_on_a_healthy_host_by_the_strictest_measure(operations):
+def test_a_healthy_host_has_no_finding_at_the_strictest_level(operations):
     forget_the_requests(operations)
     with processors_first(operations):
         seen = diagnose(operations, diagnose_fail_on="warning")
@@ -554,7 +554,7 @@ def test_healthy_within_five_seconds(operations):
 
 
 @pytest.mark.parametrize("fail_on, code", [("critical", 0), ("warning", 2), ("never", 0)])
-def test_the_exit_code_is_as_strict_as_was_asked(operations, fail_on, code):
+def test_the_exit_code_depends_on_the_requested_level(operations, fail_on, code):
     forget_the_requests(operations)
     with broken(operations, "head -c 37500000 /dev/zero > /mnt/small/data", "rm /mnt/small/data"):
         seen = diagnose(operations, diagnose_fail_on=fail_on)

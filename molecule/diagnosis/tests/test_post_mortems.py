@@ -1,6 +1,6 @@
 """Faults of public post-mortems and of issues, while users are on the site: the true cause is the first finding.
 
-post_mortems.yml was written before any rule was made for them. Of a healthy host nothing is found, whatever was done to it.
+post_mortems.yml was written before any rule was made for them. A healthy host has no finding after any event.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from support import load, wait_for
 
 pytestmark = pytest.mark.usefixtures("well")
 FAULTS = yaml.safe_load((Path(__file__).parent / "post_mortems.yml").read_text(encoding="utf-8"))["faults"]
-# What else is tested on this machine may use its processors up.
+# Other tests on this machine may use its processors up.
 OF_THE_MACHINE = {"CpuShort", "CpuHog", "HostOverwhelmed"}
 USERS = ("--rate", "4", "--clients", "4", "--timeout", "10", "--no-read-back")
 
@@ -49,7 +49,7 @@ def facts(operations):
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: re.sub(r"\W+", "-", fault["name"]))
-def test_the_true_cause_of_an_unknown_fault_comes_first(operations, facts, fault):
+def test_the_true_cause_of_an_unknown_fault_is_the_first_finding(operations, facts, fault):
     forget(operations)
     operations.shell(f"cp -p {facts['release']}/env /root/env")
     with load(operations, *USERS, seconds=400):
@@ -67,10 +67,10 @@ def test_the_true_cause_of_an_unknown_fault_comes_first(operations, facts, fault
     assert re.search(
         fault["known"], json.dumps([first["title"], first["cause"], first["evidence"]], ensure_ascii=False)
     )
-    assert operations.serves(90)
+    assert operations.live_version(90)
 
 
-# Each: what is done to a healthy host under light load; findings in the minutes behind it would be false.
+# Each: what is done to a healthy host under light load; findings in the minutes after it would be false.
 EVENTS = {
     "restart": "systemctl restart shiftmaster",
     "killed worker": "systemctl kill --signal=KILL --kill-whom=main shiftmaster-worker@{slot}",
@@ -82,7 +82,7 @@ ROUNDS = 10
 
 
 @pytest.mark.parametrize("event", [*EVENTS, "deploy"], ids=lambda name: name.replace(" ", "-"))
-def test_nothing_is_found_after_what_happens_to_a_healthy_host(operations, facts, event):
+def test_normal_events_on_a_healthy_host_cause_no_finding(operations, facts, event):
     """`ROUNDS` rounds altogether for each event, over some two minutes."""
     forget(operations)
     false = []
@@ -92,7 +92,7 @@ def test_nothing_is_found_after_what_happens_to_a_healthy_host(operations, facts
             assert operations.deploy({"2.0.0": "2.1.0"}.get(operations.health()["version"], "2.0.0")).code == 0
         else:
             operations.shell(filled(EVENTS[event], facts))
-            wait_for(lambda: operations.serves(1), 60, "the host")
+            wait_for(lambda: operations.live_version(1), 60, "the host")
         for _round in range(ROUNDS):
             seen = diagnose(operations)
             false += [

@@ -35,7 +35,7 @@ def mails(monkeypatch, tmp_path):
     receivers.stop()
 
 
-def test_health_tells_of_news_alone(operations, mails):
+def test_health_notifies_of_changes_only(operations, mails):
     def health():
         return operations.run("playbooks/health.yml", health_tell=True, health_language="ja", **mails.options)
 
@@ -57,23 +57,23 @@ def test_health_tells_of_news_alone(operations, mails):
     assert health().code == 0 and mails() == []
 
 
-def test_what_no_server_took_is_reported_the_next_time(operations, mails):
+def test_a_report_that_no_server_accepted_is_sent_the_next_time(operations, mails):
     nobody = {**mails.options, "notify_smtp_port": 1}
     operations.shell("systemctl stop redis-server")
     try:
         run = operations.run("playbooks/health.yml", health_tell=True, **nobody)
-        assert run.code == 2 and run.says("email was not notified"), run.output[-3000:]
+        assert run.code == 2 and run.prints("email was not notified"), run.output[-3000:]
         operations.run("playbooks/health.yml", health_tell=True, **mails.options)
         assert len(mails()) == 1
     finally:
         operations.shell("systemctl start redis-server")
 
 
-def test_people_see_and_are_told_what_cannot_be_written_to_a_file(operations, mails):
+def test_a_report_that_cannot_be_written_is_printed_and_sent(operations, mails):
     operations.shell("systemctl stop redis-server")
     try:
         run = operations.run("playbooks/health.yml", health_tell=True, health_report_file="/nowhere/x", **mails.options)
-        assert run.code == 2 and run.says("Overall health", "/nowhere"), run.output[-3000:]
+        assert run.code == 2 and run.prints("Overall health", "/nowhere"), run.output[-3000:]
         assert len(mails()) == 1
     finally:
         operations.shell("systemctl start redis-server")
@@ -87,4 +87,4 @@ def test_a_checklist_is_mailed_with_its_page(operations, mails):
     # No backups are set up here, and the checklist reports it.
     assert "朝のチェックリスト: 要対応の項目があります" in mail["headers"]["subject"]
     assert "バックアップ" in mail["plain"] and "バックアップなし" in mail["attached"]["morning.html"]
-    assert operations.run("playbooks/checklist.yml").says("Which checklist?", "period=")
+    assert operations.run("playbooks/checklist.yml").prints("Which checklist?", "period=")

@@ -33,11 +33,11 @@ BY_ANSIBLE = [
     and shlex.split(command.text)[1] in {"all", "app", "database", "cache", "web"}
 ]
 # These always print something.
-ANSWERS = {"psql", "redis-cli", "shiftmasterctl", "nft", "nginx", "ss", "ps", "df", "free", "openssl", "pg_lsclusters"}
+PRINTS = {"psql", "redis-cli", "shiftmasterctl", "nft", "nginx", "ss", "ps", "df", "free", "openssl", "pg_lsclusters"}
 COMPLAINT = re.compile(
     r"command not found|(?<!\w)(unknown|unrecognized|invalid|illegal) (option|argument|command|operation|verb)"
     r"|syntax error|Usage:|missing operand|Failed to parse"
-    # What PostgreSQL reports about a primary is no fault of a question to a standby.
+    # What PostgreSQL reports about a primary is no fault of a query to a standby.
     r"|(?-i:ERROR:)(?!  recovery is not in progress)",
     re.I,
 )
@@ -58,7 +58,7 @@ def typed(operations, text: str):
 
 
 def faults(text: str, done) -> list:
-    """What is wrong with how a command ended."""
+    """Problems of the result of a command."""
     found = []
     if done.returncode in (126, 127):
         found.append(f"it ended with {done.returncode}")
@@ -69,13 +69,13 @@ def faults(text: str, done) -> list:
         found.append(f"it ended with {done.returncode}: {done.stderr[-300:]}")
     first = {words[0] for words in runbooks.simple_commands(text)}
     absent = re.search(r"No such file or directory|recovery is not in progress", done.stderr)
-    if first & ANSWERS and not first & {"grep", "awk"} and not absent:
+    if first & PRINTS and not first & {"grep", "awk"} and not absent:
         found += [f"it ended with {done.returncode}: {done.stderr[-300:]}"] if done.returncode not in (0, 141) else []
         found += ["it reports nothing"] if not (done.stdout + done.stderr).strip() else []
     return found
 
 
-def test_most_of_them_are_typed_here():
+def test_most_commands_are_executed_here():
     assert len(ON_HOST) > 0.7 * len(READING) and len(BY_ANSIBLE) >= 4
 
 
@@ -105,5 +105,5 @@ def test_command_of_the_controller_works(operations, command):
         "systemctl state nginx",
     ],
 )
-def test_what_is_wrong_is_seen(operations, text):
+def test_each_fault_of_a_runbook_is_detected(operations, text):
     assert faults(text, typed(operations, text)) != []

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Plays one slot of the application: HTTP on a unix socket, with login, a form and pages that tell what came in.
+"""Plays one slot of the application: HTTP on a unix socket, with login, a form and pages that return the request.
 
 Two of them share their data, as two releases share a database.
 """
@@ -30,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-    def answer(self, status, body="", headers=(), content_type="text/html; charset=utf-8"):
+    def respond(self, status, body="", headers=(), content_type="text/html; charset=utf-8"):
         data = body.encode()
         self.send_response(status)
         self.send_header("Content-Type", content_type)
@@ -49,12 +49,12 @@ class Handler(BaseHTTPRequestHandler):
             # Every header as it came, so that a test sees what nginx makes of them.
             pairs = [[name.lower(), value] for name, value in self.headers.items()]
             headers = [(name[4:], value) for name, value in query.items() if name.startswith("set-")]
-            self.answer(int(query.get("status", 200)), json.dumps(pairs), headers, "application/json")
+            self.respond(int(query.get("status", 200)), json.dumps(pairs), headers, "application/json")
         elif url.path in ("/health/", "/health/deep/"):
-            self.answer(200, json.dumps({"status": "healthy", "version": SLOT}), content_type="application/json")
+            self.respond(200, json.dumps({"status": "healthy", "version": SLOT}), content_type="application/json")
         elif url.path == "/slow":
             time.sleep(float(query.get("seconds", 1)))
-            self.answer(200, "slow")
+            self.respond(200, "slow")
         elif url.path == "/cut":
             # Counts how often it was queried, and sends no response.
             with LOCK, open(DATA + ".cut", "a", encoding="utf-8") as log:
@@ -62,15 +62,15 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif url.path == "/values":
             with LOCK, open(DATA, encoding="utf-8") as handle:
-                self.answer(200, "".join(f"[{line.strip()}]\n" for line in handle))
+                self.respond(200, "".join(f"[{line.strip()}]\n" for line in handle))
         elif url.path == "/login/":
-            self.answer(
+            self.respond(
                 200,
                 '<input type="hidden" name="csrfmiddlewaretoken" value="token">',
                 [("Set-Cookie", "csrftoken=token; Path=/")],
             )
         else:
-            self.answer(
+            self.respond(
                 200,
                 f'<link rel="stylesheet" href="/static/css/{SLOT}.0123456789ab.css">'
                 f"<footer>ShiftMaster {SLOT}</footer>",
@@ -88,15 +88,15 @@ class Handler(BaseHTTPRequestHandler):
         form = dict(urllib.parse.parse_qsl(body.decode("utf-8", "replace")))
         if self.path == "/login/":
             good = form.get("password") == "secret"
-            self.answer(302 if good else 200, "", [("Set-Cookie", "sessionid=s; Path=/"), ("Location", "/")])
+            self.respond(302 if good else 200, "", [("Set-Cookie", "sessionid=s; Path=/"), ("Location", "/")])
         elif form.get("csrfmiddlewaretoken") == "token" and "sessionid=s" in self.headers.get("Cookie", ""):
             with LOCK:
                 descriptor = os.open(DATA, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o660)
                 os.write(descriptor, (form["value"] + "\n").encode())
                 os.close(descriptor)
-            self.answer(302, "", [("Location", "/values")])
+            self.respond(302, "", [("Location", "/values")])
         else:
-            self.answer(403)
+            self.respond(403)
 
 
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):

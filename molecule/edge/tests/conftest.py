@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("shift.test:443", "www.shift.test:443", "shift.test:80", "other.test:80")
 
 
-class Edge:
+class Web:
     def __init__(self, host):
         self.host = host
 
@@ -53,8 +53,8 @@ class Edge:
 
     def echo(self, *options, query="", **more):
         """The headers that the application received."""
-        answer = self.get(f"/echo?{query}", *options, **more)
-        return dict(json.loads(answer.body)), answer
+        response = self.get(f"/echo?{query}", *options, **more)
+        return dict(json.loads(response.body)), response
 
     def playbook(self, path, *arguments, **variables):
         """Run a playbook against this host. Its exit code, how much it changed, and its output."""
@@ -106,7 +106,7 @@ class Edge:
 
 
 def pytest_collection_modifyitems(config, items):
-    """What nginx does is tested on both Debian releases, what the playbooks do around it on one."""
+    """nginx is tested on both Debian releases, the playbooks around it on one."""
     once = [
         item
         for item in items
@@ -117,9 +117,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture
-def edge(host):
-    """A host with both slots running, the blue one live and no maintenance, whatever the test before it left."""
-    found = Edge(host)
+def web(host):
+    """A host with both slots running, the blue one live and no maintenance, regardless of the test before it."""
+    found = Web(host)
     found.ok(
         "rm -f /var/www/shiftmaster/shared/maintenance/on"
         "; systemctl start shiftmaster-web@blue shiftmaster-web@green; " + found.activation("blue")

@@ -20,13 +20,13 @@ BROKEN = {
 @pytest.mark.parametrize("version", BROKEN)
 def test_broken_version(operations, version):
     sentences, seen = BROKEN[version]
-    before = operations.serves(30)
+    before = operations.live_version(30)
     current = operations.shell(f"readlink -f {APP}/current").strip()
     with load(operations, "--clients", "8", "--think-seconds", "0.3", seconds=400) as traffic:
         run = operations.deploy(version, shiftmaster_watch_seconds=20)
     assert run.code == 2, run.output[-4000:]
-    assert run.says(*sentences, f"Version {before} is still live."), run.output[-6000:]
-    assert operations.serves(10) == before
+    assert run.prints(*sentences, f"Version {before} is still live."), run.output[-6000:]
+    assert operations.live_version(10) == before
     assert operations.shell(f"readlink -f {APP}/current").strip() == current
     assert operations.state()["transition"] is None
     assert operations.shell("systemctl --failed --no-legend").strip() == ""
@@ -39,10 +39,10 @@ def test_broken_version(operations, version):
 def test_bad_release_is_refused_by_name(operations):
     """broken-template was built and marked: no way leads back to it, by name neither."""
     run = operations.rollback(to="broken-template")
-    assert run.code == 2 and run.says("is marked bad"), run.output[-3000:]
+    assert run.code == 2 and run.prints("is marked bad"), run.output[-3000:]
 
 
-def test_the_next_good_version_needs_no_cleaning(operations):
+def test_the_next_good_version_needs_no_cleanup(operations):
     run = operations.deploy("2.1.0", shiftmaster_watch_seconds=3)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "2.1.0"
+    assert operations.live_version(10) == "2.1.0"

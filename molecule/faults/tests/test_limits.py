@@ -5,9 +5,9 @@ import json
 from support import APP
 
 
-def test_everything_that_is_wrong_is_found_before_anything_changes(operations):
+def test_all_problems_are_found_before_anything_changes(operations):
     """A full disk, a repository that is not there, a hook of an unknown phase: one run names them all."""
-    before = operations.serves(10), operations.shell(f"readlink -f {APP}/current")
+    before = operations.live_version(10), operations.shell(f"readlink -f {APP}/current")
     operations.shell("mount -t tmpfs -o size=8m tmpfs /var/backups")
     try:
         run = operations.deploy(
@@ -19,8 +19,8 @@ def test_everything_that_is_wrong_is_found_before_anything_changes(operations):
         operations.shell("umount /var/backups")
     assert run.code == 2 and run.changed == 0, run.output[-4000:]
     named = ("/var/backups", "repository.git", "after_lunch")
-    assert run.says("Nothing was changed. What is wrong:", *named), run.output[-4000:]
-    assert (operations.serves(10), operations.shell(f"readlink -f {APP}/current")) == before
+    assert run.prints("Nothing was changed. What is wrong:", *named), run.output[-4000:]
+    assert (operations.live_version(10), operations.shell(f"readlink -f {APP}/current")) == before
 
 
 def test_no_secret_in_the_output_of_a_verbose_run(operations):
@@ -40,7 +40,7 @@ def test_no_secret_in_the_output_of_a_verbose_run(operations):
     assert [value for value in values if value in run.output] == []
 
 
-def test_pruning_keeps_what_it_must(operations):
+def test_pruning_keeps_required_releases(operations):
     """With the smallest number kept, the current and the previous one stay, and a directory that is not ours."""
     operations.shell(f"mkdir -p {APP}/releases/notes-of-somebody")
     for threads in (5, 6):

@@ -1,4 +1,4 @@
-"""What other people do to the host: links, directories and files that are gone, a page, a unit, a disk."""
+"""Changes that other people make to the host: missing links, directories and files, a page, a unit, a disk."""
 
 from support import APP
 
@@ -26,25 +26,25 @@ def bad(operations) -> list:
 
 
 def at(operations, version: str) -> None:
-    if operations.serves(10) != version:
+    if operations.live_version(10) != version:
         run = operations.deploy(version, **FAST)
         assert run.code == 0, run.output[-4000:]
 
 
-def test_an_operators_page_is_no_fault_of_a_release(operations):
+def test_a_maintenance_page_of_an_operator_does_not_make_a_release_bad(operations):
     at(operations, "2.0.0")
     before = bad(operations)
     on = operations.run("playbooks/maintenance.yml", state="on", reason="Passwords", end="23:59")
     assert on.code == 0, on.output[-3000:]
     run = operations.deploy("2.1.0", **FAST)
-    assert run.code == 0 and run.says("users still see the page"), run.output[-4000:]
+    assert run.code == 0 and run.prints("users still see the page"), run.output[-4000:]
     assert login(operations) == "503"
     assert operations.run("playbooks/maintenance.yml", state="off").code == 0
-    assert login(operations) == "200" and operations.serves(10) == "2.1.0"
+    assert login(operations) == "200" and operations.live_version(10) == "2.1.0"
     assert bad(operations) == before
 
 
-def test_no_room_for_the_pre_migration_dump_is_no_fault_of_a_release(operations):
+def test_no_space_for_the_pre_migration_dump_does_not_make_a_release_bad(operations):
     at(operations, "2.1.0")
     before = bad(operations)
     operations.shell("mount -t tmpfs -o size=64k tmpfs /var/backups/shiftmaster/pre-migration")
@@ -52,7 +52,7 @@ def test_no_room_for_the_pre_migration_dump_is_no_fault_of_a_release(operations)
         run = operations.deploy("2.2.0", shiftmaster_allow_contract=True, **FAST)
     finally:
         operations.shell("umount /var/backups/shiftmaster/pre-migration")
-    assert run.code == 2 and run.says("too little room", "Version 2.1.0 is still live."), run.output[-4000:]
+    assert run.code == 2 and run.prints("too little room", "Version 2.1.0 is still live."), run.output[-4000:]
     assert login(operations) == "200" and one_slot(operations)
     assert bad(operations) == before
 
@@ -61,44 +61,44 @@ def test_wrong_options_of_a_rollback_change_nothing(operations):
     at(operations, "2.1.0")
     before = operations.shell("ls /var/backups/shiftmaster/pre-migration")
     run = operations.rollback(to="", dump="x.dump")
-    assert run.code == 2 and run.says("dump is for -e schema=restore", "to is empty"), run.output[-3000:]
+    assert run.code == 2 and run.prints("dump is for -e schema=restore", "to is empty"), run.output[-3000:]
     assert run.changed == 0
     assert operations.shell("ls /var/backups/shiftmaster/pre-migration") == before
-    assert operations.serves(10) == "2.1.0"
+    assert operations.live_version(10) == "2.1.0"
 
 
-def test_the_active_link_is_gone(operations):
+def test_the_active_link_is_missing(operations):
     """The host is no new one: a contract migration stays refused, and no second beat starts."""
     at(operations, "2.1.0")
     operations.shell(f"rm {APP}/active")
     refused = operations.deploy("2.2.0", **FAST)
-    assert refused.code == 2 and refused.says("0003_remove_is_night"), refused.output[-4000:]
-    assert operations.serves(10) == "2.1.0" and one_slot(operations)
+    assert refused.code == 2 and refused.prints("0003_remove_is_night"), refused.output[-4000:]
+    assert operations.live_version(10) == "2.1.0" and one_slot(operations)
     operations.shell(f"rm {APP}/active")
     run = operations.deploy("2.1.0", **FAST)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "2.1.0" and one_slot(operations)
+    assert operations.live_version(10) == "2.1.0" and one_slot(operations)
 
 
-def test_the_state_file_is_gone_or_damaged(operations):
+def test_the_state_file_is_missing_or_damaged(operations):
     """The audit log knows what was live: the rollback stays open."""
     at(operations, "2.1.0")
     state = f"{APP}/shared/state/state.json"
     operations.shell(f"cp {state} /root/state; echo '[]' > {state}")
     run = operations.deploy("2.1.0", **FAST)
     assert run.code == 2, run.output[-4000:]
-    assert run.says("state.json is damaged", "Move it away", "The live release is unknown"), run.output[-4000:]
-    assert operations.serves(10) == "2.1.0"
+    assert run.prints("state.json is damaged", "Move it away", "The live release is unknown"), run.output[-4000:]
+    assert operations.live_version(10) == "2.1.0"
     operations.shell(f"rm {state}")
     run = operations.rollback()
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "2.0.0"
+    assert operations.live_version(10) == "2.0.0"
 
 
-def test_the_directory_of_the_live_release_is_gone(operations):
-    version = operations.serves(10)
+def test_the_directory_of_the_live_release_is_missing(operations):
+    version = operations.live_version(10)
     operations.shell(f"mv $(readlink -f {APP}/current) /root/gone")
     run = operations.deploy(version, **FAST)
     assert run.code == 0, run.output[-6000:]
-    assert operations.serves(10) == version and one_slot(operations)
+    assert operations.live_version(10) == version and one_slot(operations)
     operations.shell("rm -rf /root/gone")

@@ -1,4 +1,4 @@
-"""What a site adds or types by hand: hooks, supplied health endpoints, a named copy, a lock whose owner is gone."""
+"""Additions and options of a site: hooks, supplied health endpoints, a named dump, a lock without an owner."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ def schema_of_2_0_0(operations) -> None:
     """Begin at 2.0.0 on its own schema, so that 2.1.0 has a migration to run."""
     rows = "SELECT name FROM django_migrations WHERE app = 'roster'"
     ahead = "0002_" in operations.shell(f'runuser -u postgres -- psql -qtAd shiftmaster -c "{rows}"')
-    version = operations.serves(10)
+    version = operations.live_version(10)
     if version == "2.0.0" and not ahead:
         return
     if version != "2.1.0":
@@ -28,19 +28,19 @@ def schema_of_2_0_0(operations) -> None:
     assert run.code == 0, run.output[-4000:]
 
 
-def test_a_copy_is_restored_by_its_name(operations):
+def test_a_dump_is_restored_by_its_name(operations):
     schema_of_2_0_0(operations)
     operations.python("from roster.models import Ward; Ward.objects.create(slug='early', name_en='x')")
     assert operations.deploy("2.1.0", shiftmaster_watch_seconds=1).code == 0
     operations.python("from roster.models import Ward; Ward.objects.create(slug='later', name_en='x')")
     copy = operations.shell("ls /var/backups/shiftmaster/pre-migration/*.dump | tail -n 1").strip()
     missing = operations.rollback(schema="restore", dump="../../../etc/passwd")
-    assert missing.code == 2 and missing.says("There is no pre-migration dump ../../../etc"), missing.output[-4000:]
-    assert operations.serves(10) == "2.1.0"
+    assert missing.code == 2 and missing.prints("There is no pre-migration dump ../../../etc"), missing.output[-4000:]
+    assert operations.live_version(10) == "2.1.0"
     assert operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
     run = operations.rollback(schema="restore", dump=copy)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "2.0.0"
+    assert operations.live_version(10) == "2.0.0"
     slugs = operations.python(
         "from roster.models import Ward; print(list(Ward.objects.values_list('slug', flat=True)))"
     )
@@ -71,20 +71,20 @@ def test_a_hook_that_fails_fails_its_phase(operations, phase, new):
         **hook(phase, "echo not today; exit 3"),
     )
     assert run.code == 2, run.output[-4000:]
-    assert run.says(f"hook the site's {phase} ({phase}) ended with code 3", "not today"), run.output[-4000:]
+    assert run.prints(f"hook the site's {phase} ({phase}) ended with code 3", "not today"), run.output[-4000:]
     assert "Diagnosis:" not in run.output, run.output[-4000:]
-    assert operations.serves(10) == "2.0.0"
+    assert operations.live_version(10) == "2.0.0"
     assert operations.state()["transition"] is None
 
 
-def test_a_hook_that_hangs_is_ended_and_what_is_wrong_with_the_host_is_in_the_message(operations):
+def test_a_hung_hook_is_ended_and_the_message_contains_problems_of_the_host(operations):
     operations.shell("mount -t tmpfs -o size=1m tmpfs /mnt && head -c 2m /dev/zero > /mnt/full", check=False)
     try:
         run = operations.deploy("2.1.0", **hook("before_cutover", "sleep 600", timeout_seconds=3))
     finally:
         operations.shell("umount /mnt")
     assert run.code == 2, run.output[-4000:]
-    assert run.says("the site's before_cutover", "Diagnosis: ", "/mnt", "Runbook: "), run.output[-4000:]
+    assert run.prints("the site's before_cutover", "Diagnosis: ", "/mnt", "Runbook: "), run.output[-4000:]
     # It would end by itself after ten minutes.
     assert operations.shell("pgrep -cfx 'sleep 600' || true").strip() == "0"
 
@@ -93,18 +93,22 @@ def test_health_endpoints_are_supplied(operations):
     """?checks= is understood by the supplied endpoint only."""
     run = operations.deploy("2.0.0", shiftmaster_supply_health=True, shiftmaster_watch_seconds=1)
     assert run.code == 0, run.output[-4000:]
-    answer = json.loads(operations.shell("curl -sS -m 15 'http://localhost:8000/health/deep/?checks=cache,worker'"))
-    assert (answer["status"], answer["version"], set(answer["checks"])) == ("healthy", "2.0.0", {"cache", "worker"})
-    assert answer["release"] == operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
-    assert operations.serves(10) == "2.0.0"
+    response = json.loads(operations.shell("curl -sS -m 15 'http://localhost:8000/health/deep/?checks=cache,worker'"))
+    assert (response["status"], response["version"], set(response["checks"])) == (
+        "healthy",
+        "2.0.0",
+        {"cache", "worker"},
+    )
+    assert response["release"] == operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
+    assert operations.live_version(10) == "2.0.0"
     # An unknown client learns whether it is healthy, and nothing more.
     assert json.loads(operations.shell("curl -skS https://localhost/health/", check=False)) == {"status": "healthy"}
     again = operations.deploy("2.0.0", shiftmaster_supply_health=True)
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
-def test_a_lock_of_another_controller_is_taken_over_by_name(operations):
-    """A run of a machine that is gone: nobody can know that it is dead, so a person decides it."""
+def test_a_lock_of_another_controller_is_replaced_when_its_run_is_named(operations):
+    """The run of a removed machine: its end cannot be detected, so an operator decides it."""
     other = {
         "state": "present", "run_id": "20200101T000000Z-aaaaaa", "owner": "nurse@another-machine", "ttl_seconds": 9999,
         "controller": {"machine": "another-machine", "pid": 1, "start": 1},
@@ -115,8 +119,8 @@ def test_a_lock_of_another_controller_is_taken_over_by_name(operations):
         cwd=ROOT, env=operations.environment(), check=True, capture_output=True,
     )  # fmt: skip
     refused = operations.deploy("2.0.0", shiftmaster_lock_wait_seconds=0)
-    assert refused.code == 2 and refused.says("nurse@another-machine holds the lock"), refused.output[-3000:]
-    assert refused.says("-e shiftmaster_lock_take_over=20200101T000000Z-aaaaaa")
+    assert refused.code == 2 and refused.prints("nurse@another-machine holds the lock"), refused.output[-3000:]
+    assert refused.prints("-e shiftmaster_lock_take_over=20200101T000000Z-aaaaaa")
     run = operations.deploy("2.0.0", shiftmaster_lock_take_over="20200101T000000Z-aaaaaa", shiftmaster_watch_seconds=1)
     assert run.code == 0, run.output[-3000:]
     audit = operations.shell(f"grep lock_taken_over {APP}/shared/state/audit.jsonl | tail -n 1")
@@ -140,13 +144,13 @@ def test_a_reverse_that_cannot_begin_leaves_the_newer_version(operations):
         )
         holder.wait(30)
     assert run.code == 2, run.output[-4000:]
-    assert operations.serves(10) == "2.1.0"
+    assert operations.live_version(10) == "2.1.0"
     assert operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
     code = operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
     assert code == "200"
 
 
-def test_the_page_stays_where_nothing_fits_the_schema(operations):
+def test_the_page_stays_where_no_release_fits_the_schema(operations):
     """The schema is back, the older release does not start: neither version may meet users. A deploy repairs it."""
     background = "systemctl list-units --plain --no-legend --state=active 'shiftmaster-worker@*' 'shiftmaster-beat@*'"
     versions = operations.shell(f"cd {APP}/releases && grep -lx 2.0.0 */source/VERSION").split()
@@ -158,31 +162,33 @@ def test_the_page_stays_where_nothing_fits_the_schema(operations):
     finally:
         for path in servers:
             operations.shell(f"mv {path}.away {path}")
-    assert run.code == 2 and run.says("The maintenance page stays up"), run.output[-6000:]
+    assert run.code == 2 and run.prints("The maintenance page stays up"), run.output[-6000:]
     assert "503" in operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
     assert operations.shell(background) == "", "tasks of the newer version would meet the older schema"
-    # A run that fails does not take away what an earlier one left up.
+    # A failed run does not disable the page that an earlier one enabled.
     run = operations.deploy("broken-requirement")
-    assert run.code == 2 and run.says("needs roster.0002_minimum_staff_kind_summary, not applied"), run.output[-6000:]
+    assert run.code == 2 and run.prints("needs roster.0002_minimum_staff_kind_summary, not applied"), run.output[-6000:]
     assert "503" in operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
     assert operations.shell(background) == ""
     run = operations.deploy("2.1.0", shiftmaster_watch_seconds=1)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "2.1.0"
+    assert operations.live_version(10) == "2.1.0"
     assert operations.shell(background).count("\n") == 2
-    # The copy of before that deploy holds the older schema: nobody restores it as the data of 2.1.0.
+    # The dump before that deploy has the older schema: it must not be restored as the data of 2.1.0.
     newest = operations.shell("ls -t /var/backups/shiftmaster/pre-migration/*.json | head -1").strip()
     assert json.loads(operations.shell(f"cat {newest}"))["release"] == ""
     code = operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/")
     assert code == "200"
 
 
-def test_a_rollback_to_code_whose_migrations_are_gone_is_refused(operations):
+def test_a_rollback_to_code_without_its_migrations_is_rejected(operations):
     schema_of_2_0_0(operations)
     run = operations.rollback(to="2.1.0")
     assert run.code == 2, run.output[-4000:]
-    assert run.says("2.1.0 needs roster.", "which the database does not have", "shiftmaster_version=2.1.0"), run.output
-    assert operations.serves(10) == "2.0.0" and operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
+    assert run.prints("2.1.0 needs roster.", "which the database does not have", "shiftmaster_version=2.1.0"), (
+        run.output
+    )
+    assert operations.live_version(10) == "2.0.0" and operations.shell(f"ls {PAGE} 2>/dev/null", check=False) == ""
 
 
 def test_a_first_deploy_that_fails_after_its_switch(operations):
@@ -192,32 +198,34 @@ def test_a_first_deploy_that_fails_after_its_switch(operations):
     process = operations.start("deploy.yml", LOG, shiftmaster_version="2.0.0")
     operations.shell(f"kill -KILL {operations.wait_at('watch', process, LOG)}")
     assert process.wait(300) != 0
-    operations.let_go()
+    operations.release_hold()
     release = operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
     assert operations.state()["releases"][release]["status"] == "ready", "so this verifies nothing"
     assert operations.shell("systemctl is-enabled shiftmaster.service").strip() == "enabled", "a reboot would end it"
     run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "2.0.0" and operations.state()["releases"][release]["status"] == "live"
+    assert operations.live_version(10) == "2.0.0" and operations.state()["releases"][release]["status"] == "live"
     again = operations.deploy("2.0.0")
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
 def test_a_release_whose_files_are_damaged_is_built_again(operations):
-    """Whoever damaged it, a restart shows it: the run reports it, and the next one repairs it."""
-    assert operations.serves(10) == "2.0.0"
+    """Damage by any user is shown by a restart: the run reports it, and the next one repairs it."""
+    assert operations.live_version(10) == "2.0.0"
     damaged = operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
     operations.shell(f"rm -r {APP}/releases/{damaged}/source/roster")
     operations.shell("systemctl kill --signal=KILL 'shiftmaster-web@*'; sleep 3; systemctl stop 'shiftmaster-web@*'")
     run = operations.deploy("2.0.0", shiftmaster_health_attempts=1)
     assert run.code == 2, run.output[-4000:]
-    assert run.says("the next deploy.yml builds it again", "No version is live here: version 2.0.0"), run.output[-4000:]
+    assert run.prints("the next deploy.yml builds it again", "No version is live here: version 2.0.0"), run.output[
+        -4000:
+    ]
     run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
-    assert run.code == 0 and operations.serves(10) == "2.0.0", run.output[-4000:]
+    assert run.code == 0 and operations.live_version(10) == "2.0.0", run.output[-4000:]
     assert operations.shell(f"basename $(readlink -f {APP}/active/release)").strip() != damaged
 
 
-def test_the_summary_names_the_page_that_an_operator_has_put_up(operations):
+def test_the_summary_names_the_page_that_an_operator_has_enabled(operations):
     """And a second run changes nothing, also of a release that was built again (the test before)."""
     operations.shell(f"touch {PAGE}")
     try:
@@ -225,15 +233,15 @@ def test_the_summary_names_the_page_that_an_operator_has_put_up(operations):
     finally:
         operations.shell(f"rm {PAGE}")
     assert (run.code, run.changed) == (0, 0), run.output[-3000:]
-    assert run.says("the maintenance page that somebody has put up", operations.host), run.output[-3000:]
+    assert run.prints("the maintenance page that somebody has put up", operations.host), run.output[-3000:]
 
 
-def test_what_is_no_release_waits_for_no_git_server(operations):
+def test_a_run_without_a_release_does_not_need_the_git_server(operations):
     away = {"shiftmaster_git_url": "file:///there/is/no/repository.git"}
     run = operations.run("deploy.yml", "--tags", "nginx", **away)
     assert run.code == 0 and run.changed == 0, run.output
 
 
-def test_a_tag_that_is_none_is_refused(operations):
+def test_an_unknown_tag_is_rejected(operations):
     run = operations.run("deploy.yml", "--tags", "relase", shiftmaster_version="2.0.0")
-    assert run.code == 2 and run.says("There is no tag relase; there are base,"), run.output[-3000:]
+    assert run.code == 2 and run.prints("There is no tag relase; there are base,"), run.output[-3000:]

@@ -19,10 +19,10 @@ def test_check_mode_on_an_empty_host(operations):
     before = operations.fingerprint()
     run = operations.run("deploy.yml", "--check", "--diff")
     assert run.code == 0, run.output[-6000:]
-    assert run.says("would be a new release of version 2.0.0")
-    assert run.says("/etc/nginx/sites-available/shiftmaster", "shiftmaster-web@.service")
+    assert run.prints("would be a new release of version 2.0.0")
+    assert run.prints("/etc/nginx/sites-available/shiftmaster", "shiftmaster-web@.service")
     # It watches itself.
-    assert run.says("/etc/prometheus/prometheus.yml", "/etc/prometheus/alertmanager.yml", "prometheus-node-exporter")
+    assert run.prints("/etc/prometheus/prometheus.yml", "/etc/prometheus/alertmanager.yml", "prometheus-node-exporter")
     assert run.changed > 20
     assert operations.fingerprint() == before
 
@@ -33,10 +33,10 @@ def test_check_mode_where_its_logs_are_collected():
     run = collected.run("deploy.yml", "--check", "--diff")
     assert run.code == 0, run.output[-6000:]
     for part in ("elasticsearch", "logstash", "kibana", "filebeat"):
-        # What it would be is not shown: there are secrets in it.
+        # Its content is not shown: there are secrets in it.
         task = re.escape(f"TASK [{part} : configure | Swap in the configuration]")
         assert re.search(rf"{task} \*+\nchanged: \[fresh-trixie\]", run.output), part
-    assert run.says("mirror.example.net/elastic")
+    assert run.prints("mirror.example.net/elastic")
     assert collected.fingerprint() == before
 
 
@@ -54,15 +54,15 @@ def test_bad_input_is_one_sentence_and_changes_nothing(operations, case):
     extra, sentence = BAD_INPUT[case]
     before = operations.fingerprint()
     run = operations.run("deploy.yml", **extra)
-    assert run.code == 2 and run.says("Nothing was changed. What is wrong:", sentence), run.output[-4000:]
+    assert run.code == 2 and run.prints("Nothing was changed. What is wrong:", sentence), run.output[-4000:]
     assert run.changed == 0
     assert operations.fingerprint() == before
 
 
-def test_all_problems_come_in_one_list(operations):
+def test_all_problems_are_in_one_list(operations):
     extra = {name: value for more, _sentence in BAD_INPUT.values() for name, value in more.items()}
     run = operations.run("deploy.yml", **extra)
     assert run.code == 2
     # A repository that cannot be read reports nothing about its versions.
     for case in set(BAD_INPUT) - {"unknown revision"}:
-        assert run.says(BAD_INPUT[case][1]), (case, json.dumps(extra))
+        assert run.prints(BAD_INPUT[case][1]), (case, json.dumps(extra))

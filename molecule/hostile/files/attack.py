@@ -1,4 +1,4 @@
-"""What hostile code of a release tries, in whatever process it runs: pip, manage.py, gunicorn, Celery.
+"""The attacks of hostile code of a release, in each process in which it runs: pip, manage.py, gunicorn, Celery.
 
 run(context) makes each attempt once and writes {name: what was gained, or ""} to the first directory that it can write
 to. An attempt that gains something returns text; planted links have their effect later, when root comes by.
@@ -42,7 +42,7 @@ COMMANDS = [
     ["systemd-run", "id"], ["nft", "list", "ruleset"], ["runuser", "-u", "postgres", "id"],
     ["psql", "-w", "-h", "/var/run/postgresql", "-U", "postgres", "-c", "select 1"],
 ]  # fmt: skip
-# Whoever reaches these writes to the journal in the name of any program, and as much as it likes.
+# Access to these allows unlimited writes to the journal in the name of any program.
 LOGS = ["/dev/log", "/run/systemd/journal/socket", "/run/systemd/journal/dev-log"]
 SOCKETS = [
     "/run/systemd/journal/stdout",
@@ -161,8 +161,8 @@ def attempts():
             os.unlink(path)
 
     def memory():
-        """Fill the host's memory file system; the test looks for the file there."""
-        # Of its own: another process that empties the file makes room.
+        """Fill the host's memory file system; the test checks for the file there."""
+        # A file of its own: another process that empties the file frees space.
         with open(f"/dev/shm/hostile-{os.getpid()}", "wb", buffering=0) as stream:
             try:
                 for _megabyte in range(65):
@@ -176,13 +176,13 @@ def attempts():
         return "may dump core" if resource.getrlimit(resource.RLIMIT_CORE)[1] else ""
 
     def take_port(port):
-        """Of a service that is stopped briefly: it could not start, and its clients would come here."""
+        """The port of a service that is stopped briefly: it could not start, and its clients would come here."""
         with socket.socket() as server:
             server.bind(("127.0.0.1", port))
         return f"bound port {port}"
 
     def stop_services():
-        """Of manage.py and drivers alone: the services of both slots have one user and see each other."""
+        """Processes of manage.py and drivers only: the services of both slots have one user and see each other."""
         return "" if "SHIFTMASTER_SLOT" in os.environ else stop_others()
 
     for path in WRITE:

@@ -50,7 +50,7 @@ class Command(collectstatic.Command):
         os.chdir(settings.STATIC_ROOT)
         {line}
 """
-# What a build keeps for the next one: a wheel that it would install.
+# A file that a build keeps for the next one: a wheel that it would install.
 CACHE = """
 for place in (os.environ.get("PIP_CACHE_DIR"), "/var/cache/shiftmaster/pip", "/var/tmp"):
     try:
@@ -134,7 +134,7 @@ def collectstatic(line: str):
     def change(root: Path) -> None:
         commands = root / "roster" / "management" / "commands"
         (commands / "collectstatic.py").write_text(COLLECTSTATIC.format(line=line))
-        # Of two commands of one name Django takes that of the first application.
+        # Django uses the command of the first application of two with the same name.
         append(root / "shiftmaster" / "settings.py", 'INSTALLED_APPS.sort(key=lambda name: name != "roster")\n')
 
     return change

@@ -1,6 +1,6 @@
 """The application owns what is in its database: what it makes there does not run with a superuser's rights.
 
-In the way of queries: functions that match better than PostgreSQL's, a view of an extension's name, a search_path that
+Obstacles of queries: functions that match better than PostgreSQL's, a view of an extension's name, a search_path that
 is set for the database. Each would start a program as postgres, to whom the cluster and its backups belong.
 """
 
@@ -81,12 +81,12 @@ def owned(operations) -> str:
     return operations.shell(f"ls {OWNED}* 2>/dev/null || true")
 
 
-def test_the_application_closes_its_database_to_nobody(operations):
+def test_the_application_cannot_lock_others_out_of_its_database(operations):
     output = operations.python(CLOSE)
     assert "tried" in output and "gained" not in output
 
 
-def test_a_transaction_that_never_ends_does_not_keep_a_deploy_for_good(operations):
+def test_a_transaction_that_never_ends_does_not_block_a_deploy_for_ever(operations):
     operations.shell(HOLD)
     try:
         run = operations.run("deploy.yml", "--tags", "database", timeout=600)
@@ -98,7 +98,7 @@ def test_a_transaction_that_never_ends_does_not_keep_a_deploy_for_good(operation
     assert run.code != 0 and "lock timeout" in run.output, run.output[-4000:]
 
 
-def test_the_attack_works_on_who_asks_without_care(operations, hostile):
+def test_the_attack_succeeds_against_an_unprotected_query(operations, hostile):
     operations.shell("runuser -u postgres -- psql -qAt -d shiftmaster -c 'SELECT query FROM pg_stat_statements'")
     assert owned(operations) != ""
     operations.shell(f"rm -f {OWNED}*")
@@ -111,7 +111,7 @@ def test_roles_and_rights_are_set_without_the_applications_code(operations, host
 
 
 @pytest.mark.parametrize("playbook", ["health.yml", "diagnose.yml"])
-def test_reports_ask_without_the_applications_code(operations, hostile, playbook):
+def test_reports_query_without_the_applications_code(operations, hostile, playbook):
     run = operations.run(f"playbooks/{playbook}", timeout=300)
     assert run.code in (0, 1, 2), run.output[-3000:]
     assert owned(operations) == ""

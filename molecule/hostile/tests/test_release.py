@@ -13,7 +13,7 @@ from support import APP
 
 CANARY = "CANARY-of-root"
 HOOK_SECRET = "SECRET-of-a-hook"
-# What no release may change: files, their owners and modes, and links. Left out is what an ordinary run writes.
+# State that no release may change: files, their owners and modes, and links. Files of an ordinary run are left out.
 FINGERPRINT = r"""
 find /root /etc /usr/local /var/spool /boot /home -xdev \
   \( -path /root/.ansible -o -path /root/load -o -path /root/.cache -o -name cutover.json \) -prune -o \
@@ -76,7 +76,7 @@ def test_code_of_a_release_gains_nothing_anywhere(operations, attacked, canary):
     canary(attacked.output)
 
 
-def test_the_memory_of_the_host_holds_nothing_of_it(operations, attacked):
+def test_the_shared_memory_of_the_host_contains_nothing_of_it(operations, attacked):
     assert operations.shell("ls /dev/shm/hostile-* 2>/dev/null || true") == ""
 
 
@@ -86,21 +86,21 @@ def test_the_command_of_a_hook_is_not_in_the_journal(operations, attacked):
 
 
 def test_builds_read_nothing_of_the_application(operations, attacked):
-    """What is sealed is readable by all: the application needs no group for it."""
+    """Sealed files are readable by all: the application needs no group for it."""
     assert operations.shell("id -Gn shiftmaster-build").split() == ["shiftmaster-build"]
     assert operations.shell(f"runuser -u shiftmaster -- find {APP}/current/ ! -name env ! -readable ! -type l") == ""
 
 
-def test_what_the_build_left_running_has_ended_and_its_files_are_roots(operations, attacked):
+def test_background_processes_of_a_build_are_ended_and_its_files_belong_to_root(operations, attacked):
     assert operations.shell("pgrep -u shiftmaster-build || true") == ""
     odd = operations.shell(f"find {APP}/current/ \\( ! -user root -o -perm /6022 \\) ! -type l -print | head")
     assert odd == ""
 
 
-def test_no_process_that_a_deploy_started_outlives_it(operations, attacked):
+def test_no_process_of_a_deploy_survives_it(operations, attacked):
     """The release's settings start one wherever manage.py or a driver loads them."""
     assert operations.shell("pgrep -u shiftmaster -f left-by-manage || true") == ""
-    # What still runs as the application's user does so in the sandbox of its units.
+    # Remaining processes of the application's user run in the sandbox of its units.
     units = operations.shell("ps -u shiftmaster -o unit=").split()
     assert units and all(re.fullmatch(r"shiftmaster-(web|worker|beat)@\w+\.service", unit) for unit in units), units
 
@@ -115,20 +115,20 @@ def test_the_web_process_cannot_replace_its_socket(operations, attacked):
     operations.shell(f"rm -f {media}/replaced-socket; runuser -u shiftmaster -- touch {media}/replace-socket")
     found = operations.shell(f"timeout 30 sh -c 'until cat {media}/replaced-socket 2>/dev/null; do sleep 0.2; done'")
     assert found == "PermissionError"
-    assert operations.serves(30) == "hostile-everything"
+    assert operations.live_version(30) == "hostile-everything"
 
 
-def test_the_web_process_writes_to_no_directory_of_everybody(operations, attacked):
+def test_the_web_process_writes_to_no_world_writable_directory(operations, attacked):
     enter = "nsenter -m -t $(systemctl show -P MainPID 'shiftmaster-web@*') setpriv --reuid shiftmaster --clear-groups"
     operations.shell(f"! {enter} --regid shiftmaster touch /run/lock/x 2>&1")
 
 
-def test_a_slot_ends_without_an_error_and_serves_again(operations, attacked):
+def test_a_slot_stops_without_an_error_and_starts_again(operations, attacked):
     """gunicorn removes its socket at its end."""
     operations.shell(": >/var/log/shiftmaster/error.log; systemctl stop shiftmaster && systemctl start shiftmaster")
     assert operations.shell("systemctl list-units --failed --plain --no-legend 'shiftmaster*'") == ""
     assert "Error" not in operations.shell("cat /var/log/shiftmaster/error.log")
-    assert operations.serves(60) == "hostile-everything"
+    assert operations.live_version(60) == "hostile-everything"
 
 
 @pytest.mark.parametrize(
@@ -141,10 +141,10 @@ def test_a_slot_ends_without_an_error_and_serves_again(operations, attacked):
         "systemctl restart shiftmaster",
     ],
 )
-def test_tools_of_root_are_led_nowhere_by_what_was_planted(operations, attacked, canary, command):
+def test_tools_of_root_do_not_follow_planted_files(operations, attacked, canary, command):
     output = operations.shell(f"timeout 100 {command} 2>&1 || [ $? -ne 124 ]", timeout=150)
     canary(output)
-    assert operations.serves(30) == "hostile-everything"
+    assert operations.live_version(30) == "hostile-everything"
 
 
 def test_a_link_in_media_publishes_no_file_of_another_owner(operations, attacked):
@@ -171,25 +171,25 @@ def test_a_log_with_a_second_name_is_rotated(operations, attacked):
 
 
 @pytest.mark.parametrize("playbook", ["health.yml", "diagnose.yml", "checklist.yml"])
-def test_reports_are_led_nowhere_by_what_was_planted(operations, attacked, canary, playbook):
+def test_reports_do_not_follow_planted_files(operations, attacked, canary, playbook):
     run = operations.run(f"playbooks/{playbook}", timeout=300)
     assert run.code in (0, 1, 2), run.output[-3000:]
     canary(run.output)
 
 
-def test_the_next_deploy_is_led_nowhere_by_what_was_planted(operations, attacked, canary):
+def test_the_next_deploy_does_not_follow_planted_files(operations, attacked, canary):
     run = operations.deploy("2.1.0", shiftmaster_keep_releases=1)
     assert run.code == 0, run.output[-4000:]
     canary(run.output)
-    assert operations.serves(30) == "2.1.0"
+    assert operations.live_version(30) == "2.1.0"
 
 
-def test_what_a_version_has_stopped_of_the_other_slot_goes_on(operations, repository):
+def test_processes_of_the_other_slot_that_a_version_suspends_are_resumed(operations, repository):
     """Its web processes stop those that serve, which have the same user, and fail the health gate."""
-    before = operations.serves(30)
+    before = operations.live_version(30)
     run = operations.deploy("hostile-stopping", shiftmaster_repository=repository)
     assert run.code == 2, run.output[-4000:]
-    assert operations.serves(30) == before
+    assert operations.live_version(30) == before
     assert "T" not in operations.shell("ps -u shiftmaster -o stat= | cut -c1")
 
 
@@ -202,10 +202,10 @@ def test_web_processes_that_never_end_do_not_stop_the_next_deploy(operations, re
         **limits,
     )
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(30) == "hostile-endless"
+    assert operations.live_version(30) == "hostile-endless"
     run = operations.deploy("2.1.0", **limits)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(30) == "2.1.0"
+    assert operations.live_version(30) == "2.1.0"
     # One slot runs, and none is on its way out.
     assert len(operations.shell("systemctl list-units --plain --no-legend 'shiftmaster-web@*'").splitlines()) == 1
 
@@ -213,29 +213,29 @@ def test_web_processes_that_never_end_do_not_stop_the_next_deploy(operations, re
 @pytest.mark.sample("hostile-static-file")
 @pytest.mark.parametrize("version", ["hostile-static-file", "hostile-static-directory"])
 def test_a_link_among_the_static_files_is_rejected(operations, repository, canary, version):
-    before = operations.serves(30)
+    before = operations.live_version(30)
     run = operations.deploy(version, shiftmaster_repository=repository)
-    assert run.code == 2 and run.says("is a symbolic link"), run.output[-4000:]
+    assert run.code == 2 and run.prints("is a symbolic link"), run.output[-4000:]
     canary(run.output)
-    assert operations.serves() == before
+    assert operations.live_version() == before
     assert (
         operations.shell(f"find -L {APP}/shared/static {APP}/releases/*/static -name '*.key' -o -type l | head") == ""
     )
 
 
 def test_a_sparse_static_file_fills_neither_memory_nor_disk(operations, repository, canary):
-    before = operations.serves(30)
+    before = operations.live_version(30)
     run = operations.deploy("hostile-static-sparse", shiftmaster_repository=repository)
     assert run.code == 2, run.output[-4000:]
-    assert operations.serves() == before
+    assert operations.live_version() == before
     assert operations.shell(f"find {APP} -name '*sparse.js*' | head") == ""
 
 
 def test_static_files_of_a_version_that_fails_its_gate_are_not_published(operations, repository, canary):
-    before = operations.serves(30)
+    before = operations.live_version(30)
     run = operations.deploy("hostile-static-rejected", shiftmaster_repository=repository)
     assert run.code == 2, run.output[-4000:]
-    assert operations.serves() == before
+    assert operations.live_version() == before
     assert operations.shell(f"find {APP}/shared/static -name 'rejected*' | head") == ""
     get = (
         "curl -sk -o /dev/null -w '%{http_code}' --resolve localhost:443:127.0.0.1 https://localhost/static/rejected.js"
@@ -243,7 +243,7 @@ def test_static_files_of_a_version_that_fails_its_gate_are_not_published(operati
     assert operations.shell(get) == "404"
 
 
-def test_links_that_lead_out_of_the_source_gain_nothing(operations, repository, canary):
+def test_links_out_of_the_source_gain_nothing(operations, repository, canary):
     run = operations.deploy(
         "hostile-links", shiftmaster_repository=repository, shiftmaster_linked_directories=["a/ssl", "a/nginx"]
     )
@@ -256,4 +256,4 @@ def test_a_log_that_is_a_link_is_not_quoted(operations, repository, canary):
     run = operations.deploy("hostile-log", shiftmaster_repository=repository, shiftmaster_linked_directories=["logs"])
     assert run.code == 2, run.output[-4000:]
     canary(run.output, operations.shell(f"cat {APP}/shared/state/audit.jsonl"))
-    assert operations.serves(30)
+    assert operations.live_version(30)

@@ -16,7 +16,7 @@ from support import APP, ROOT, SCENARIO_HOME, Operations, kill_here, kill_on_hos
 
 AUDIT, LOCK = f"{APP}/shared/state/audit.jsonl", f"{APP}/shared/state/lock.json"
 ACTIVE_UNITS = "systemctl list-units --plain --no-legend --state=active 'shiftmaster-*@*' | awk '{print $1}' | sort"
-# What a killed run leaves: half a removal, half a copy of the database, a link that was not renamed, the lock.
+# Remains of a killed run: half a removal, half a copy of the database, a link that was not renamed, the lock.
 LEFT_OVER = (
     f"ls -d {APP}/releases/*.removing /var/backups/shiftmaster/pre-migration/.*.part {APP}/*.new {LOCK} 2>/dev/null;"
     " systemctl list-units --plain --no-legend 'shiftmaster-code-*' 'shiftmaster-build-*' 'shiftmaster-hook-*'"
@@ -30,11 +30,11 @@ def kill_tree(operations, process: subprocess.Popen, point: str) -> None:
     """SIGKILL everything of a run that waits at a point, on this machine and on the host."""
     waiting = operations.shell(f"cat {DIRECTORY}/{point}.reached").strip()
     kill_run(operations, process)
-    # A driver, the first process of its own PID namespace, goes on in its unit until the next run ends it.
+    # A driver, the first process of its own PID namespace, continues in its unit until the next run ends it.
     assert waiting == "1" or operations.shell(f"test -e /proc/{waiting} || echo ended").strip() == "ended"
 
 
-def points():
+def failpoints():
     """module_utils/shiftmaster/host/points.py, where the points of a run have their names."""
     spec = importlib.util.spec_from_file_location("points", ROOT / "module_utils/shiftmaster/host/points.py")
     module = importlib.util.module_from_spec(spec)
@@ -42,8 +42,8 @@ def points():
     return module
 
 
-POINTS, DIRECTORY = points().POINTS, points().DIRECTORY
-# What a run needs to come by a point, besides being a deploy of 2.1.1.
+POINTS, DIRECTORY = failpoints().POINTS, failpoints().DIRECTORY
+# Conditions under which a run reaches a fault-injection point, besides being a deploy of 2.1.1.
 FAILS = {"shiftmaster_hooks": [{"name": "fail", "phase": "after_cutover", "command": "exit 1"}]}
 NEEDS = {
     # With another setting a release is built; with fewer that are kept, one is removed.
@@ -106,7 +106,7 @@ class Replay:
              f"{self.operations.host}:{self.DIRECTORY}/ansible-playbook"], check=True, capture_output=True,
         )  # fmt: skip
         if self.operations.shell(f"cat {self.DIRECTORY}/of 2>/dev/null", check=False) == self.source():
-            return  # Somebody runs tests once more on a host of before.
+            return  # Tests run again on an existing host.
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ANSIBLE_KEEP_REMOTE_FILES", "1")
             run = self.operations.deploy("2.1.1", shiftmaster_watch_seconds=1)
@@ -123,7 +123,7 @@ class Replay:
 
     @staticmethod
     def source() -> str:
-        """What a record is made of."""
+        """The parts of a record."""
         digest = hashlib.sha256()
         for part in ("group_vars", "library", "module_utils", "playbooks", "roles", "molecule/kills/inventory"):
             for path in sorted((ROOT / part).rglob("*.[jyp]*")):
@@ -182,7 +182,7 @@ def playbooks(operations):
 def replay(operations):
     replay = Replay(operations)
     replay.record()
-    if operations.serves(10) != "2.0.0":
+    if operations.live_version(10) != "2.0.0":
         replay.back()
     return replay
 
@@ -195,10 +195,10 @@ def at_2_0_0(operations):
             kill_here(process)
     STARTED.clear()
     kill_on_host(operations)
-    let_go(operations)
+    release_hold(operations)
     # The playbook cannot know that a run on the host is dead.
     operations.shell(f"rm -f {LOCK}")
-    if operations.serves(10) != "2.0.0":
+    if operations.live_version(10) != "2.0.0":
         run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
         assert run.code == 0, run.output[-4000:]
 
@@ -211,7 +211,7 @@ def audited(operations, event: str) -> int:
     return sum(one["event"] == event for one in events(operations))
 
 
-def let_go(operations) -> None:
+def release_hold(operations) -> None:
     operations.shell(f"rm -rf {DIRECTORY}")
 
 
@@ -230,9 +230,9 @@ def start_and_reach(runs, point: str, watch: int = 8, **settings) -> subprocess.
 
 def wait_for_point(operations, process: subprocess.Popen, point: str) -> None:
     # Waits on the host: a call from here costs the run that is waited for a good part of a processor.
-    look = f"timeout 5 sh -c 'until cat {DIRECTORY}/{point}.reached 2>/dev/null; do sleep 0.2; done'"
+    reached = f"timeout 5 sh -c 'until cat {DIRECTORY}/{point}.reached 2>/dev/null; do sleep 0.2; done'"
     wait_for(
-        lambda: process.poll() is not None or operations.shell(look, check=False), 600, f"the point {point}"
+        lambda: process.poll() is not None or operations.shell(reached, check=False), 600, f"the point {point}"
     )  # fmt: skip
     assert process.poll() is None, f"ended before {point}: {LOG.read_text()[-3000:]}"
 
@@ -260,7 +260,7 @@ def assert_tasks_ran(operations, prefix: str) -> None:
 
 @contextlib.contextmanager
 def under_load(operations):
-    """People work all the time: none of their requests fails, and they see the old or the new version alone."""
+    """Users work all the time: none of their requests fails, and they see either the old or the new version."""
     with load(operations, "--clients", "4", "--think-seconds", "0.3", seconds=900) as traffic:
         yield
     traffic.assert_flawless()
@@ -269,14 +269,14 @@ def under_load(operations):
 
 def assert_clean(operations) -> None:
     """The requested version is live, and nothing of a killed run is left."""
-    assert operations.serves(10) == "2.1.1"
+    assert operations.live_version(10) == "2.1.1"
     state = operations.state()
     assert state["transition"] is None
     assert "building" not in [entry["status"] for entry in state["releases"].values()]
     assert operations.shell(LEFT_OVER).split() == []
     slot = operations.shell(f"basename $(readlink {APP}/active)").strip()
     kinds = ("beat", "web", "worker")
-    wait_for(  # A worker of before may still be ending.
+    wait_for(  # An earlier worker may still be ending.
         lambda: operations.shell(ACTIVE_UNITS).split() == [f"shiftmaster-{kind}@{slot}.service" for kind in kinds],
         60, "one slot's units alone",
     )  # fmt: skip
@@ -287,7 +287,7 @@ def assert_converged(runs, reverse: bool = False, **settings) -> None:
     assert_clean(runs.operations)
     runs.assert_nothing_to_do(**settings)
     runs.back(reverse)
-    assert runs.operations.serves(10) == "2.0.0"
+    assert runs.operations.live_version(10) == "2.0.0"
 
 
 def schema_is_ahead(operations) -> bool:
@@ -296,7 +296,7 @@ def schema_is_ahead(operations) -> bool:
 
 @pytest.mark.sample("handover")
 @pytest.mark.parametrize("point", POINTS)
-def test_kill_at_point(operations, point, request):
+def test_kill_at_fault_injection_point(operations, point, request):
     runs = request.getfixturevalue("playbooks" if point in BY_PLAYBOOK else "replay")
     # Phases before and after: by the playbook in the sample, and where a release has a setting that no record has.
     others = runs if point in ("build", "handover") else request.getfixturevalue("replay")
@@ -313,11 +313,11 @@ def test_kill_at_point(operations, point, request):
     settings_again = {} if settings is FAILS else settings
     with under_load(operations):
         process = start_and_reach(runs, point, **settings)
-        # Not before: a run that somebody has broken off may have left its lock, which this one has taken over.
+        # Not before: an interrupted run may have left its lock, which this one has replaced.
         taken_over = audited(operations, "lock_taken_over")
         kill_tree(operations, process, point)
-        let_go(operations)
-        assert operations.serves(5) == ("2.1.1" if point in SWITCHED else "2.0.0")
+        release_hold(operations)
+        assert operations.live_version(5) == ("2.1.1" if point in SWITCHED else "2.0.0")
         tasks = send_tasks(operations)
         runs.deploy(shiftmaster_watch_seconds=3, **settings_again)
         assert_tasks_ran(operations, tasks)
@@ -325,15 +325,15 @@ def test_kill_at_point(operations, point, request):
     assert_converged(others, reverse, **settings_again)
 
 
-def test_kill_in_the_rename_of_the_way_back(operations, replay):
+def test_kill_in_the_rename_of_the_rollback(operations, replay):
     """The link leads to the new version, which is being left; the next run completes the rollback first."""
     with under_load(operations):
         process = start_and_reach(replay, "revert", **FAILS)
         operations.shell(f"touch {DIRECTORY}/rename && rm {DIRECTORY}/revert")
         wait_for_point(operations, process, "rename")
         kill_tree(operations, process, "rename")
-        let_go(operations)
-        assert operations.serves(5) == "2.1.1"
+        release_hold(operations)
+        assert operations.live_version(5) == "2.1.1"
         tasks = send_tasks(operations)
         back = audited(operations, "reverted")
         replay.deploy(shiftmaster_watch_seconds=3)
@@ -346,10 +346,10 @@ def test_kill_while_recovering(operations, replay):
     """The run that finishes what a dead one left dies, too; the third one finishes it."""
     with under_load(operations):
         kill_tree(operations, start_and_reach(replay, "drain"), "drain")
-        let_go(operations)
+        release_hold(operations)
         kill_tree(operations, start_and_reach(replay, "live"), "live")
-        let_go(operations)
-        assert operations.serves(5) == "2.1.1"
+        release_hold(operations)
+        assert operations.live_version(5) == "2.1.1"
         replay.deploy(shiftmaster_watch_seconds=3)
     assert_converged(replay)
 
@@ -368,20 +368,20 @@ def test_the_module_outlives_its_run(operations, playbooks, replay):
         )  # fmt: skip
         time.sleep(5)
         assert second.poll() is None and operations.state()["transition"] == first
-        let_go(operations)
+        release_hold(operations)
         assert second.wait(600) == 0, NEXT.read_text()[-6000:]
     assert audited(operations, "lock_taken_over") == taken_over + 1
     assert_converged(replay)
 
 
 @pytest.mark.parametrize("point", REBOOTS)
-def test_reboot_at_point(operations, playbooks, replay, point):
+def test_reboot_at_fault_injection_point(operations, playbooks, replay, point):
     """A run on the host cannot know that the one before the reboot is dead, so the operator's option names it."""
     runs = playbooks if point == REBOOT_BY_PLAYBOOK else replay
     process = start_and_reach(runs, point)
     kill_tree(operations, process, point)
     operations.reboot()
-    assert operations.serves(180) == REBOOTS[point]
+    assert operations.live_version(180) == REBOOTS[point]
     if runs is replay:
         replay.deploy(take_over=json.loads(operations.shell(f"cat {LOCK}"))["run_id"])
     else:
@@ -389,44 +389,44 @@ def test_reboot_at_point(operations, playbooks, replay, point):
     assert_converged(replay)
 
 
-def test_two_at_once(operations, playbooks):
+def test_two_runs_at_once(operations, playbooks):
     """The second one shows who holds the lock, and changes nothing; or it waits, and has its turn."""
     process = start_and_reach(playbooks, "watch")
     try:
         second = operations.deploy("2.0.0", shiftmaster_lock_wait_seconds=0)
-        assert second.code == 2 and second.says("holds the lock"), second.output[-3000:]
+        assert second.code == 2 and second.prints("holds the lock"), second.output[-3000:]
         waiting = start(operations, "rollback.yml", NEXT, to="2.0.0", shiftmaster_lock_wait_seconds=300)
         wait_for(lambda: "holds the lock" in NEXT.read_text(), 300, "the rollback at the lock")
-        assert waiting.poll() is None and operations.serves(10) == "2.1.1"
+        assert waiting.poll() is None and operations.live_version(10) == "2.1.1"
     finally:
-        let_go(operations)
+        release_hold(operations)
         assert process.wait(600) == 0, LOG.read_text()[-3000:]
     assert waiting.wait(600) == 0, NEXT.read_text()[-3000:]
-    assert operations.serves(10) == "2.0.0"
+    assert operations.live_version(10) == "2.0.0"
     assert [one["kind"] for one in events(operations) if one["event"] == "live"][-2:] == ["deploy", "rollback"]
 
 
 def test_restart_by_hand_during_the_watch(operations, replay):
     """Rejected; after the deploy the unit is healthy, and its stop stops everything."""
     process = start_and_reach(replay, "watch", watch=20)
-    let_go(operations)
+    release_hold(operations)
     # After the run's own start of the unit, which would be one job with the restart.
     wait_for(lambda: "watch\n" in LOG.read_text(), 300, "the watch")
     operations.shell("systemctl restart shiftmaster", check=False)
     assert process.wait(600) == 0, LOG.read_text()[-3000:]
     assert operations.shell("systemctl is-active shiftmaster").strip() == "active"
-    assert operations.serves(10) == "2.1.1"
+    assert operations.live_version(10) == "2.1.1"
     operations.shell("systemctl stop shiftmaster", timeout=180)
     assert operations.shell(ACTIVE_UNITS).split() == []
     operations.shell("systemctl start shiftmaster", timeout=180)
-    assert operations.serves(30) == "2.1.1"
+    assert operations.live_version(30) == "2.1.1"
     replay.back()
 
 
 def test_stop_by_hand_during_the_watch(operations, replay):
     """It stays stopped, and the release is not blamed."""
     process = start_and_reach(replay, "watch", watch=40)
-    let_go(operations)
+    release_hold(operations)
     # The run first makes sure that the complete unit is started, which would undo the stop.
     wait_for(lambda: "watch\n" in LOG.read_text(), 300, "the watch")
     operations.shell("systemctl stop shiftmaster", timeout=180)
@@ -435,5 +435,5 @@ def test_stop_by_hand_during_the_watch(operations, replay):
     assert operations.shell(ACTIVE_UNITS).split() == []
     assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
     operations.shell("systemctl start shiftmaster", timeout=180)
-    assert operations.serves(30) == "2.1.1"
+    assert operations.live_version(30) == "2.1.1"
     replay.back()

@@ -42,7 +42,7 @@ def as_deployed(app):
     assert run.code == 0, run.output[-4000:]
 
 
-def ask(log, path, method="GET", body=None):
+def query(log, path, method="GET", body=None):
     secret = (SCENARIO_HOME / "logging/admin").read_text().split()[0]
     text = log.shell(
         f"curl -sS -m 30 --cacert /etc/ssl/shiftmaster/ca.crt -K - -X {method} -H 'Content-Type: application/json' "
@@ -78,9 +78,9 @@ def write(app, count=LINES, pause=0.0, more=None):
 
 
 def found(log, mark):
-    ask(log, f"{STREAM}/_refresh", "POST")
+    query(log, f"{STREAM}/_refresh", "POST")
     body = {"size": 0, "track_total_hits": True, "query": {"match": {"message": mark}}}
-    return ask(log, f"{STREAM}/_search", "POST", body)["hits"]["total"]["value"]
+    return query(log, f"{STREAM}/_search", "POST", body)["hits"]["total"]["value"]
 
 
 def arrive(log, mark, count=LINES, seconds=300):
@@ -95,7 +95,7 @@ def pipeline(log):
     ]
 
 
-def test_elasticsearch_is_away(app, log):
+def test_elasticsearch_is_down(app, log):
     second = Operations(INVENTORY, "logging-log2")
     arrive(log, write(app))
     for host in (log, second):
@@ -119,23 +119,23 @@ def test_the_disk_is_at_the_flood_watermark(app, log):
     name = "cluster.routing.allocation.disk.watermark."
     full = {name + "low": "1%", name + "high": "1%", name + "flood_stage": "1%"}
     arrive(log, write(app, 10), 10)
-    ask(log, "_cluster/settings", "PUT", {"persistent": full})
+    query(log, "_cluster/settings", "PUT", {"persistent": full})
 
     def blocked():
-        answer = ask(log, f"{STREAM}/_settings/index.blocks.read_only_allow_delete?flat_settings=true")
-        return any(index["settings"] for index in answer.values())
+        response = query(log, f"{STREAM}/_settings/index.blocks.read_only_allow_delete?flat_settings=true")
+        return any(index["settings"] for index in response.values())
 
     wait_for(blocked, 180, "the block")
     mark = write(app)
     wait_for(lambda: pipeline(log)["queue"]["events_count"] > 0, 120, "a queue that grows")
     assert found(log, mark) == 0
-    # The role's own watermarks come back, and Elasticsearch takes its block away.
+    # The role's own watermarks come back, and Elasticsearch removes its block.
     assert app.run("deploy.yml", "--tags", "elasticsearch").code == 0
     wait_for(lambda: not blocked(), 180, "the end of the block")
     arrive(log, mark)
 
 
-def test_filebeat_has_a_certificate_of_somebody_else(app, log):
+def test_filebeat_has_a_certificate_of_another_authority(app, log):
     app.shell(
         "cd /root && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=other "
         "-keyout other.key -out other.crt"

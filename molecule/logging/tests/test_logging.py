@@ -18,7 +18,7 @@ LOGS = "/var/log/shiftmaster"
 @pytest.fixture(scope="module")
 def app():
     found = Operations(INVENTORY, "logging-trixie")
-    assert found.serves(60), "the application does not serve"
+    assert found.live_version(60), "the application does not serve"
     found.manage("seed_demo")
     return found
 
@@ -43,7 +43,7 @@ def password(name):
     return (SCENARIO_HOME / "logging" / name).read_text().split()[0]
 
 
-def test_the_application_writes_json_and_people_can_read_it(app):
+def test_the_application_writes_json_that_group_adm_can_read(app):
     python(app, "import logging\nlogging.getLogger('roster').warning('there is a first line')")
     lines = app.shell(f"cat {LOGS}/app.log {LOGS}/celery.log").splitlines()
     events = [json.loads(line) for line in lines if line.startswith('{"@timestamp"')]
@@ -68,9 +68,9 @@ ask -o /dev/null -D - --data-urlencode "csrfmiddlewaretoken=$(token)" $draft | t
 
 def test_a_request_is_followed_through_every_part(app):
     """On real parts: nginx makes the id of a request, and Django, PostgreSQL and Celery have it."""
-    answer = app.shell(ORDER, stdin=PASSWORD)
-    assert re.match(r"HTTP/[0-9.]+ 302", answer), answer
-    (number,) = re.findall(r"(?im)^x-request-id: ([0-9a-f]{32})$", answer)
+    response = app.shell(ORDER, stdin=PASSWORD)
+    assert re.match(r"HTTP/[0-9.]+ 302", response), response
+    (number,) = re.findall(r"(?im)^x-request-id: ([0-9a-f]{32})$", response)
     # nginx writes a batch of lines at a time.
     access = "/var/log/nginx/shiftmaster_access.log"
     wait_for(lambda: number in app.shell(f"cat {access}"), 30, "nginx' line")
@@ -128,24 +128,24 @@ def test_two_nodes_are_one_cluster(log):
     second = Operations(INVENTORY, "logging-log2")
     assert second.shell("systemctl is-active elasticsearch").strip() == "active"
     for host in (log, second):
-        answer = host.shell(
+        response = host.shell(
             "curl -sS -m 20 --cacert /etc/ssl/shiftmaster/ca.crt -K - https://localhost:9200/_cluster/health",
             stdin=f'user = "shiftmaster_admin:{password("admin")}"\n',
         )
-        assert {name: json.loads(answer)[name] for name in ("status", "number_of_nodes")} == {
+        assert {name: json.loads(response)[name] for name in ("status", "number_of_nodes")} == {
             "status": "green", "number_of_nodes": 2,
         }  # fmt: skip
-        # What makes a cluster is left on no node.
+        # The settings that create a cluster remain on no node.
         assert "initial_master_nodes" not in host.shell("cat /etc/elasticsearch/elasticsearch.yml")
 
 
 def test_elasticsearch_may_lock_its_memory(log):
-    # What systemd gives it; a container's own limits may be below.
+    # The limit of systemd; a container's own limits may be below.
     assert log.shell("systemctl show -p LimitMEMLOCK --value elasticsearch").strip() == "infinity"
     assert "bootstrap.memory_lock: true" in log.shell("cat /etc/elasticsearch/elasticsearch.yml")
 
 
-def test_no_secret_is_readable_for_everybody(app, log):
+def test_no_secret_is_world_readable(app, log):
     secrets = [password(name) for name in ("admin", "writer", "kibana", "canary", "log_key")]
     for host in (app, log):
         found = host.shell(
@@ -156,7 +156,7 @@ def test_no_secret_is_readable_for_everybody(app, log):
         assert not [secret for secret in secrets if secret in host.shell("ps -eo args")]
 
 
-def test_a_line_is_found_and_verify_says_on_what(app):
+def test_a_line_is_found_and_verify_reports_its_checks(app):
     run = app.run("playbooks/verify.yml")
     assert run.code == 0, run.output
     assert "canary: a line is found by search: PASSED" in run.output
@@ -178,7 +178,7 @@ def test_the_writer_may_only_write(log):
         assert status.strip() == wanted, path
 
 
-def test_the_watch_writes_what_the_alerts_ask_for(app):
+def test_the_watch_writes_what_the_alerts_query(app):
     """Once, as with a Prometheus that reads it: each metric of the rules that is the pipeline's own is in a file."""
     run = app.run("deploy.yml", "--tags", "log_watch", monitoring_hosts=["logging-log"])
     assert run.code == 0, run.output
@@ -199,12 +199,12 @@ def test_the_watch_writes_what_the_alerts_ask_for(app):
 
 
 def test_a_version_that_breaks_under_traffic_is_reported_with_its_cause(app):
-    """By its lines of JSON: gunicorn's own log has none of it."""
+    """Only JSON lines count: gunicorn's own log has none of it."""
     with load(app, "--clients", "8", "--think-seconds", "0.3", seconds=400):
         run = app.deploy("broken-template", shiftmaster_watch_seconds=20)
-    assert run.code == 2 and run.says("broke under traffic", f"{LOGS}/app.log"), run.output
-    assert run.says("cause: django.template.exceptions.TemplateDoesNotExist: roster/_calendar.html"), run.output
-    assert app.serves(60) == "2.0.0"
+    assert run.code == 2 and run.prints("broke under traffic", f"{LOGS}/app.log"), run.output
+    assert run.prints("cause: django.template.exceptions.TemplateDoesNotExist: roster/_calendar.html"), run.output
+    assert app.live_version(60) == "2.0.0"
 
 
 def test_a_second_run_of_the_tag_changes_nothing_and_is_short(app, capsys):

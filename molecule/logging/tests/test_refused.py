@@ -1,4 +1,4 @@
-"""What is refused leaves the services as they run."""
+"""A rejected configuration leaves the services unchanged."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_it_is_refused_with_the_reason_and_nothing_has_changed(log, case):
     tag, extra, sentence = WRONG[case]
     before = log.shell(SEEN)
     run = log.run("deploy.yml", "--tags", tag, **extra)
-    assert run.code == 2 and run.says("Nothing was changed"), run.output[-4000:]
-    assert run.says(sentence), run.output[-4000:]
+    assert run.code == 2 and run.prints("Nothing was changed"), run.output[-4000:]
+    assert run.prints(sentence), run.output[-4000:]
     assert run.changed == 0 and log.shell(SEEN) == before
 
 
@@ -55,11 +55,11 @@ def test_a_key_that_signs_nothing_of_it_is_refused(log):
     assert wrong != right
     before = log.shell(SEEN)
     run = log.run("deploy.yml", "--tags", "elasticsearch", "--limit", "logging-log", elastic_repository_key=wrong)
-    assert run.code == 2 and run.says("The source elastic was not added"), run.output[-4000:]
+    assert run.code == 2 and run.prints("The source elastic was not added"), run.output[-4000:]
     assert log.shell(SEEN) == before
     # And where the fingerprint that the vendor publishes is another one.
     run = log.run(
         "deploy.yml", "--tags", "elasticsearch", "--limit", "logging-log", elastic_repository_key_fingerprint="0" * 40
     )
-    assert run.code == 2 and run.says("the fingerprint of the key is"), run.output[-4000:]
+    assert run.code == 2 and run.prints("the fingerprint of the key is"), run.output[-4000:]
     assert log.shell(SEEN) == before

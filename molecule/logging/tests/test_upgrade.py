@@ -27,7 +27,7 @@ def started(host, unit):
     return int(text)
 
 
-def test_a_newer_minor_version_comes_by_one_variable():
+def test_a_newer_minor_version_is_installed_by_one_variable():
     app = Operations(INVENTORY, "logging-trixie")
     assert set(versions().values()) == {"9.99.0"}
     for host in HOSTS:
@@ -46,7 +46,7 @@ def test_a_newer_minor_version_comes_by_one_variable():
             assert Operations(INVENTORY, host).shell(f"apt-mark showhold {part}").strip() == part
     again = app.run("deploy.yml", "--tags", "logging", logging_version=NEWER)
     assert again.code == 0 and again.changed == 0, again.output[-6000:]
-    # What runs is the newer one, and a line still comes through.
+    # The newer version runs, and a line is still indexed.
     verify = app.run("playbooks/verify.yml")
     assert verify.code == 0 and "canary: a line is found by search: PASSED" in verify.output, verify.output[-3000:]
     running = Operations(INVENTORY, "logging-log").shell("curl -s http://127.0.0.1:5066/stats")

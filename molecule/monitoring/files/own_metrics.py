@@ -2,8 +2,8 @@
 """Gives a container metrics of its own where the kernel gives all containers those of the entire machine.
 
 The machine runs other steps of the tests at the same time: by its processors, memory and pressure alerts would come and
-go as those do, and a fault of them would be a fault for everybody. So /proc/stat, /proc/meminfo and /proc/pressure/*
-are the kernel's files with other numbers in them: a quiet host, until somebody writes into the directory WANTED how
+go as those do, and a fault of them would be a fault of all. So /proc/stat, /proc/meminfo and /proc/pressure/*
+are the kernel's files with other numbers in them: an idle host, until a test writes into the directory WANTED how
 busy its processors are and how much of its memory is in use, in percent (files `cpu` and `memory`). A stub for the
 kernel alone: what reads the files, and everything after it, is real. lxcfs does the same for containers.
 """
@@ -29,7 +29,7 @@ def wanted(name):
 
 
 def stat(text, used):
-    """Of each processor, used = (busy, idle) ticks since the beginning."""
+    """For each processor, used = (busy, idle) ticks since the beginning."""
     lines = []
     for line in text.splitlines():
         name, *numbers = line.split()
@@ -51,7 +51,7 @@ def meminfo(text, percent):
 
 
 def calm(text):
-    """Nobody has waited for anything."""
+    """No process has waited."""
     return "".join("%s avg10=0.00 avg60=0.00 avg300=0.00 total=0\n" % line.split()[0] for line in text.splitlines())
 
 

@@ -19,7 +19,7 @@ FILES = ("test_deploys", "test_alertmanager", "test_metrics", "test_alerts", "te
 FILES_SCALED = ("test_alerts", "test_deploys", "test_metrics", "test_costs")
 
 # A page that only tests request.
-ASKED = "/requests/"
+REQUESTED = "/requests/"
 INVENTORY, APP = inventory_and_host(__file__)
 
 
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items):
 
 
 class Watch(Operations):
-    """The host with Prometheus and Alertmanager; it queries them as a person would."""
+    """The host with Prometheus and Alertmanager; it queries them as an operator would."""
 
     # By what the durations of the rules that run are divided.
     factor = 1
@@ -46,21 +46,21 @@ class Watch(Operations):
     def secret(self, name: str) -> str:
         return (SCENARIO_HOME / "monitoring" / name).read_text().split()[0]
 
-    def ask(self, url: str, *options: str, user: str = "admin") -> str:
-        # The password by the standard input: everybody may read a process's arguments.
+    def request(self, url: str, *options: str, user: str = "admin") -> str:
+        # The password by the standard input: every user can read a process's arguments.
         return self.shell(
             f"curl -sS -m 20 --cacert /etc/ssl/shiftmaster/ca.crt -K - {' '.join(options)} {url}",
             stdin=f'user = "{user}:{self.secret("admin" if user == "admin" else "scrape")}"\n',
         )
 
     def query(self, expression: str, since: float = 0) -> list:
-        """What it is now; with since, what it was at any time since then."""
+        """The current value; with since, the values since then."""
         return self.queries([(expression, since)])[0]
 
-    def queries(self, asked: list) -> list:
+    def queries(self, requested: list) -> list:
         """Many of them, each (expression, since), by one command."""
         requests = []
-        for expression, since in asked:
+        for expression, since in requested:
             form = {"query": " ".join(expression.replace("'", '"').split())}
             if since:
                 form.update(start=f"{since:.0f}", end=f"{time.time():.0f}", step=f"{5 / self.factor:g}")
@@ -73,16 +73,16 @@ class Watch(Operations):
                 escaped = value.replace("\\", "\\\\").replace('"', '\\"')
                 lines.append(f'data-urlencode = "{name}={escaped}"')
             requests.append("\n".join(lines))
-        answers = [json.loads(line) for line in self.shell("curl -K -", stdin="\nnext\n".join(requests)).splitlines()]
-        assert len(answers) == len(asked)
-        for expression, answer in zip(asked, answers):
-            assert answer["status"] == "success", (expression, answer)
-        return [answer["data"]["result"] for answer in answers]
+        responses = [json.loads(line) for line in self.shell("curl -K -", stdin="\nnext\n".join(requests)).splitlines()]
+        assert len(responses) == len(requested)
+        for expression, response in zip(requested, responses):
+            assert response["status"] == "success", (expression, response)
+        return [response["data"]["result"] for response in responses]
 
     def shows(self, *expressions: str, seconds: float = 90) -> None:
         """Wait until each of these has series."""
         for expression in expressions:
-            wait_for(lambda asked=expression: self.query(asked), seconds, expression)
+            wait_for(lambda requested=expression: self.query(requested), seconds, expression)
 
     def scale(self, factor: int) -> None:
         """Divide the durations of the scrapes and rules that run."""
@@ -100,12 +100,12 @@ class Watch(Operations):
     def forget_ended(self) -> None:
         """Restart Prometheus: it keeps what fires, and no longer sends what has ended."""
         self.shell("systemctl restart prometheus")
-        ask = "curl -sS -m 5 --cacert /etc/ssl/shiftmaster/ca.crt -K - https://localhost:9090/-/ready"
+        request = "curl -sS -m 5 --cacert /etc/ssl/shiftmaster/ca.crt -K - https://localhost:9090/-/ready"
         login = f'user = "admin:{self.secret("admin")}"\n'
-        wait_for(lambda: "Ready" in self.shell(ask, stdin=login, check=False), 120, "Prometheus")
+        wait_for(lambda: "Ready" in self.shell(request, stdin=login, check=False), 120, "Prometheus")
 
     def groups(self) -> list:
-        return json.loads(self.ask("https://localhost:9090/api/v1/rules"))["data"]["groups"]
+        return json.loads(self.request("https://localhost:9090/api/v1/rules"))["data"]["groups"]
 
     def rule(self, alert: str) -> dict:
         """An alert's rule, as it runs."""
@@ -113,7 +113,7 @@ class Watch(Operations):
 
     def intervals(self) -> dict:
         """How often each group of rules is evaluated and each job scraped, in seconds."""
-        jobs = yaml.safe_load(json.loads(self.ask("https://localhost:9090/api/v1/status/config"))["data"]["yaml"])[
+        jobs = yaml.safe_load(json.loads(self.request("https://localhost:9090/api/v1/status/config"))["data"]["yaml"])[
             "scrape_configs"
         ]
         return {
@@ -133,10 +133,10 @@ class Watch(Operations):
     @staticmethod
     def seen_once(app) -> None:
         """Series begin with what is seen first, also after a reboot: test_deploys.py counts from here."""
-        app.shell(f"curl -skS -o /dev/null https://shift.example.test{ASKED}")
+        app.shell(f"curl -skS -o /dev/null https://shift.example.test{REQUESTED}")
 
     def firing(self) -> set:
-        alerts = json.loads(self.ask("https://localhost:9090/api/v1/alerts"))["data"]["alerts"]
+        alerts = json.loads(self.request("https://localhost:9090/api/v1/alerts"))["data"]["alerts"]
         return {one["labels"]["alertname"] for one in alerts if one["state"] == "firing"}
 
 
@@ -155,7 +155,7 @@ def hosts():
 @pytest.fixture(scope="session")
 def watch(hosts):
     """Prometheus, after its first minute: every target responds."""
-    assert hosts.app.serves(60), "the application does not serve"
+    assert hosts.app.live_version(60), "the application does not serve"
     hosts.app.manage("seed_demo")
     hosts.watch.seen_once(hosts.app)
     if not SAMPLE_SCENARIO:  # That host has backups.
@@ -181,7 +181,7 @@ def scaled(watch, alerting):
 
 @pytest.fixture(scope="session")
 def observed(hosts, watch, alerting):
-    """From before the first deploy until `seconds` after the last one, with people at work; .end() ends the latter."""
+    """From before the first deploy until `seconds` after the last one, with users at work; .end() ends the latter."""
     wait_for(watch.settled, 900, "the end of all alerts of the installation")
     with contextlib.ExitStack() as stack:
         yield SimpleNamespace(

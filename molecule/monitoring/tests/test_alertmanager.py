@@ -13,7 +13,7 @@ SILENCE = "molecule/monitoring/silence.yml"
 
 @pytest.fixture(scope="module", autouse=True)
 def alone(alerting):
-    """What Prometheus itself finds meanwhile, such as messages that are refused on purpose, sends no notification."""
+    """Alerts of Prometheus itself meanwhile, such as messages refused on purpose, send no notification."""
     matchers = [
         {"name": "env", "value": "test", "isRegex": False, "isEqual": False},
         {"name": "alertname", "value": "Watchdog", "isRegex": False, "isEqual": False},
@@ -35,23 +35,23 @@ def apply(hosts):
     return run
 
 
-def test_a_critical_alert_reaches_everybody_and_is_resolved(alerting, capsys):
-    took = verifications.critical_reaches_everybody_and_is_resolved(alerting)
+def test_a_critical_alert_reaches_every_receiver_and_is_resolved(alerting, capsys):
+    took = verifications.critical_reaches_every_receiver_and_is_resolved(alerting)
     with capsys.disabled():
         print(f"\n  from Prometheus to a message: {took}")
 
 
-def test_a_warning_wakes_nobody(alerting):
-    verifications.a_warning_wakes_nobody(alerting)
+def test_a_warning_pages_no_one(alerting):
+    verifications.a_warning_pages_no_one(alerting)
 
 
 def test_information_goes_to_one_channel(alerting):
     verifications.information_goes_to_one_channel(alerting, 12)
 
 
-def test_the_watchdog_is_asked_for_regularly(alerting):
+def test_the_watchdog_notifies_regularly(alerting):
     # Prometheus sends it itself, too.
-    verifications.the_watchdog_is_asked_for_regularly(alerting, 5)
+    verifications.the_watchdog_notifies_regularly(alerting, 5)
 
 
 def test_a_host_that_is_down_is_one_message_for_each_receiver(alerting):
@@ -59,13 +59,13 @@ def test_a_host_that_is_down_is_one_message_for_each_receiver(alerting):
 
 
 @pytest.mark.parametrize(("receiver", "how"), [("slack", "500"), ("pagerduty", "refuse"), ("smtp", "hang")])
-def test_a_receiver_that_is_down_gets_it_afterwards(alerting, receiver, how):
-    verifications.a_receiver_that_is_down_gets_it_afterwards(alerting, receiver, how)
+def test_a_receiver_that_was_down_gets_the_alert_afterwards(alerting, receiver, how):
+    verifications.a_receiver_that_was_down_gets_the_alert_afterwards(alerting, receiver, how)
 
 
 @pytest.mark.parametrize("signal", ["", "KILL"])
-def test_a_restart_loses_nothing(alerting, signal):
-    verifications.a_restart_loses_nothing(alerting, 10, signal)
+def test_a_restart_drops_no_alert(alerting, signal):
+    verifications.a_restart_drops_no_alert(alerting, 10, signal)
 
 
 def test_a_run_silences_what_it_causes_and_nothing_else(watch, alerting):
@@ -80,15 +80,15 @@ def test_a_run_silences_what_it_causes_and_nothing_else(watch, alerting):
 
 
 @pytest.mark.parametrize("case", verifications.REFUSED)
-def test_what_is_refused_leaves_the_old_one_running_and_shows_why(alerting, apply, case):
-    verifications.it_is_refused_and_the_old_one_stays(alerting, apply, case)
+def test_a_rejected_configuration_is_reported_and_the_old_one_keeps_running(alerting, apply, case):
+    verifications.a_rejected_configuration_keeps_the_old_one_running(alerting, apply, case)
 
 
-def test_nobody_reads_it_without_a_password(alerting):
-    verifications.nobody_reads_it_without_a_password(alerting)
+def test_reading_requires_a_password(alerting):
+    verifications.reading_requires_a_password(alerting)
 
 
-def test_no_secret_is_seen(alerting, watch):
+def test_no_secret_is_visible(alerting, watch):
     secrets = [watch.secret("admin"), watch.secret("scrape"), "mail-of-the-test", "token-of-the-test",
                "abcdefghijklmnopqrstuvwx", "0123456789abcdef0123456789abcdef"]  # fmt: skip
-    verifications.no_secret_is_seen(alerting, secrets)
+    verifications.no_secret_is_visible(alerting, secrets)

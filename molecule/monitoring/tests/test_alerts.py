@@ -16,7 +16,7 @@ import yaml
 from support import ROOT, load, wait_for
 
 EVERYBODY = ("pagerduty", "slack", "smtp")
-TOLD = ("slack", "smtp")
+SENT = ("slack", "smtp")
 RULES = {
     rule["alert"]: rule
     for path in sorted((ROOT / "monitoring/rules").glob("*.yml"))
@@ -31,16 +31,16 @@ def title(message: dict) -> str:
         return message["body"]["payload"]["class"]
     return (
         (message["headers"]["subject"] if message["receiver"] == "smtp" else message["body"]["attachments"][0]["title"])
-        if message["receiver"] in TOLD
+        if message["receiver"] in SENT
         else ""
     )
 
 
-def tells_of(message: dict, alert: str, place: str = "") -> bool:
+def reports_problem(message: dict, alert: str, place: str = "") -> bool:
     return re.search(rf"(^|\] ){alert}\b", title(message)) is not None and place in verifications.about(message)
 
 
-def says_its_end(message: dict) -> bool:
+def reports_its_end(message: dict) -> bool:
     if message["receiver"] == "pagerduty":
         return message["body"]["event_action"] == "resolve"
     return "resolved" in title(message)
@@ -52,14 +52,14 @@ def flat(text: str) -> str:
 
 
 def template(text: str) -> str:
-    """What a text of a rule looks like when it is filled in."""
+    """The text of a rule with its values."""
     return "".join(
         ".*?" if part.startswith("{{") else re.escape(flat(part)).replace(r"\ ", r"\s*")
         for part in re.split("({{.*?}})", text)
     )
 
 
-def is_whole(message: dict, alert: str) -> None:
+def is_complete(message: dict, alert: str) -> None:
     """The fault, its time and the first action, in both languages, and the runbook."""
     made = RULES[alert]["annotations"]
     if message["receiver"] == "slack":
@@ -70,13 +70,13 @@ def is_whole(message: dict, alert: str) -> None:
         payload = message["body"]["payload"]
         texts = {"pagerduty": payload["summary"] + " " + json.dumps(payload["custom_details"], ensure_ascii=False)}
     for where, text in texts.items():
-        said = flat(text.replace("\\n", " ").replace('\\"', '"'))
+        printed = flat(text.replace("\\n", " ").replace('\\"', '"'))
         for part in ("summary", "summary_ja", "description", "description_ja"):
-            assert re.search(template(made[part]), said), (where, part, said)
-        assert "First, " in said and "まず、" in said, (where, said)
-        assert re.search(r"発生 / Since\W+20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \w+", said), (where, said)
-        assert made["runbook_url"] in said, (where, said)
-        assert f"https://monitoring-watch:3000/d/{made['dashboard']}" in said, (where, said)
+            assert re.search(template(made[part]), printed), (where, part, printed)
+        assert "First, " in printed and "まず、" in printed, (where, printed)
+        assert re.search(r"発生 / Since\W+20\d\d-\d\d-\d\d \d\d:\d\d:\d\d \w+", printed), (where, printed)
+        assert made["runbook_url"] in printed, (where, printed)
+        assert f"https://monitoring-watch:3000/d/{made['dashboard']}" in printed, (where, printed)
 
 
 class Fault:
@@ -89,7 +89,7 @@ class Fault:
         self.stack.enter_context(fault)
 
     def fits(self, its_end: bool):
-        return lambda one: tells_of(one, self.alert, self.place) and says_its_end(one) == its_end
+        return lambda one: reports_problem(one, self.alert, self.place) and reports_its_end(one) == its_end
 
     def arrives(self, capsys) -> float:
         """At each receiver of its severity, and at no other; returns the seconds to the last of them."""
@@ -98,10 +98,12 @@ class Fault:
             for one in self.receivers
         }
         self.keys = {came["pagerduty"]["body"]["dedup_key"]} if "pagerduty" in came else set()
-        told = {one["receiver"] for one in self.alerting.messages("", self.began) if tells_of(one, self.alert)}
-        assert told == set(self.receivers)
+        reported = {
+            one["receiver"] for one in self.alerting.messages("", self.began) if reports_problem(one, self.alert)
+        }
+        assert reported == set(self.receivers)
         for message in came.values():
-            is_whole(message, self.alert)
+            is_complete(message, self.alert)
         took = max(one["at"] for one in came.values()) - self.began
         with capsys.disabled():
             print(f"\n  {self.alert}: {took:.0f} s from the fault to its messages")
@@ -113,7 +115,7 @@ class Fault:
             self.stack.close()
 
     def is_resolved(self, capsys, seconds: float = 420) -> None:
-        """Everybody who got the alert gets its end; PagerDuty under the same key.
+        """Every receiver of the alert gets its end; PagerDuty under the same key.
 
         Also one that has ended by itself before it was fixed, as a deadlock does when it has left the rule's window.
         """
@@ -138,11 +140,11 @@ def comes_and_goes(alerting, capsys, *fault, **more) -> float:
 
 
 def test_deploys_that_failed_have_fired_no_alert(watch, alerting, observed):
-    """As long as what happened is within the windows of the rules, people go on with their work (test_deploys.py)."""
+    """As long as what happened is within the windows of the rules, users continue to work (test_deploys.py)."""
     assert observed.last, "no deploy failed"
     time.sleep(max(0, observed.last + 360 - alerting.now()))
     observed.end()
-    # Of what fires meanwhile, only what tests of Alertmanager do to it and to its receivers is expected.
+    # Meanwhile only alerts caused by the tests of Alertmanager and of its receivers are expected.
     fired = {
         one["metric"]["alertname"]
         for one in watch.query("ALERTS{alertstate='firing',service!='monitoring'}", observed.since)
@@ -174,11 +176,11 @@ def test_a_database_is_down(hosts, alerting, scaled, capsys, host):
 
 
 def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> None:
-    """Of a host that is switched off, in ten minutes of the rules; whatever it is about and names."""
+    """All alerts of a host that is switched off, in ten minutes of the rules."""
     # For a quarter of an hour Prometheus repeats that another host is back, and Alertmanager sends it again with what
     # is new of the same name.
     watch.forget_ended()
-    # What has just ended elsewhere may still be reported; this fault is reported once, and not as another one's end.
+    # A fault that has just ended may still be reported; this fault is reported once, and not as another one's end.
     wait_for(
         lambda: not {"HostDown", *others} & {one["alertname"] for one in watch.lately()},
         900,
@@ -192,16 +194,16 @@ def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> 
     subprocess.run(["docker", "kill", host.host], check=True, capture_output=True)
     try:
         for receiver in EVERYBODY:
-            alerting.arrive(receiver, 1, since, 180, lambda one: tells_of(one, "HostDown", host.host))
+            alerting.arrive(receiver, 1, since, 180, lambda one: reports_problem(one, "HostDown", host.host))
         with capsys.disabled():
             print(f"\n  HostDown: {alerting.now() - since:.0f} s from the fault to its messages")
         time.sleep(max(0, since + 600 / watch.factor - alerting.now()))
-        told = [
+        reported = [
             one
             for one in alerting.messages("", since)
-            if one["receiver"] != "deadman" and not any(tells_of(one, alert, place) for alert, place in known)
+            if one["receiver"] != "deadman" and not any(reports_problem(one, alert, place) for alert, place in known)
         ]
-        assert sorted(one["receiver"] for one in told) == sorted(EVERYBODY), [title(one) for one in told]
+        assert sorted(one["receiver"] for one in reported) == sorted(EVERYBODY), [title(one) for one in reported]
         # It was no silence: there was more to report.
         fired = {one["metric"]["alertname"] for one in watch.query("ALERTS{alertstate='firing'}", since)}
         assert fired >= others, fired
@@ -212,7 +214,7 @@ def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> 
 
 def test_the_host_with_everything_is_one_message_to_each_receiver(hosts, alerting, watch, scaled, capsys):
     one_message_to_each_receiver(alerting, watch, hosts.app, {"ExporterDown", "ShiftMasterDown"}, capsys)
-    assert hosts.app.serves(180) == "2.0.0"
+    assert hosts.app.live_version(180) == "2.0.0"
     watch.seen_once(hosts.app)
 
 
@@ -220,26 +222,26 @@ def test_the_host_with_everything_is_one_message_to_each_receiver(hosts, alertin
 
 # alert: (what does it, its receivers, where, the seconds that it may take)
 QUICK = {
-    "DatabaseDeadlocks": lambda hosts: (service_faults.deadlock(hosts.app), TOLD, hosts.app.host),
-    "DatabaseLockWait": lambda hosts: (service_faults.lock_wait(hosts.app), TOLD, hosts.app.host),
-    "HighResponseTime": lambda hosts: (service_faults.table_held(hosts.app), TOLD, "", 420),
+    "DatabaseDeadlocks": lambda hosts: (service_faults.deadlock(hosts.app), SENT, hosts.app.host),
+    "DatabaseLockWait": lambda hosts: (service_faults.lock_wait(hosts.app), SENT, hosts.app.host),
+    "HighResponseTime": lambda hosts: (service_faults.table_held(hosts.app), SENT, "", 420),
     # Metrics of the kernel that all containers share: a stub for the kernel (molecule/monitoring/files).
-    "HighCPUUsage": lambda hosts: (service_faults.metric(hosts.watch, "cpu", 97), TOLD, hosts.watch.host, 420),
-    "HighMemoryUsage": lambda hosts: (service_faults.metric(hosts.watch, "memory", 92), TOLD, hosts.watch.host, 300),
-    "DiskSpaceWarning": lambda hosts: (service_faults.disk_filled(hosts.app, "/srv/archive", 85), TOLD, hosts.app.host,
-    300), "ReplicationStopped": lambda hosts: (service_faults.standby_refused(hosts.app), TOLD, "", 240),
-    "ContainerUnhealthy": lambda hosts: (service_faults.container_ill(hosts.app, "neighbour"), TOLD, hosts.app.host,
+    "HighCPUUsage": lambda hosts: (service_faults.metric(hosts.watch, "cpu", 97), SENT, hosts.watch.host, 420),
+    "HighMemoryUsage": lambda hosts: (service_faults.metric(hosts.watch, "memory", 92), SENT, hosts.watch.host, 300),
+    "DiskSpaceWarning": lambda hosts: (service_faults.disk_filled(hosts.app, "/srv/archive", 85), SENT, hosts.app.host,
+    300), "ReplicationStopped": lambda hosts: (service_faults.standby_refused(hosts.app), SENT, "", 240),
+    "ContainerUnhealthy": lambda hosts: (service_faults.container_failing(hosts.app, "neighbour"), SENT, hosts.app.host,
     300), "ExporterDown": lambda hosts: (
-        service_faults.units_stopped(hosts.app, "prometheus-redis-exporter.service"), TOLD, hosts.app.host, 300,
+        service_faults.units_stopped(hosts.app, "prometheus-redis-exporter.service"), SENT, hosts.app.host, 300,
     ),
-    "UnitFailed": lambda hosts: (service_faults.unit_failed(hosts.app), TOLD, hosts.app.host, 300),
+    "UnitFailed": lambda hosts: (service_faults.unit_failed(hosts.app), SENT, hosts.app.host, 300),
 }  # fmt: skip
 LASTING = {
-    "CertificateExpiresSoon": lambda hosts: (service_faults.certificate_near_its_end(hosts.app, 20), TOLD, "", 540),
+    "CertificateExpiresSoon": lambda hosts: (service_faults.certificate_near_its_end(hosts.app, 20), SENT, "", 540),
     # One and the same: there are no workers, and a task waits for them.
     "CeleryWorkersDown": lambda hosts: (contextlib.nullcontext(), EVERYBODY, "", 300),
-    "CeleryQueueOld": lambda hosts: (service_faults.workers_stopped(hosts.app, 660), TOLD, "", 420),
-    "BackupMissing": lambda hosts: (service_faults.backups_missing(hosts.app), TOLD, "", 1200),
+    "CeleryQueueOld": lambda hosts: (service_faults.workers_stopped(hosts.app, 660), SENT, "", 420),
+    "BackupMissing": lambda hosts: (service_faults.backups_missing(hosts.app), SENT, "", 1200),
 }
 FAULTS = {**QUICK, **LASTING}
 
@@ -252,7 +254,7 @@ def faults(request, hosts, alerting, scaled):
     }
     begun = {}
     # A host that has just come back may still be starting it.
-    assert hosts.app.serves(180), "the application does not serve"
+    assert hosts.app.live_version(180), "the application does not serve"
     try:
         with load(hosts.app, "--clients", "4", "--think-seconds", "0.5", seconds=3600):
             for alert in FAULTS:

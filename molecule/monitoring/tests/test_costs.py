@@ -1,4 +1,4 @@
-"""What it costs: memory after all other tests, and the processor's time of scrapes."""
+"""Costs: memory after all other tests, and the processor's time of scrapes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 
 from support import PEAKS
 
-# Of all processes of the container, in seconds.
+# The time of all processes of the container, in seconds.
 CPU_SECONDS = (
     "awk '/usage_usec/ { print $2 / 1e6 }' /sys/fs/cgroup/cpu.stat 2>/dev/null || "
     "awk '{ print $1 / 1e9 }' /sys/fs/cgroup/cpuacct/cpuacct.usage"
 )
 
 
-def test_it_finds_room_next_to_the_application(hosts, scaled, watch, capsys):
+def test_memory_suffices_next_to_the_application(hosts, scaled, watch, capsys):
     """As if all of it were on one host, which Prometheus, Alertmanager and the exporters are on a small site."""
     found = {}
     for host in (hosts.app, watch):
@@ -26,15 +26,15 @@ def test_it_finds_room_next_to_the_application(hosts, scaled, watch, capsys):
     assert len(found) == 8 and sum(found.values()) <= 600
 
 
-# The last: for a while nobody watches.
+# The last test: monitoring is off for a while.
 def test_scrapes_cost_little(hosts, watch, scaled, capsys):
-    """On the host with all of the application: with Prometheus and without, while nobody works.
+    """On the host with all of the application: with Prometheus and without, while no user works.
 
     The divided intervals cost as many times as much, so that what the application does by itself counts for less.
     """
     seconds, used = 40, []
-    for asked in (True, False):
-        watch.shell(f"systemctl {'start' if asked else 'stop'} prometheus")
+    for requested in (True, False):
+        watch.shell(f"systemctl {'start' if requested else 'stop'} prometheus")
         time.sleep(5)
         began, before = time.monotonic(), float(hosts.app.shell(CPU_SECONDS))
         time.sleep(seconds)

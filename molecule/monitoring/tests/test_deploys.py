@@ -1,4 +1,4 @@
-"""Deploys, as monitoring sees them: no message of one that goes well, one of one that fails; metrics that go on."""
+"""Deploys, as monitoring sees them: no message of a successful one, one of a failed one; metrics continue."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ WORKERS = (
 )
 
 
-def told(alerting, since: float, known=frozenset()) -> list:
-    """Messages to people, but of alerts that fire since before (of the budget of a complete day after other tests)."""
+def notifications(alerting, since: float, known=frozenset()) -> list:
+    """Messages except those of alerts that fire since before (of the budget of a complete day after other tests)."""
     found = [one for one in alerting.messages("", since) if one["receiver"] != "deadman"]
     return [
         one
@@ -39,7 +39,7 @@ def told(alerting, since: float, known=frozenset()) -> list:
 
 def silences(watch) -> list:
     """Those that hold."""
-    found = json.loads(watch.ask("https://localhost:9093/api/v2/silences"))
+    found = json.loads(watch.request("https://localhost:9093/api/v2/silences"))
     return [one for one in found if one["status"]["state"] == "active"]
 
 
@@ -47,13 +47,15 @@ def silences(watch) -> list:
 def quiet(watch, alerting, scaled):
     """(alerting, what fires all the same), after a quarter of a minute without a message."""
     wait_for(
-        lambda: watch.settled() and not told(alerting, alerting.now() - 60 / scaled), 900, "the end of all messages"
+        lambda: watch.settled() and not notifications(alerting, alerting.now() - 60 / scaled),
+        900,
+        "the end of all messages",
     )
     return alerting, watch.firing()
 
 
-def test_a_new_password_for_scrapes_tells_nobody(hosts, watch, alerting, observed):
-    """What is queried takes both until Prometheus has the new one, at the end of a run."""
+def test_a_new_password_for_scrapes_sends_no_notification(hosts, watch, alerting, observed):
+    """Targets accept both until Prometheus has the new one, at the end of a run."""
     since = alerting.now()
     old = {"name": "prometheus", "password": watch.secret("scrape")}
     new = {"name": "prometheus-2", "password": "n" * 32}
@@ -66,21 +68,23 @@ def test_a_new_password_for_scrapes_tells_nobody(hosts, watch, alerting, observe
         )  # fmt: skip
         assert run.code == 0, run.output[-4000:]
         for one in (old, new):
-            said = watch.shell(
+            message = watch.shell(
                 "curl -skS -m 10 -o /dev/null -w '%{http_code}' -K - https://172.30.78.10:9100/metrics",
                 stdin=f'user = "{one["name"]}:{one["password"]}"\n',
             )
-            assert said == ("200" if one in [use, *previous] else "401"), (use, previous, one)
+            assert message == ("200" if one in [use, *previous] else "401"), (use, previous, one)
     # Two scrapes after the last.
     time.sleep(30)
     # One scrape may come between Prometheus' new password and its new name, but no second one.
     assert watch.query("max_over_time(up[35s]) == 0", since) == []
-    assert told(alerting, since, observed.known) == []
+    assert notifications(alerting, since, observed.known) == []
 
 
 # With and without users who meet it: the first is noticed by its health check, the second when pages are requested.
-@pytest.mark.parametrize(("version", "said"), [("broken-health", "failed"), ("broken-template", "broke under traffic")])
-def test_a_deploy_that_fails_is_reported_once(hosts, watch, alerting, observed, version, said):
+@pytest.mark.parametrize(
+    ("version", "message"), [("broken-health", "failed"), ("broken-template", "broke under traffic")]
+)
+def test_a_deploy_that_fails_is_reported_once(hosts, watch, alerting, observed, version, message):
     """By the run itself, from the controller; the earlier version is live, so no alert fires."""
     since, receivers = alerting.now(), Receivers().start()
     if not observed.last:
@@ -98,17 +102,17 @@ def test_a_deploy_that_fails_is_reported_once(hosts, watch, alerting, observed, 
     finally:
         receivers.stop()
         observed.last = alerting.now()
-    assert run.code == 2 and run.says(said), run.output[-4000:]
+    assert run.code == 2 and run.prints(message), run.output[-4000:]
     messages = receivers.record.of()
     assert sorted(one["receiver"] for one in messages) == ["pagerduty", "slack", "smtp"], messages
     assert all(one["ok"] for one in messages), messages
-    assert hosts.app.serves() == "2.0.0"
-    # What comes later is seen by test_alerts.py, after the windows of the rules.
-    assert told(alerting, since, observed.known) == []
+    assert hosts.app.live_version() == "2.0.0"
+    # Later messages are checked by test_alerts.py, after the windows of the rules.
+    assert notifications(alerting, since, observed.known) == []
     assert silences(watch) == [], "a silence is left"
 
 
-def test_metrics_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, scaled, capsys):
+def test_metrics_continue_across_deploys_without_a_notification(hosts, watch, quiet, scaled, capsys):
     """Four workers of which one is killed, a release switch under requests, and the switch back."""
     alerting, known = quiet
     app, since = hosts.app, alerting.now()
@@ -131,7 +135,7 @@ def test_metrics_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, 
         app.shell("touch /run/enough")
         wait_for(lambda: "inactive" in app.shell("systemctl is-active asker", check=False), 60, "the last request")
     codes = app.shell("sort /root/asked | uniq -c")
-    asked = int(app.shell("grep -c 302 /root/asked"))
+    requested = int(app.shell("grep -c 302 /root/asked"))
     ended, scraped = alerting.now(), f"max(timestamp({COUNTED}))"
     wait_for(lambda: float(watch.query(scraped)[0]["value"][1]) > ended, 60, "the scrape after the last request")
     counted = float(watch.query(f"sum({COUNTED})")[0]["value"][1]) - before
@@ -139,15 +143,15 @@ def test_metrics_go_on_over_deploys_that_nobody_is_told_of(hosts, watch, quiet, 
     window = max(WINDOW_SECONDS, round(time.monotonic() - began) + 30)
     increase = float(watch.query(f"sum(increase({COUNTED}[{window}s]))")[0]["value"][1])
     with capsys.disabled():
-        print(f"\n  {asked} requests, {counted:.0f} counted, increase() says {increase:.1f}")
-    assert asked > 500, codes
-    assert abs(increase - asked) <= 0.01 * asked and abs(counted - asked) <= 0.01 * asked, codes
+        print(f"\n  {requested} requests, {counted:.0f} counted, increase() says {increase:.1f}")
+    assert requested > 500, codes
+    assert abs(increase - requested) <= 0.01 * requested and abs(counted - requested) <= 0.01 * requested, codes
     time.sleep(60 / scaled)
-    assert told(alerting, since, known) == []
+    assert notifications(alerting, since, known) == []
     assert silences(watch) == [], "a silence is left"
 
 
-def test_the_silence_of_a_run_that_is_killed_ends(hosts, watch, alerting, scaled, tmp_path):
+def test_the_silence_of_a_killed_run_expires(hosts, watch, alerting, scaled, tmp_path):
     """With the next run, and by itself: two runs are killed, the second with a silence that is short."""
     app, silenced = hosts.app, []
     try:
@@ -159,7 +163,7 @@ def test_the_silence_of_a_run_that_is_killed_ends(hosts, watch, alerting, scaled
             )
             app.wait_at("watch", process, log)
             kill_run(app, process)
-            app.let_go()
+            app.release_hold()
             active = {one["id"]: one["endsAt"] for one in silences(watch)}
             assert active, "the run has silenced nothing"
             assert not set(active) & set(silenced), "the run has left the silences of the killed one before it"
@@ -168,7 +172,7 @@ def test_the_silence_of_a_run_that_is_killed_ends(hosts, watch, alerting, scaled
             silenced += active
         wait_for(lambda: not silences(watch), seconds + 10, "the end of the silence")
     finally:
-        app.let_go()
+        app.release_hold()
         run = app.deploy("2.0.0")
-    assert run.code == 0 and app.serves(60) == "2.0.0", run.output[-4000:]
+    assert run.code == 0 and app.live_version(60) == "2.0.0", run.output[-4000:]
     assert silences(watch) == []

@@ -1,4 +1,4 @@
-"""What is measured is there: every target, every series that a rule, a recording or a panel names."""
+"""Measurements exist: every target, every series that a rule, a recording or a panel names."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def selectors(expression: str) -> set:
     return found
 
 
-# What is empty while all is well; `used` has seen to it that it is not.
+# Queries that are empty on a healthy site; `used` has ensured that they are not.
 UNDER_A_FAULT = re.compile(r'^ALERTS|^shiftmaster:outage:|status=~"5|err=~"OOM|wait_event_type="Lock"')
 
-# What nothing here has a part in: no host collects logs. What writes these metrics is verified in the scenario
+# Metrics without a source here: no host collects logs. What writes these metrics is verified in the scenario
 # `logging`.
 ELSEWHERE = re.compile(r"\bshiftmaster_(log_canary_|filebeat_|logstash_|elasticsearch_|logging)")
 
@@ -91,7 +91,7 @@ def used(hosts, watch, scaled):
         )
         shows("increase(shiftmaster_celery_tasks_total{state='FAILURE'}[5m]) > 0", seconds=180)
         app.shell("curl -skS -o /dev/null https://shift.example.test/nowhere/")
-        with service_faults.table_gone(app):
+        with service_faults.table_missing(app):
             shows(
                 "nginx_http_requests_total{status=~'5..'}",
                 "django_http_responses_total_by_status_view_method_total{status=~'5..'}",
@@ -109,16 +109,16 @@ def used(hosts, watch, scaled):
             shows("ALERTS{alertstate='firing',severity='critical'}", "shiftmaster:outage:last5m")
         # The standby resolves the primary again and again.
         shows("pg_stat_replication_pg_wal_lsn_diff{state='streaming'}")
-        # Blocks of data that somebody has put there are found once a minute.
+        # Blocks of data that were copied there are found once a minute.
         shows("shiftmaster_backup_size_bytes offset 1d", seconds=180)
         yield SimpleNamespace(watch=watch, began=began)
 
 
-def without_series(used, asked: dict) -> set:
-    """Of {expression: whether it is empty while all is well}. Such a one has had series when all was not."""
+def without_series(used, requested: dict) -> set:
+    """{expression: whether it is empty on a healthy site}. Such an expression had series during a fault."""
     pairs = [
         (expression, used.began if empty else 0)
-        for expression, empty in asked.items()
+        for expression, empty in requested.items()
         if not ELSEWHERE.search(expression)
     ]
     found = [series for start in range(0, len(pairs), 50) for series in used.watch.queries(pairs[start : start + 50])]
@@ -133,7 +133,7 @@ def test_every_target_is_up(watch):
     }  # fmt: skip
     # Tests before this one have restarted some: the next scrape finds them up.
     for down in ("up == 0", "probe_success == 0"):
-        wait_for(lambda asked=down: not watch.query(asked), 60, f"no series of {down}")
+        wait_for(lambda requested=down: not watch.query(requested), 60, f"no series of {down}")
     assert {one["metric"]["instance"] for one in watch.query("up{job='node'}")} == {
         "monitoring-trixie", "monitoring-watch", "monitoring-standby",
     }  # fmt: skip
@@ -156,20 +156,20 @@ def test_every_series_of_every_rule_is_there(used):
         for group in yaml.safe_load(path.read_text())["groups"]
         for rule in group["rules"]
     }
-    asked = {one: bool(UNDER_A_FAULT.search(one)) for found in rules.values() for one in found}
-    missing = without_series(used, asked)
+    requested = {one: bool(UNDER_A_FAULT.search(one)) for found in rules.values() for one in found}
+    missing = without_series(used, requested)
     assert {name: found & missing for name, found in rules.items() if found & missing} == {}
 
 
 def test_every_query_of_every_panel_has_series(used):
     """And so have all series in it: a sum and `or vector(0)` would hide that one is gone."""
     panels = panel_queries.queries(__rate_interval="2m")
-    asked = {}
+    requested = {}
     for one in panels:
         for expression in (*one["selectors"], one["expr"]):
-            # What one panel expects to be there all the time is there for another one, too.
-            asked[expression] = asked.get(expression, True) and bool(one["empty_when_healthy"])
-    missing = without_series(used, asked)
+            # Series that one panel always expects exist for another one, too.
+            requested[expression] = requested.get(expression, True) and bool(one["empty_when_healthy"])
+    missing = without_series(used, requested)
     assert {
         f"{one['dashboard']}: {one['title']}": found
         for one in panels
@@ -189,23 +189,23 @@ NOT_HERE = {
 
 def test_every_rule_would_fire(used):
     """Each branch of each alert, completely and without thresholds, has series with the labels that its texts name."""
-    asked = {
+    requested = {
         (rule["alert"], expression): labels
         for path in RULES
         for group in yaml.safe_load(path.read_text())["groups"]
         for rule in group["rules"]
         if "alert" in rule
-        for expression, labels in fireable.asked(rule).items()
+        for expression, labels in fireable.queries_of(rule).items()
         if not ELSEWHERE.search(expression) and not any(text in expression for text in NOT_HERE)
     }
-    assert len(asked) > 100
-    keys, found = list(asked), []
+    assert len(requested) > 100
+    keys, found = list(requested), []
     for start in range(0, len(keys), 50):
         found += used.watch.queries([(expression, used.began) for _alert, expression in keys[start : start + 50]])
     wrong = {}
     for key, series in zip(keys, found):
         lacking = set().union(
-            *(asked[key] - {name for name, value in one["metric"].items() if value} for one in series)
+            *(requested[key] - {name for name, value in one["metric"].items() if value} for one in series)
         )
         if not series or lacking:
             wrong[key] = sorted(lacking) or "no series"
@@ -231,7 +231,7 @@ def test_the_public_site_shows_no_metrics(hosts, watch, path):
     "address",
     ["9100/metrics", "9187/metrics", "9121/metrics", "9113/metrics", "9443/mtail/metrics", "9443/shiftmaster/metrics"],
 )
-def test_nothing_is_read_without_a_password(hosts, watch, address):
+def test_reading_requires_a_password(hosts, watch, address):
     url = f"https://172.30.78.10:{address}"
     assert watch.shell(f"curl -skS -m 10 -o /dev/null -w '%{{http_code}}' {url}") == "401"
     # Others do not even come to the door.
@@ -239,7 +239,7 @@ def test_nothing_is_read_without_a_password(hosts, watch, address):
 
 
 PATHS = ("/", "/metrics", "/api/v2/status")
-# What curl shows where nothing serves HTTP: refused, no response at all; or another protocol is spoken there.
+# Results of curl where nothing serves HTTP: refused, no response, or another protocol.
 CLOSED, OTHERS = {7, 28}, {1, 35, 52, 56}
 # Ports of what watches, by host; the web server's needs a password for what it shows and has nothing at `/`.
 WATCHING = {
@@ -249,22 +249,22 @@ WATCHING = {
 }
 
 
-def answers(host, address: str, ports) -> dict:
+def responses(host, address: str, ports) -> dict:
     """{(port, scheme, path): (status, curl's exit code)} as this host gets them, without credentials."""
-    asked = [(port, scheme, path) for port in ports for scheme in ("http", "https") for path in PATHS]
-    words = " ".join(f"-o /dev/null {scheme}://{address}:{port}{path}" for port, scheme, path in asked)
-    said = host.shell(
+    requested = [(port, scheme, path) for port in ports for scheme in ("http", "https") for path in PATHS]
+    words = " ".join(f"-o /dev/null {scheme}://{address}:{port}{path}" for port, scheme, path in requested)
+    message = host.shell(
         "curl -sk -m 12 --parallel --parallel-immediate --parallel-max 100 "
         f"-w '%{{url}} %{{http_code}} %{{exitcode}}\\n' {words}",
         check=False,
     )
     found = {}
-    for line in said.splitlines():
+    for line in message.splitlines():
         url, status, code = line.split()
         scheme, rest = url.split("://")
         place, _, path = rest.partition("/")
         found[int(place.rsplit(":")[-1]), scheme, f"/{path}"] = (int(status), int(code))
-    assert set(found) == set(asked), said
+    assert set(found) == set(requested), message
     return found
 
 
@@ -278,12 +278,12 @@ def listeners(host) -> set:
 @pytest.mark.parametrize(
     ("name", "address"), [("app", "172.30.78.10"), ("standby", "172.30.78.30"), ("watch", "172.30.78.20")]
 )
-def test_no_listener_shows_anything_without_a_password(hosts, watch, name, address):
+def test_every_listener_requires_a_password(hosts, watch, name, address):
     """Queried by the host with the most access: each port of each host."""
     ports = listeners(vars(hosts)[name])
     assert ports >= WATCHING[name]
-    found = answers(watch, address, ports)
-    assert {asked: one for asked, one in found.items() if one[0] == 200} == {}
+    found = responses(watch, address, ports)
+    assert {requested: one for requested, one in found.items() if one[0] == 200} == {}
     for (port, scheme, path), (status, code) in found.items():
         if port in WATCHING[name]:
             wanted = {401, 404} if port == 9443 else {401}
@@ -291,21 +291,21 @@ def test_no_listener_shows_anything_without_a_password(hosts, watch, name, addre
         assert status or code in CLOSED | OTHERS, (port, scheme, path, code)
 
 
-def test_nobody_else_reaches_what_watches(hosts, watch):
+def test_monitoring_is_not_reachable_from_other_hosts(hosts, watch):
     """By the packet filter; and where it is open, by the password."""
     for host in (hosts.app, hosts.standby):
-        found = answers(host, "172.30.78.20", WATCHING["watch"])
+        found = responses(host, "172.30.78.20", WATCHING["watch"])
         assert set(found.values()) == {(0, 28)}, found
     opened = watch.shell("nft --echo --handle insert rule inet shiftmaster input tcp dport 9093 accept")
     handle = re.search(r"# handle (\d+)", opened)[1]
     try:
-        found = answers(hosts.app, "172.30.78.20", [9093])
+        found = responses(hosts.app, "172.30.78.20", [9093])
     finally:
         watch.shell(f"nft delete rule inet shiftmaster input handle {handle}")
     assert {one for (_port, scheme, _path), one in found.items() if scheme == "https"} == {(401, 0)}, found
 
 
-# What a run may change of what watches: files, and services that were started again.
+# Changes that a run may make to monitoring: files, and services that were started again.
 LAID_DOWN = (
     "find /etc/prometheus* /etc/systemd/system /etc/nginx -printf '%p %m %u %g %s %T@\\n' | sort; "
     "systemctl show --property=Id,ActiveEnterTimestamp 'prometheus*' mtail nginx"
@@ -321,7 +321,7 @@ def test_a_second_run_changes_nothing(hosts, watch, capsys):
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
 
 
-def test_check_mode_tells_what_would_change_and_changes_nothing(hosts, watch):
+def test_check_mode_reports_changes_and_makes_none(hosts, watch):
     machines = (hosts.app, hosts.standby, watch)
     before = [machine.shell(LAID_DOWN) for machine in machines]
     run = hosts.app.run(
@@ -361,19 +361,19 @@ def test_the_exporter_of_postgresql_reads_metrics_and_nothing_else(hosts, watch)
 def test_the_exporter_of_redis_reads_metrics_and_nothing_else(hosts, watch):
     password = watch.secret("redis")
 
-    def ask(words: str) -> str:
+    def request(words: str) -> str:
         return hosts.app.shell(
             f"read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --no-auth-warning --user exporter {words} 2>&1",
             stdin=password + "\n", check=False,
         )  # fmt: skip
 
-    assert "connected_clients" in ask("INFO clients")
+    assert "connected_clients" in request("INFO clients")
     for words in ("GET fault", "SET fault 1", "KEYS '*'", "FLUSHALL", "CONFIG SET maxmemory 1"):
-        assert "NOPERM" in ask(words), words
+        assert "NOPERM" in request(words), words
 
 
 def test_exporters_are_locked_in(hosts, watch):
-    """What the kernel reports about the running processes."""
+    """Data of the kernel about the running processes."""
     for host, count in ((hosts.app, 5), (hosts.standby, 2), (watch, 2)):
         units = host.shell(
             "systemctl list-units --plain --no-legend --state=active 'prometheus-*-exporter.service' mtail.service"
@@ -405,11 +405,11 @@ def test_units_are_sandboxed(hosts, watch):
 
 
 def test_mtail_is_read_by_the_web_server_alone(hosts):
-    ask = (
+    request = (
         "curl -sS -m 5 -o /dev/null -w '%{http_code}' --unix-socket /run/shiftmaster-mtail/mtail.sock http://x/metrics"
     )
     for user, status in {"www-data": "200", "nobody": "000", "shiftmaster": "000", "exporter-node": "000"}.items():
-        assert hosts.app.shell(f"runuser -u {user} -- {ask} 2>/dev/null", check=False) == status, user
+        assert hosts.app.shell(f"runuser -u {user} -- {request} 2>/dev/null", check=False) == status, user
     assert ":3903 " not in hosts.app.shell("ss -Htln")
 
 

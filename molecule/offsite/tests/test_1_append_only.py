@@ -38,13 +38,13 @@ def test_the_server_is_confined_and_open_to_the_backup_server_alone(store):
     ]  # fmt: skip
 
 
-def test_the_backup_server_has_no_way_to_the_off_site_host(backups, store):
+def test_the_backup_server_has_no_access_to_the_off_site_host(backups, store):
     assert "offsite-store" not in backups.shell("cat /etc/shiftmaster-backup/options.json")
     assert store.shell("test ! -e /usr/local/sbin/shiftmaster-backup-read && echo none").strip() == "none"
     assert store.shell("cat /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys 2>/dev/null; true") == ""
 
 
-def test_who_owns_the_backup_server_deletes_and_replaces_nothing(backups, store):
+def test_root_of_the_backup_server_deletes_and_replaces_nothing(backups, store):
     """With its password, its login and its network: restic's own commands, and each request of the protocol."""
     before = store.shell(FILES)
     pack = store.shell(f"cd {REPOSITORY}/data && find . -type f | head -n 1 | xargs basename").strip()
@@ -73,7 +73,7 @@ def test_who_owns_the_backup_server_deletes_and_replaces_nothing(backups, store)
     assert gone == set()
 
 
-def test_what_restic_cannot_read_is_quarantined_and_the_copy_is_restored(operations, backups, store):
+def test_a_snapshot_that_restic_cannot_read_is_quarantined_and_the_copy_is_restored(operations, backups, store):
     """An attacker cannot replace files, but can add some at which restic itself stops: a key, a snapshot, an index."""
     backups.run()
     count = len(store.shell(f"ls {REPOSITORY}/snapshots").split())
@@ -87,7 +87,7 @@ def test_what_restic_cannot_read_is_quarantined_and_the_copy_is_restored(operati
     assert sent == ["200"] * 5
     assert backups.run(check=False, only="files")["parts"]["files"]["result"] == "succeeded"
     run = operations.run(PRUNE)
-    assert run.code == 2 and run.says("failed, and nothing was removed", "received_after"), run.output[-3000:]
+    assert run.code == 2 and run.prints("failed, and nothing was removed", "received_after"), run.output[-3000:]
     assert store.shell("systemctl is-active restic-rest-server").strip() == "active"
     run = operations.run(PRUNE, received_after=before)
     assert run.code == 0, run.output[-3000:]
@@ -112,16 +112,16 @@ def test_only_the_off_site_host_prunes_and_by_the_time_of_arrival(operations, ba
         backups.shell(SETTINGS + "restic backup /etc/hostname --host offsite-trixie --tag files; "
                       "restic backup /etc/hostname --host offsite-trixie --tag database")  # fmt: skip
     run = operations.run(PRUNE, "--check", **options)
-    assert run.code == 0 and run.changed == 1 and run.says("2 of"), run.output[-3000:]
+    assert run.code == 0 and run.changed == 1 and run.prints("2 of"), run.output[-3000:]
     run = operations.run(PRUNE, **options)
-    assert run.code == 0 and run.says("2 of"), run.output[-3000:]
+    assert run.code == 0 and run.prints("2 of"), run.output[-3000:]
     assert not set(old) & set(store.shell(f"ls {REPOSITORY}/snapshots").split())
     assert "no errors were found" in backups.shell(SETTINGS + "restic check 2>&1")
     manifest = backups.run(only="files")
     assert "restored and compared" in manifest["parts"]["files"]["offsite"]
 
 
-def test_a_host_that_has_lost_its_backups_fetches_them_from_there(operations, backups, store):
+def test_a_host_without_its_backups_fetches_them_from_the_off_site_host(operations, backups, store):
     last = backups.run()
     directory, names = "/var/backups/shiftmaster", "pgbackrest restic logical manifests"
     backups.shell(f"mkdir /root/lost && cd {directory} && mv {names} /root/lost/")
@@ -135,6 +135,6 @@ def test_a_host_that_has_lost_its_backups_fetches_them_from_there(operations, ba
     )
 
 
-def test_an_installation_without_such_a_host_says_so(operations, tmp_path):
+def test_a_missing_off_site_host_is_reported(operations, tmp_path):
     run = operations.run(PRUNE, backup_offsite_hosts=[])
-    assert run.code == 2 and run.says("No host is in group offsite"), run.output[-2000:]
+    assert run.code == 2 and run.prints("No host is in group offsite"), run.output[-2000:]

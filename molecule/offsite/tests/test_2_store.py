@@ -34,23 +34,23 @@ def outside(operations, backups, first):
     assert operations.run("deploy.yml", *ROLE).code == 0
 
 
-def test_what_cannot_be_a_store_is_refused(operations, first):
+def test_an_invalid_store_is_rejected(operations, first):
     for repository, sentence in (
         ("/srv/usb", "backup_offsite_repository is none of rest:https://host:8000/name/"),
         ("sftp:copies@localhost:/x", "an sftp repository needs backup_offsite_ssh_key"),
     ):
         run = operations.run("deploy.yml", *ROLE, backup_offsite_repository=repository)
-        assert run.code == 2 and run.says("Nothing was changed. What is wrong:", sentence), run.output[-3000:]
+        assert run.code == 2 and run.prints("Nothing was changed. What is wrong:", sentence), run.output[-3000:]
 
 
-def test_a_run_is_brought_outside_and_read_there(backups, outside):
+def test_a_run_is_copied_off_site_and_read_there(backups, outside):
     manifest = backups.run()
     assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
     assert backups.metric("shiftmaster_backup_offsite_last_success_timestamp_seconds")[""]
     assert backups.shell("ls /home/copies/store").split() == ["config", "data", "index", "keys", "locks", "snapshots"]
 
 
-def test_a_store_that_is_away_fails_the_run_and_nothing_that_is_here(backups, outside):
+def test_an_unreachable_store_fails_the_run_and_no_local_backup(backups, outside):
     before = backups.metric("shiftmaster_backup_offsite_last_success_timestamp_seconds")
     backups.shell("systemctl stop ssh.socket ssh; true")
     try:
@@ -64,7 +64,7 @@ def test_a_store_that_is_away_fails_the_run_and_nothing_that_is_here(backups, ou
     backups.run(only="files")
 
 
-def test_a_flipped_bit_outside_is_found(backups, outside):
+def test_a_flipped_bit_off_site_is_found(backups, outside):
     path = backups.shell("find /home/copies/store/data -type f -size +100k | head -n 1").strip()
     backups.shell(f"cp -p {path} /root/kept")
     try:
@@ -124,36 +124,36 @@ def test_a_store_of_s3(operations, backups, outside):
     assert run.code == 0, run.output[-4000:]
 
 
-def test_no_secret_of_the_store_is_where_others_read(backups, outside):
+def test_no_secret_of_the_store_is_readable_by_others(backups, outside):
     for name in ("offsite.password", "offsite.key", "offsite.json"):
         assert backups.shell(f"stat -c '%a %U' /etc/shiftmaster-backup/{name}").strip() == "600 root"
     assert PASSWORD not in backups.log()
 
 
-def test_a_host_that_has_lost_its_backups_fetches_them(operations, backups, outside):
+def test_a_host_without_its_backups_fetches_them(operations, backups, outside):
     path = "/var/www/shiftmaster/shared/media/brought.txt"
     backups.shell(f"echo outside > {path} && chown shiftmaster: {path}")
     last = backups.run()
     refused = backups.shell("shiftmaster-backup fetch 2>&1; echo $?").split("\n")
     assert "backups here already" in refused[0] and refused[1] == "1"
-    # What is archived from here on is lost.
+    # Segments archived from here on are lost.
     backups.sql("CREATE TABLE meanwhile AS SELECT 1; DROP TABLE meanwhile; SELECT pg_switch_wal(); SELECT pg_sleep(5)")
     backups.shell(f"mkdir /root/lost && cd {DIRECTORY} && mv pgbackrest restic logical manifests /root/lost/")
     run = operations.run("deploy.yml", *ROLE, **outside)
     assert run.code == 0, run.output[-4000:]
-    said = backups.shell("shiftmaster-backup fetch", timeout=1200)
-    assert said.strip() == "fetched: pgbackrest, logical, manifests, files and configuration"
+    message = backups.shell("shiftmaster-backup fetch", timeout=1200)
+    assert message.strip() == "fetched: pgbackrest, logical, manifests, files and configuration"
     found = {one["run_id"]: one["result"] for one in backups.manifests()}
     assert found[last["run_id"]] == "succeeded"
     run = operations.run("playbooks/restore.yml", into="scratch", target=last["run_id"], timeout=1800)
-    assert run.code == 0 and run.says("pg_amcheck", "rows"), run.output[-3000:]
+    assert run.code == 0 and run.prints("pg_amcheck", "rows"), run.output[-3000:]
     # Files, too: a copied snapshot has another id than in the manifest.
     backups.shell(f"rm {path}")
     run = operations.run("playbooks/restore.yml", parts="files", target=last["run_id"], confirm=operations.host)
     assert run.code == 0 and backups.shell(f"cat {path}") == "outside\n", run.output[-3000:]
     # A second time nothing is done.
     assert backups.shell("shiftmaster-backup fetch") == ""
-    # What was archived between copy and loss is gone, and each run reports it; the new backup is a full one.
+    # Segments archived between copy and loss are lost, and each run reports it; the new backup is a full one.
     manifest = backups.run(check=False)
     assert {part["result"] for part in manifest["parts"].values()} == {"succeeded"}
     assert manifest["parts"]["database"]["kind"] == "full"

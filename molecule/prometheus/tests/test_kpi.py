@@ -130,7 +130,7 @@ def test_metrics_are_those_computed_by_hand(month):
     }  # fmt: skip
 
 
-def test_outages_have_their_moments_and_causes(month):
+def test_outages_have_their_timestamps_and_causes(month):
     hand = by_hand()
     begun = [(begin - hand.START + START, 60.0 * minutes) for begin, minutes in hand.OUTAGES]
     assert [(one["start"], one["seconds"]) for one in month["outages"]] == begun

@@ -23,22 +23,22 @@ class Monitoring(Operations):
     def configure(self, *arguments, **extra):
         return self.run(PLAYBOOK, "--limit", self.host, *arguments, **extra)
 
-    def ask(self, path, user="admin", password=None):
-        # The password by the standard input: everybody may read a process's arguments.
+    def request(self, path, user="admin", password=None):
+        # The password by the standard input: every user can read a process's arguments.
         return self.shell(
             f"curl -sS -m 20 {AUTHORITY} -K - 'https://127.0.0.1:9090{path}'",
             stdin=f'user = "{user}:{password or self.password}"\n',
         )
 
     def query(self, expression):
-        answer = self.shell(
+        response = self.shell(
             f"curl -sS -m 20 {AUTHORITY} -K - --data-urlencode 'query={expression}' https://127.0.0.1:9090/api/v1/query",
             stdin=f'user = "admin:{self.password}"\n',
         )
-        return json.loads(answer)["data"]["result"]
+        return json.loads(response)["data"]["result"]
 
     def rules(self):
-        groups = json.loads(self.ask("/api/v1/rules"))["data"]["groups"]
+        groups = json.loads(self.request("/api/v1/rules"))["data"]["groups"]
         return sorted(group["name"] for group in groups)
 
     def reboot(self):
@@ -76,7 +76,7 @@ def fresh():
 def as_before(running):
     """For tests that leave files."""
     yield running
-    running.let_go()
+    running.release_hold()
     done = running.configure()
     assert done.code == 0, done.output
 
@@ -84,21 +84,21 @@ def as_before(running):
 # --- a host without it ----------------------------------------------------------------------------------------------
 
 
-def test_check_mode_on_an_empty_host_says_what_would_be_and_does_nothing(fresh):
+def test_check_mode_on_an_empty_host_reports_changes_and_makes_none(fresh):
     before = fresh.fingerprint()
     done = fresh.configure("--check", "--diff")
     assert done.code == 0 and done.changed == 3, done.output
-    assert done.says("/etc/prometheus/prometheus.yml", "--storage.tsdb.retention.time=62d")
+    assert done.prints("/etc/prometheus/prometheus.yml", "--storage.tsdb.retention.time=62d")
     assert "for-scrapes" not in done.output and "for people" not in done.output
     assert fresh.fingerprint() == before
 
 
-def test_it_is_never_open_to_strangers_while_it_is_installed(fresh):
+def test_it_requires_a_password_while_it_is_installed(fresh):
     """Debian's package would start it at once and at each boot, on every address and without a password."""
     if fresh.shell("ls /usr/bin/prometheus 2>/dev/null", check=False):
         pytest.skip("Prometheus is installed already")
     done = fresh.configure(wanted_password_file="/etc/prometheus/secrets/none")
-    assert done.code != 0 and done.says("secrets/none does not exist"), done.output
+    assert done.code != 0 and done.prints("secrets/none does not exist"), done.output
     fresh.reboot()
     fresh.shell("systemctl start prometheus")
     assert fresh.shell("systemctl is-active prometheus", check=False).strip() == "inactive"
@@ -123,7 +123,7 @@ def test_a_reboot_needs_no_run(running):
 # --- who reads ------------------------------------------------------------------------------------------------------
 
 
-def test_nobody_reads_without_a_password_from_another_host(running):
+def test_reading_from_another_host_requires_a_password(running):
     """From the machine that runs the tests, through the network of the containers."""
     address = running.shell("hostname -I").split()[0]
     for path in ("/", "/metrics", "/api/v1/targets", "/federate?match[]=up", "/-/healthy", "/config"):
@@ -140,7 +140,7 @@ def test_nobody_reads_without_a_password_from_another_host(running):
     assert "HTTP request to an HTTPS server" in plain.stdout
 
 
-def test_it_scrapes_with_tls_and_a_password_and_the_given_labels(running):
+def test_it_scrapes_with_tls_a_password_and_the_configured_labels(running):
     wait_for(lambda: [s for s in running.query("up") if s["value"][1] == "1"], 30, "the first scrape")
     (series,) = running.query("up")
     assert series["metric"] == {
@@ -158,8 +158,8 @@ def test_a_new_password_is_in_use_without_a_reload_and_the_old_one_ends(as_befor
     assert done.code == 0 and done.changed == 1, done.output
     assert "another one" not in done.output
     assert as_before.pid() == pid
-    assert as_before.ask("/-/healthy", password="another one").startswith("Prometheus")
-    assert "Unauthorized" in as_before.ask("/-/healthy", password="for people")
+    assert as_before.request("/-/healthy", password="another one").startswith("Prometheus")
+    assert "Unauthorized" in as_before.request("/-/healthy", password="for people")
 
 
 def test_no_secret_is_in_arguments_logs_or_open_files(running):
@@ -174,7 +174,7 @@ def test_no_secret_is_in_arguments_logs_or_open_files(running):
 
 
 @pytest.mark.parametrize(
-    ("extra", "said"),
+    ("extra", "message"),
     [
         ({"wanted_more_rules": {"bad": BAD_RULE}}, "/etc/prometheus/alerts/bad.yml"),
         (
@@ -190,10 +190,10 @@ def test_no_secret_is_in_arguments_logs_or_open_files(running):
     ],
     ids=["rule", "lint", "no secret", "closed secret", "open secret", "label", "no users", "type"],
 )
-def test_what_is_refused_leaves_the_old_one_running_and_shows_why(running, extra, said):
+def test_a_rejected_configuration_is_reported_and_the_old_one_keeps_running(running, extra, message):
     files, pid, rules = running.files(), running.pid(), running.rules()
     done = running.configure(**extra)
-    assert done.code != 0 and done.says(said), done.output
+    assert done.code != 0 and done.prints(message), done.output
     assert running.files() == files and running.pid() == pid and running.rules() == rules
     assert running.query("prometheus_config_last_reload_successful")[0]["value"][1] == "1"
 
@@ -201,11 +201,11 @@ def test_what_is_refused_leaves_the_old_one_running_and_shows_why(running, extra
 def test_check_mode_warns_of_it(running):
     files = running.files()
     done = running.configure("--check", wanted_more_rules={"bad": BAD_RULE})
-    assert done.says("would be rejected", "bad.yml"), done.output
+    assert done.prints("would be rejected", "bad.yml"), done.output
     assert running.files() == files
 
 
-def test_what_prometheus_alone_refuses_is_reverted(running):
+def test_a_configuration_that_only_prometheus_rejects_is_reverted(running):
     """promtool is made to find nothing: `systemctl reload` ends with 0 all the same."""
     files, pid = running.files(), running.pid()
     running.shell("mount --bind /usr/bin/true /usr/bin/promtool")
@@ -214,7 +214,7 @@ def test_what_prometheus_alone_refuses_is_reverted(running):
     finally:
         running.shell("umount /usr/bin/promtool")
     assert done.code != 0, done.output
-    assert done.says("last_reload_successful is 0", "The earlier files are back in place and in use", "bad.yml")
+    assert done.prints("last_reload_successful is 0", "The earlier files are back in place and in use", "bad.yml")
     assert [line for line in running.files().splitlines() if line not in files and "bad" in line] == []
     assert running.rules() == ["first"] and running.pid() == pid
     assert running.configure().changed == 0
@@ -223,10 +223,10 @@ def test_what_prometheus_alone_refuses_is_reverted(running):
 @pytest.mark.parametrize(
     "extra", [{"wanted_address": "127.0.0.1:1"}, {"wanted_secret": "wrong"}], ids=["address", "password"]
 )
-def test_a_target_that_was_up_and_is_lost_puts_it_back(running, extra):
+def test_a_lost_target_reverts_the_configuration(running, extra):
     wait_for(lambda: [s for s in running.query("up") if s["value"][1] == "1"], 30, "the target")
     done = running.configure(**extra)
-    assert done.code != 0 and done.says("targets that were up are down: prometheus mon1", "back in place and in use")
+    assert done.code != 0 and done.prints("targets that were up are down: prometheus mon1", "back in place and in use")
     wait_for(lambda: [s for s in running.query("up") if s["value"][1] == "1"], 30, "the target again")
     assert running.configure().changed == 0
 
@@ -234,24 +234,24 @@ def test_a_target_that_was_up_and_is_lost_puts_it_back(running, extra):
 # --- what is taken over ---------------------------------------------------------------------------------------------
 
 
-def test_rules_come_and_go_by_a_reload(as_before):
+def test_rules_are_added_and_removed_by_a_reload(as_before):
     pid = as_before.pid()
     done = as_before.configure("--diff", wanted_more_rules={"second": GOOD_RULE % 2})
     assert done.code == 0 and done.changed == 1 and as_before.rules() == ["first", "second"], done.output
-    assert done.says("record: second")
+    assert done.prints("record: second")
     assert as_before.configure().changed == 1
     assert as_before.rules() == ["first"] and as_before.pid() == pid
     assert as_before.shell("ls /etc/prometheus/alerts").split() == ["first.yml"]
 
 
-def test_a_run_killed_between_swap_and_reload_is_made_good(as_before, tmp_path):
+def test_a_run_killed_between_swap_and_reload_is_repaired(as_before, tmp_path):
     as_before.hold("service_swapped")
     log = tmp_path / "log"
     process = as_before.start(PLAYBOOK, log, "--limit", as_before.host, wanted_more_rules={"second": GOOD_RULE % 3})
     pid = as_before.wait_at("service_swapped", process, log)
     as_before.shell(f"kill -KILL {pid}")
     process.wait(120)
-    as_before.let_go()
+    as_before.release_hold()
     assert "second.yml" in as_before.shell("ls /etc/prometheus/alerts")
     assert as_before.rules() == ["first"], "nobody has reloaded it"
     done = as_before.configure(wanted_more_rules={"second": GOOD_RULE % 3})
@@ -264,7 +264,7 @@ def test_another_retention_restarts_it_and_is_verified(as_before):
     pid = as_before.pid()
     done = as_before.configure(prometheus_retention_days=70, prometheus_retention_size_mb=1536)
     assert done.code == 0 and done.changed == 1, done.output
-    flags = json.loads(as_before.ask("/api/v1/status/flags"))["data"]
+    flags = json.loads(as_before.request("/api/v1/status/flags"))["data"]
     assert flags["storage.tsdb.retention.time"] == "10w" and flags["storage.tsdb.retention.size"] == "1GiB512MiB"
     assert as_before.pid() != pid
     assert as_before.query("up"), "the data of before are gone"
@@ -283,7 +283,7 @@ def test_a_renewed_certificate_is_presented_at_once(running):
     running.shell(
         "cp -p /etc/ssl/shiftmaster/host.crt /root/host.crt && cat /root/host.crt >/etc/ssl/shiftmaster/host.crt"
     )
-    assert running.ask("/-/healthy").startswith("Prometheus")
+    assert running.request("/-/healthy").startswith("Prometheus")
     assert running.configure().changed == 0
 
 

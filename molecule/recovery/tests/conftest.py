@@ -10,7 +10,7 @@ from support import ROOT, Operations
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 RUNS = "/var/backups/shiftmaster/manifests"
 ADDRESSES = {"recovery-trixie": "172.30.79.10", "recovery-repository": "172.30.79.20"}
-# Name and content of each table that people write; in those of sessions and tasks the application itself does.
+# Name and content of each table that users write; in those of sessions and tasks the application itself does.
 EVERY_TABLE = """
 SELECT string_agg(relname || ' ' || (xpath('/row/c/text()', query_to_xml(format(
          'SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) AS c FROM %I AS t', relname),
@@ -25,7 +25,7 @@ class Host(Operations):
         return self.shell("runuser -u postgres -- psql -XqAt -d shiftmaster", stdin=statement).strip()
 
     def everything(self) -> tuple[str, str]:
-        """Sums of every table and of every file that people have entered."""
+        """Sums of every table and of every file that users have entered."""
         return self.sql(EVERY_TABLE), self.shell(EVERY_FILE)
 
     def destroy(self) -> None:
@@ -62,7 +62,7 @@ class Repository(Host):
 @pytest.fixture(scope="session")
 def hosts():
     app, backup_server = Host(INVENTORY, "recovery-trixie"), Repository(INVENTORY, "recovery-repository")
-    assert app.serves(60), "the host does not serve"
+    assert app.live_version(60), "the host does not serve"
     return SimpleNamespace(app=app, backup_server=backup_server, standby=Host(INVENTORY, "recovery-standby"))
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from support import wait_for
 
-KEEPER_SSH = (
+SERVER_SSH = (
     "ssh -i /etc/shiftmaster-backup/pull.key -o BatchMode=yes -o StrictHostKeyChecking=yes "
     "-o UserKnownHostsFile=/etc/shiftmaster-backup/known_hosts"
 )
@@ -18,7 +18,7 @@ MEDIA = "/var/www/shiftmaster/shared/media"
 SECLUDED = f"""#!/bin/sh
 {{ printf 'rsync\\0--server\\0--sender\\0'; for word in $SECRET; do printf '%s\\0' "$word"; done; printf '\\0'
 cat; }} |
-{{ {KEEPER_SSH} {USER} "$ASKED"; kill $$; }}
+{{ {SERVER_SSH} {USER} "$SENT"; kill $$; }}
 """
 
 
@@ -27,10 +27,10 @@ def attack(hosts):
     """Run rsync on the backup server as an attacker does, by a remote command of his own; returns the output."""
     hosts.backup_server.shell("cat > /root/rsh; chmod 700 /root/rsh", stdin=SECLUDED)
 
-    def run(asked: str, secret: str, path: str = "/etc/shadow") -> str:
+    def run(sent: str, secret: str, path: str = "/etc/shadow") -> str:
         hosts.backup_server.shell("rm -rf /root/loot; mkdir /root/loot")
         return hosts.backup_server.shell(
-            f"ASKED='{asked}' SECRET='{secret}' timeout 30 rsync -rlt --rsh /root/rsh x@host:{path} /root/loot/ 2>&1; "
+            f"SENT='{sent}' SECRET='{secret}' timeout 30 rsync -rlt --rsh /root/rsh x@host:{path} /root/loot/ 2>&1; "
             "echo code $?",
             check=False,
         )
@@ -43,7 +43,7 @@ FLAGS = "-ltre.iLsfxCIvu"
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "requested",
     [
         # The attack of old: -s lets rsync read its arguments from the connection.
         "rsync --server --sender -s . /etc/nginx",
@@ -52,26 +52,26 @@ FLAGS = "-ltre.iLsfxCIvu"
         "send files --server --sender -slogDtpr . /var/www/shiftmaster",
     ],
 )
-def test_no_file_but_those_of_a_set_is_read_removed_or_written(hosts, attack, asked):
+def test_only_files_of_a_set_are_read_removed_or_written(hosts, attack, requested):
     hosts.app.shell("echo precious > /root/precious; rm -f /root/written")
-    said = attack(asked, f"{FLAGS} . /etc/shadow")
-    assert "root:" not in hosts.backup_server.shell("cat /root/loot/shadow 2>/dev/null", check=False), said
-    said = attack(asked, f"{FLAGS} --remove-source-files . /root/precious", "/root/precious")
-    assert hosts.app.shell("cat /root/precious").strip() == "precious", said
+    message = attack(requested, f"{FLAGS} . /etc/shadow")
+    assert "root:" not in hosts.backup_server.shell("cat /root/loot/shadow 2>/dev/null", check=False), message
+    message = attack(requested, f"{FLAGS} --remove-source-files . /root/precious", "/root/precious")
+    assert hosts.app.shell("cat /root/precious").strip() == "precious", message
     assert "precious" not in hosts.backup_server.shell("find /root/loot", check=False)
-    said = attack(asked, f"{FLAGS} --log-file=/root/written --log-file-format=x . /etc/nginx", "/etc/nginx")
-    assert hosts.app.shell("ls /root/written 2>/dev/null", check=False) == "", said
+    message = attack(requested, f"{FLAGS} --log-file=/root/written --log-file-format=x . /etc/nginx", "/etc/nginx")
+    assert hosts.app.shell("ls /root/written 2>/dev/null", check=False) == "", message
 
 
-def test_a_filter_rule_opens_no_file_outside_of_the_set(hosts):
+def test_a_filter_rule_opens_no_file_outside_the_set(hosts):
     """rsync takes rules from the receiver, and a rule can name a file of rules."""
-    said = hosts.backup_server.shell(
+    message = hosts.backup_server.shell(
         "rm -rf /root/loot; mkdir /root/loot; rsync -aR --no-D --numeric-ids --trust-sender --filter=': /etc/shadow' "
-        f"--rsync-path 'send configuration' --rsh '{KEEPER_SSH}' {USER}:/etc/nginx /root/loot/ 2>&1; echo code $?",
+        f"--rsync-path 'send configuration' --rsh '{SERVER_SSH}' {USER}:/etc/nginx /root/loot/ 2>&1; echo code $?",
         check=False,
     )
-    # Of a file that it could read, rsync reports that a line is no rule.
-    assert "shadow" not in said and "code 0" in said, said
+    # For a file that it could read, rsync reports that a line is no rule.
+    assert "shadow" not in message and "code 0" in message, message
     assert "nginx.conf" in hosts.backup_server.shell("find /root/loot -name nginx.conf")
 
 
@@ -83,23 +83,23 @@ def test_a_filter_rule_opens_no_file_outside_of_the_set(hosts):
         "send files;id",
     ],
 )  # fmt: skip
-def test_nothing_but_the_name_of_a_set_is_accepted(hosts, command):
-    done = hosts.backup_server.shell(f"{KEEPER_SSH} {USER} '{command}' 2>&1; echo code $?", check=False)
+def test_only_the_name_of_a_set_is_accepted(hosts, command):
+    done = hosts.backup_server.shell(f"{SERVER_SSH} {USER} '{command}' 2>&1; echo code $?", check=False)
     assert "allowed" in done and "code 0" not in done and "uid=" not in done, done
 
 
 def test_there_is_no_shell_no_forwarding_and_no_terminal(hosts):
-    assert "uid=" not in hosts.backup_server.shell(f"echo id | {KEEPER_SSH} {USER} 2>&1", check=False)
-    said = hosts.backup_server.shell(
-        f"timeout 20 {KEEPER_SSH} -N -o ExitOnForwardFailure=yes -R 12345:localhost:22 {USER} 2>&1; echo code $?",
+    assert "uid=" not in hosts.backup_server.shell(f"echo id | {SERVER_SSH} {USER} 2>&1", check=False)
+    message = hosts.backup_server.shell(
+        f"timeout 20 {SERVER_SSH} -N -o ExitOnForwardFailure=yes -R 12345:localhost:22 {USER} 2>&1; echo code $?",
         check=False,
     )
-    assert "code 0" not in said and "code 124" not in said, said
+    assert "code 0" not in message and "code 124" not in message, message
     # To a service of the host that listens on loopback alone.
-    said = hosts.backup_server.shell(
-        f"timeout 20 {KEEPER_SSH} -W localhost:5432 {USER} 2>&1 < /dev/null; echo code $?", check=False
+    message = hosts.backup_server.shell(
+        f"timeout 20 {SERVER_SSH} -W localhost:5432 {USER} 2>&1 < /dev/null; echo code $?", check=False
     )
-    assert "code 0" not in said, said
+    assert "code 0" not in message, message
 
 
 def test_the_sender_is_not_root_and_has_no_other_file_nor_network(hosts):
@@ -116,12 +116,12 @@ cat /etc/ssl/private/shiftmaster.key > /dev/null && echo read; cat < /dev/tcp/12
 words = read.backup_sandbox.words("shiftmaster-backup-test.service", read.PROPERTIES, paths)
 print(subprocess.run([*words, "/usr/bin/bash", "-c", script], capture_output=True, text=True).stdout)
 """
-    said = hosts.app.shell("python3 -B -", stdin=program)
-    lines = said.split()
+    message = hosts.app.shell("python3 -B -", stdin=program)
+    lines = message.split()
     # Another user than root, that reads what root alone may read of the set.
-    assert lines[0] != "0" and "nginx" in lines and "read" in lines, said
-    assert not {"shadow", "passwd"} & set(lines) and "root:" not in said, said
-    assert "PATH=" not in said and "SSH-2" not in said, said
+    assert lines[0] != "0" and "nginx" in lines and "read" in lines, message
+    assert not {"shadow", "passwd"} & set(lines) and "root:" not in message, message
+    assert "PATH=" not in message and "SSH-2" not in message, message
     assert hosts.app.shell("ls /etc/nginx/x /usr/x 2>/dev/null", check=False) == ""
 
 
@@ -130,8 +130,8 @@ def test_a_link_in_place_of_the_lock_sends_no_file(hosts):
     state = "/var/www/shiftmaster/shared/state"
     hosts.app.shell(f"test ! -e {state}/lock.json && ln -s /etc/shadow {state}/lock.json")
     try:
-        said = hosts.backup_server.shell(f"{KEEPER_SSH} {USER} lock 2>&1", check=False)
-        assert "root:" not in said, said
+        message = hosts.backup_server.shell(f"{SERVER_SSH} {USER} lock 2>&1", check=False)
+        assert "root:" not in message, message
     finally:
         hosts.app.shell(f"rm -f {state}/lock.json")
 
@@ -180,9 +180,9 @@ def test_a_host_sends_nothing_that_was_not_requested(hosts, hostile):
     assert "shadow" not in hosts.backup_server.shell(f"find {directory}")
 
 
-@pytest.mark.parametrize("answer", ["", "null", "{}", "not json", '["/etc/shadow"]'])
-def test_a_response_that_is_none_fails_the_part(hosts, hostile, answer):
-    hostile(f"echo '{answer}'\n")
+@pytest.mark.parametrize("response", ["", "null", "{}", "not json", '["/etc/shadow"]'])
+def test_an_invalid_response_fails_the_part(hosts, hostile, response):
+    hostile(f"echo '{response}'\n")
     assert "failed" in pulled(hosts)
 
 
@@ -234,8 +234,8 @@ print(subprocess.run(words, capture_output=True, text=True).stdout)
 print(os.path.exists(directory + "/mine"))
 os.unlink(directory + "/mine")
 """
-    said = hosts.backup_server.shell("python3 -B -", stdin=program)
-    assert said.split() == ["True"], said
+    message = hosts.backup_server.shell("python3 -B -", stdin=program)
+    assert message.split() == ["True"], message
     there = "/etc/x /usr/x /root/x /var/backups/shiftmaster/x /var/backups/shiftmaster/pulled/configuration/x"
     assert hosts.backup_server.shell(f"ls {there} 2>/dev/null", check=False) == ""
 
@@ -271,7 +271,7 @@ with tarfile.open("/var/backups/shiftmaster/outgoing/wal.tar", "w", format=tarfi
 WATCHED = "stat -c '%n %U %G %a' /etc/shadow /etc/nginx /etc /"
 
 
-def test_an_archive_of_wal_changes_nothing_outside_of_its_directory(hosts, impostor):
+def test_an_archive_of_wal_changes_nothing_outside_its_directory(hosts, impostor):
     hosts.backup_server.shell("cat > /root/wal.py", stdin=HOSTILE_WAL)
     hosts.backup_server.backup()
     # One segment is announced that the archive lacks.
@@ -284,12 +284,12 @@ def test_an_archive_of_wal_changes_nothing_outside_of_its_directory(hosts, impos
     before, rows = app.shell(WATCHED), app.everything()
     run = app.run("playbooks/restore.yml", confirm=app.host, timeout=1800)
     assert app.shell(WATCHED) == before
-    assert run.code != 0 and run.says("'../../../../etc/shadow', which is not a segment"), run.output[-4000:]
+    assert run.code != 0 and run.prints("'../../../../etc/shadow', which is not a segment"), run.output[-4000:]
     assert app.shell("ls /var/lib/shiftmaster-backup/received 2>/dev/null; true") == ""
-    assert app.serves(120) and app.everything() == rows
+    assert app.live_version(120) and app.everything() == rows
 
 
-def test_a_release_is_named_by_a_commit_id_and_no_text_moves_the_terminal(hosts, impostor):
+def test_a_release_is_named_by_a_commit_id_and_no_text_reaches_the_terminal_unescaped(hosts, impostor):
     impostor(
         plan=r"""/root/shiftmaster-backup "$@" | python3 -c '
 import json, sys
@@ -298,14 +298,16 @@ plan["release"].update(version="2.0.0\x1b[2J", revision="main")
 print(json.dumps(plan))'"""
     )
     run = hosts.app.run("playbooks/recover.yml", timeout=600)
-    assert run.code != 0 and run.says("main as the revision of the release, which is no commit id"), run.output[-3000:]
+    assert run.code != 0 and run.prints("main as the revision of the release, which is no commit id"), run.output[
+        -3000:
+    ]
     assert "\x1b[2J" not in run.output
 
 
-def test_a_reason_of_the_backup_server_moves_no_terminal(hosts, impostor):
+def test_a_reason_of_the_backup_server_reaches_no_terminal_unescaped(hosts, impostor):
     impostor(plan=r"""printf '{"failed": "gone \\u001b[2J\\u009b2J"}\n'; exit 1""")
     run = hosts.app.run("playbooks/restore.yml", timeout=600)
-    assert run.code != 0 and run.says("gone ?[2J?2J"), run.output[-3000:]
+    assert run.code != 0 and run.prints("gone ?[2J?2J"), run.output[-3000:]
 
 
 # ------------------------------------------------------------------------------------------------- restoring of files
@@ -352,7 +354,7 @@ def client(host, peer: str, command: str, key: str = "", stdin: str | None = Non
         # pgBackRest uses no key that others may read, too.
         copied += f"cat {file} > /root/attack.{name}; "
         words += f"--repo1-host-{name}-file=/root/attack.{name} "
-    # What it reads may be encrypted.
+    # The files that it reads may be encrypted.
     shown = "code=$?; tr -cd '[:print:]\\n' < /root/attack.out; rm /root/attack.*; echo; echo code $code"
     return host.shell(f"{copied} {words} {command} > /root/attack.out 2>&1; {shown}", stdin=stdin, timeout=120)
 
@@ -370,13 +372,13 @@ def test_the_backup_server_reads_the_database_and_no_other_file_of_its_host(host
         "/var/log/postgresql/postgresql-17-main.log", "/proc/self/environ", "/proc/1/root/etc/shadow",
         "/etc/postgresql/17/main/pg_hba.conf", "/var/www/shiftmaster/shared/.env",
     ):  # fmt: skip
-        said = taken(hosts.backup_server, "recovery-trixie", path)
-        assert "code 0" not in said and "unable to" in said, (path, said)
+        message = taken(hosts.backup_server, "recovery-trixie", path)
+        assert "code 0" not in message and "unable to" in message, (path, message)
     # A link of postgres leads to nothing either.
     hosts.app.shell("runuser -u postgres -- ln -sfn /etc/shadow /var/lib/postgresql/17/out")
     try:
-        said = taken(hosts.backup_server, "recovery-trixie", "/var/lib/postgresql/17/out")
-        assert "code 0" not in said and "root:" not in said, said
+        message = taken(hosts.backup_server, "recovery-trixie", "/var/lib/postgresql/17/out")
+        assert "code 0" not in message and "root:" not in message, message
     finally:
         hosts.app.shell("rm /var/lib/postgresql/17/out")
 
@@ -390,12 +392,12 @@ def test_the_backup_server_reads_the_database_and_no_other_file_of_its_host(host
 )  # fmt: skip
 def test_the_backup_server_writes_no_file_of_the_database_host(hosts, directory):
     hosts.app.shell(f"rm -f {directory}/planted")
-    said = client(
+    message = client(
         hosts.backup_server, "recovery-trixie", f"--repo1-path={directory} repo-put planted", stdin="planted\n"
     )
-    assert "code 0" not in said and hosts.app.shell(f"ls {directory}/planted 2>&1", check=False).startswith("ls: "), (
-        said
-    )
+    assert "code 0" not in message and hosts.app.shell(f"ls {directory}/planted 2>&1", check=False).startswith(
+        "ls: "
+    ), message
     hosts.app.shell(f"mkdir -p {directory} && install -m 666 /dev/null {directory}/kept")
     client(hosts.backup_server, "recovery-trixie", f"--repo1-path={directory} repo-rm kept")
     hosts.app.shell(f"rm {directory}/kept")
@@ -441,8 +443,8 @@ def test_the_database_host_reads_the_repository_and_no_other_file_of_the_backup_
         "/etc/shiftmaster-backup/pgpass.postgres", "/etc/shiftmaster-backup/restore.conf", "/etc/hostname",
         "/etc/ssl/shiftmaster/host.key", f"/proc/{receiver}/environ", f"/proc/{receiver}/root/etc/hostname",
     ):  # fmt: skip
-        said = taken(hosts.app, "recovery-repository", path)
-        assert "code 0" not in said and "unable to" in said, (path, said)
+        message = taken(hosts.app, "recovery-repository", path)
+        assert "code 0" not in message and "unable to" in message, (path, message)
 
 
 def test_the_database_host_adds_to_the_archive_and_changes_no_backup(hosts):
@@ -475,7 +477,7 @@ def test_the_database_host_adds_to_the_archive_and_changes_no_backup(hosts):
 
 
 def test_the_server_puts_no_link_into_the_archive(hosts):
-    """As of code that runs in it: pgbackrest expire, outside of the unit, follows a link and empties all backups."""
+    """As code that runs in it: pgbackrest expire, outside of the unit, follows a link and empties all backups."""
     archive = "/var/backups/shiftmaster/pgbackrest/archive"
     words = f"touch {archive}/planted; ln -s ../backup {archive}/link; mkfifo {archive}/pipe; true"
     try:
@@ -495,16 +497,16 @@ def test_the_server_puts_no_link_into_the_archive(hosts):
 
 
 @pytest.mark.parametrize("directory", ["/run", "/run/shiftmaster-pgbackrest", "/tmp", "/var/tmp", "/dev/shm"])
-def test_the_server_fills_no_memory_of_its_host(hosts, directory):
+def test_the_server_does_not_use_up_the_memory_of_its_host(hosts, directory):
     for attacker, host, peer in (
         (hosts.backup_server, hosts.app, "recovery-trixie"),
         (hosts.app, hosts.backup_server, "recovery-repository"),
     ):
         try:
-            said = client(attacker, peer, f"--repo1-path={directory} repo-put planted", stdin="x" * (3 << 20))
-            assert "code 0" not in said, said
+            message = client(attacker, peer, f"--repo1-path={directory} repo-put planted", stdin="x" * (3 << 20))
+            assert "code 0" not in message, message
             process = host.shell("systemctl show --property=MainPID --value pgbackrest.service").strip()
-            # Of the host, and of the unit.
+            # Processes of the host, and of the unit.
             for view in ("", f"nsenter --target {process} --mount --root --wd "):
                 found = host.shell(f"{view}find {directory} -maxdepth 1 -name 'planted*' -size +1M", check=False)
                 assert not found, found
@@ -513,7 +515,7 @@ def test_the_server_fills_no_memory_of_its_host(hosts, directory):
             host.shell("systemctl restart pgbackrest.service")
 
 
-def test_a_segment_of_another_timeline_takes_no_received_wal_away(hosts):
+def test_a_segment_of_another_timeline_removes_no_received_wal(hosts):
     """The database host adds it to the archive, where its name comes after all others."""
     directory = "archive/shiftmaster/17-1/000000FF00000000"
     name = "000000FF00000000000000FF"
@@ -529,11 +531,11 @@ def test_a_segment_of_another_timeline_takes_no_received_wal_away(hosts):
         hosts.backup_server.shell(f"rm -rf /var/backups/shiftmaster/pgbackrest/{directory}")
 
 
-def test_no_other_key_of_the_hosts_opens_the_port(hosts):
+def test_other_keys_of_the_hosts_cannot_log_in(hosts):
     """Exporters, PostgreSQL and Redis read host.key."""
     for host, peer in ((hosts.backup_server, "recovery-trixie"), (hosts.app, "recovery-repository")):
-        said = client(host, peer, "--repo1-path=/usr/share repo-ls", key="/etc/ssl/shiftmaster/host")
-        assert "code 0" not in said, said
+        message = client(host, peer, "--repo1-path=/usr/share repo-ls", key="/etc/ssl/shiftmaster/host")
+        assert "code 0" not in message, message
         key = host.shell("sed -n 's/^tls-server-key-file=//p' /etc/pgbackrest.conf").strip()
         assert host.shell(f"stat -c '%U %G %a' {key}").strip() == "root postgres 640"
 
@@ -578,17 +580,17 @@ def test_units_are_confined(hosts):
         units = [line.split()[0].replace("@.", "@x.") for line in listed] + ["pgbackrest.service"]
         assert units
         for unit in units:
-            said = host.shell(f"systemd-analyze security --no-pager {unit} | tail -n 1")
-            assert float(said.split(": ")[1].split()[0]) <= allowed.get(unit, 2.5), said
+            message = host.shell(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+            assert float(message.split(": ")[1].split()[0]) <= allowed.get(unit, 2.5), message
 
 
-def test_what_reads_for_the_backup_server_is_confined(hosts):
-    hosts.backup_server.shell(f"(sleep 20 | {KEEPER_SSH} {USER} send files > /dev/null 2>&1 &) ")
+def test_the_reader_of_the_backup_server_is_sandboxed(hosts):
+    hosts.backup_server.shell(f"(sleep 20 | {SERVER_SSH} {USER} send files > /dev/null 2>&1 &) ")
     find = "systemctl list-units --no-legend --plain 'shiftmaster-backup-send-*.service' | cut -d' ' -f1"
     wait_for(lambda: hosts.app.shell(find).strip() != "", 15, "the sender")
     unit = hosts.app.shell(find).split()[0]
-    said = hosts.app.shell(f"systemd-analyze security --no-pager {unit} | tail -n 1")
-    assert float(said.split(": ")[1].split()[0]) <= 2.5, said
+    message = hosts.app.shell(f"systemd-analyze security --no-pager {unit} | tail -n 1")
+    assert float(message.split(": ")[1].split()[0]) <= 2.5, message
 
 
 def test_the_receiver_of_wal_works_confined(hosts):

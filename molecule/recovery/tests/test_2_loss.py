@@ -48,16 +48,16 @@ def write_until_killed(hosts, way: str) -> dict:
     subprocess.run(["docker", "kill", hosts.app.host], check=True, capture_output=True)
     for process in processes:
         process.wait(60)
-    told = {}
+    acknowledged = {}
     for path in files:
         # The last line may be torn.
         for line in path.read_text().splitlines(keepends=True):
             if line.endswith("\n") and line.count("|") == 1:
-                number, moment = line.split("|")
-                told[int(number)] = float(moment)
+                number, timestamp = line.split("|")
+                acknowledged[int(number)] = float(timestamp)
         path.unlink()
-    assert len(told) > 100 * WRITERS, "they did not write"
-    return told
+    assert len(acknowledged) > 100 * WRITERS, "they did not write"
+    return acknowledged
 
 
 def what_came_back(hosts) -> set:
@@ -68,9 +68,9 @@ def what_came_back(hosts) -> set:
         done = hosts.backup_server.shell(
             f"shiftmaster-backup restore {name}", stdin=json.dumps(given), timeout=900, check=False
         )
-        answer = json.loads([line for line in done.splitlines() if line.startswith("{")][-1])
-        assert "failed" not in answer, answer
-        return answer
+        response = json.loads([line for line in done.splitlines() if line.startswith("{")][-1])
+        assert "failed" not in response, response
+        return response
 
     found = step("table", {**request, **step("plan", request)})
     text = hosts.backup_server.shell(f"runuser -u postgres -- pg_restore --data-only -f - {found['file']}", timeout=300)
@@ -79,11 +79,11 @@ def what_came_back(hosts) -> set:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_was_acknowledged_comes_back(hosts, saved, way, capsys):
+def test_acknowledged_data_is_restored(hosts, saved, way, capsys):
     options, receives, most = WAYS[way]
     run = hosts.app.run("deploy.yml", "--tags", "database,backup", timeout=1800, **options)
     assert run.code == 0, run.output[-4000:]
-    # What the application's own logins have by themselves, and these writers by PGOPTIONS.
+    # Settings that the application's own logins have by themselves, and these writers by PGOPTIONS.
     waits = hosts.app.sql(
         "SELECT count(*) > 0 FROM pg_db_role_setting JOIN pg_roles ON pg_roles.oid = setrole "
         "WHERE rolname ~ '^shiftmaster' AND 'synchronous_commit=on' = ANY (setconfig)"
@@ -95,11 +95,11 @@ def test_what_was_acknowledged_comes_back(hosts, saved, way, capsys):
             state = "SELECT sync_state FROM pg_stat_replication WHERE application_name = 'shiftmaster-backup-wal'"
             wanted = "sync" if way == "synchronous" else "async"
             wait_for(lambda state=state, wanted=wanted: hosts.app.sql(state) == wanted, 120, "the receiver")
-        told = write_until_killed(hosts, way)
+        acknowledged = write_until_killed(hosts, way)
         back = what_came_back(hosts)
-        lost = [moment for number, moment in told.items() if number not in back]
+        lost = [timestamp for number, timestamp in acknowledged.items() if number not in back]
         lost_rows.append(len(lost))
-        lost_seconds.append(max(told.values()) - min(lost) if lost else 0.0)
+        lost_seconds.append(max(acknowledged.values()) - min(lost) if lost else 0.0)
         subprocess.run(["docker", "start", hosts.app.host], check=True, capture_output=True)
         wait_for(lambda: hosts.app.shell("pg_isready -q && echo yes", check=False).strip() == "yes", 120, "PostgreSQL")
     with capsys.disabled():
@@ -110,7 +110,7 @@ def test_what_was_acknowledged_comes_back(hosts, saved, way, capsys):
         assert lost_rows == [0] * RUNS
 
 
-def test_the_way_that_the_variables_say_is_back(hosts, saved):
+def test_the_replication_of_the_variables_is_configured_again(hosts, saved):
     run = hosts.app.run("deploy.yml", "--tags", "database,backup", timeout=1800)
     assert run.code == 0, run.output[-4000:]
     hosts.app.sql("DROP TABLE told")

@@ -56,7 +56,7 @@ def authorities(hosts, saved, tmp_path_factory):
     return directory / "authorities"
 
 
-def test_the_keys_of_the_authorities_come_back_by_the_vault_password_alone(authorities):
+def test_the_keys_of_the_authorities_are_restored_with_only_the_vault_password(authorities):
     assert b"PRIVATE KEY" in (authorities / "site/ca.key").read_bytes()
 
 
@@ -66,7 +66,7 @@ def test_wal_is_received_as_it_is_written(hosts, saved):
     wait_for(lambda: ".partial" in hosts.backup_server.shell("ls /var/backups/shiftmaster/wal"), 30, "the segment")
 
 
-def test_a_host_that_burned_comes_back_from_the_backups_and_the_keys(hosts, saved, authorities, capsys):
+def test_a_destroyed_host_is_recovered_from_backups_and_keys(hosts, saved, authorities, capsys):
     # After the backup, and much later than the last segment that was archived.
     hosts.app.sql("SELECT pg_switch_wal()")
     time.sleep(5)
@@ -79,25 +79,25 @@ def test_a_host_that_burned_comes_back_from_the_backups_and_the_keys(hosts, save
     hosts.app.install_again()
     began = time.monotonic()
     run = hosts.app.run("playbooks/recover.yml", timeout=3600)
-    assert run.code != 0 and run.says("Nothing was changed", "-e confirm=recovery-trixie"), run.output[-3000:]
+    assert run.code != 0 and run.prints("Nothing was changed", "-e confirm=recovery-trixie"), run.output[-3000:]
     run = hosts.app.run(
         "playbooks/recover.yml", *AUTHORITIES, timeout=5400, confirm="recovery-trixie", tls_ca_root=str(authorities)
     )
     assert run.code == 0, run.output[-8000:]
     with capsys.disabled():
         print(f"\n  recovered in {time.monotonic() - began:.0f} s")
-    assert hosts.app.serves(60) == "2.0.0"
+    assert hosts.app.live_version(60) == "2.0.0"
     assert hosts.app.sql("SELECT count(*), md5(string_agg(text, ',' ORDER BY id)) FROM precious") == rows
     assert hosts.app.everything() == everything
     assert hosts.app.shell(f"stat -c %U {MEDIA}/plan.pdf").strip() == "shiftmaster"
     assert hosts.app.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/health/") == "200"
-    # Backups go on.
+    # Backups continue.
     assert hosts.backup_server.backup()["result"] == "succeeded"
 
 
 @pytest.fixture(scope="module")
 def outside(hosts, saved):
-    """An account of SFTP alone on the host that burns in no test, and the options that lead there."""
+    """An account of SFTP alone on the host that no test destroys, and the options for it."""
     third = hosts.standby
     third.shell(
         "useradd --create-home --shell /bin/sh --password '*' copies; install -d -o copies -m 700 /home/copies/store; "
@@ -116,7 +116,7 @@ def outside(hosts, saved):
     return options
 
 
-def test_a_house_that_burned_comes_back_from_outside_and_the_keys(hosts, outside, capsys):
+def test_a_destroyed_site_is_recovered_from_the_off_site_copy_and_keys(hosts, outside, capsys):
     """The host that keeps the backups is lost with the other."""
     manifest = hosts.backup_server.backup()
     assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
@@ -132,15 +132,15 @@ def test_a_house_that_burned_comes_back_from_outside_and_the_keys(hosts, outside
     assert run.code == 0, run.output[-8000:]
     with capsys.disabled():
         print(f"\n  recovered from outside in {time.monotonic() - began:.0f} s")
-    assert hosts.app.serves(60) == "2.0.0" and hosts.app.everything() == everything
-    # Those from before are here again, and the new ones go outside, too.
+    assert hosts.app.live_version(60) == "2.0.0" and hosts.app.everything() == everything
+    # Those from before are here again, and the new ones are copied off-site, too.
     listed = hosts.backup_server.shell("ls /var/backups/shiftmaster/manifests")
     assert manifest["run_id"] in listed
     manifest = hosts.backup_server.backup()
     assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
 
 
-def test_the_only_host_burns_and_comes_back_as_an_older_copy_outside_has_it(hosts, outside, alone, capsys):
+def test_the_only_host_is_destroyed_and_recovered_from_an_older_off_site_copy(hosts, outside, alone, capsys):
     """One host that is everything, its own backups too; the last copy already has what went wrong."""
     hosts.app.destroy()
     alone.install_again()
@@ -161,7 +161,7 @@ def test_the_only_host_burns_and_comes_back_as_an_older_copy_outside_has_it(host
     alone.install_again()
     recover = ("playbooks/recover.yml", *AUTHORITIES)
     run = alone.run(*recover, timeout=3600, confirm="recovery-trixie", **options)
-    assert run.code != 0 and run.says("Nothing was changed", "-e backups=offsite"), run.output[-3000:]
+    assert run.code != 0 and run.prints("Nothing was changed", "-e backups=offsite"), run.output[-3000:]
     began = time.monotonic()
     run = alone.run(
         *recover, timeout=5400, backups="offsite", fetch=good["run_id"], confirm="recovery-trixie", **options
@@ -169,7 +169,7 @@ def test_the_only_host_burns_and_comes_back_as_an_older_copy_outside_has_it(host
     assert run.code == 0, run.output[-8000:]
     with capsys.disabled():
         print(f"\n  one host recovered from outside in {time.monotonic() - began:.0f} s")
-    assert alone.serves(60) == "2.0.0" and alone.everything() == everything
+    assert alone.live_version(60) == "2.0.0" and alone.everything() == everything
     listed = alone.shell("ls /var/backups/shiftmaster/manifests")
     assert good["run_id"] in listed and bad["run_id"] not in listed
     manifest = alone.backup()

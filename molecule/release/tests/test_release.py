@@ -1,4 +1,4 @@
-"""New versions and rollbacks while 64 people work (16 in the sample): no failed request, lost task or lost write."""
+"""New versions and rollbacks while 64 users work (16 in the sample): no failed request, lost task or lost write."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_deploy_rollback_deploy_under_load(operations, number, capsys):
     static = page.split('href="/static/')[1].split('"')[0]
     with load(operations, "--clients", str(CLIENTS), "--think-seconds", "1.0", seconds=600) as current:
         for name, step, version in steps(operations):
-            before = operations.serves()
+            before = operations.live_version()
             # Long and short tasks are running and waiting when the workers change hands; on the rollback new ones, too.
             enqueue(operations, f"long-{number}-{name}", 8, 2)
             enqueue(operations, f"short-{number}-{name}", 0.05, 60)
@@ -33,10 +33,10 @@ def test_deploy_rollback_deploy_under_load(operations, number, capsys):
             with current.window(name):
                 run = step()
             assert run.code == 0, run.output[-6000:]
-            assert operations.serves() == version
-            # What the page of before names is still there.
-            answer = operations.shell(f"curl -skS -o /dev/null -w '%{{http_code}}' https://localhost/static/{static}")
-            assert answer == "200"
+            assert operations.live_version() == version
+            # Files that the earlier page names still exist.
+            response = operations.shell(f"curl -skS -o /dev/null -w '%{{http_code}}' https://localhost/static/{static}")
+            assert response == "200"
     summary = current.summary
     with capsys.disabled():
         print(f"\nrun {number + 1}: {json.dumps({key: summary[key] for key in ('requests', 'failed')})}")
@@ -47,10 +47,10 @@ def test_deploy_rollback_deploy_under_load(operations, number, capsys):
     # 2.0.0 does not know this task: none of them was discarded, all ran once 2.1.0 was back.
     new = all_ran_once(operations, f"new-{number}-rollback", 30)
     assert {version for versions in new.values() for version in versions} == {"2.1.0"}
-    # The next run begins from the schema and the releases of before.
+    # The next run begins from the schema and the earlier releases.
     run = operations.rollback(to="2.0.0", schema="reverse")
     assert run.code == 0, run.output[-6000:]
-    assert operations.serves(10) == "2.0.0"
+    assert operations.live_version(10) == "2.0.0"
 
 
 def test_a_second_run_changes_nothing(operations):
@@ -73,28 +73,28 @@ def test_check_mode_before_an_upgrade(operations):
     before = operations.fingerprint()
     run = operations.deploy("2.1.0", "--check", "--diff", shiftmaster_web_threads=3)
     assert run.code == 0, run.output[-6000:]
-    assert run.says("version: 2.1.0", "0002_minimum_staff_kind_summary", "+threads = 3"), run.output[-6000:]
+    assert run.prints("version: 2.1.0", "0002_minimum_staff_kind_summary", "+threads = 3"), run.output[-6000:]
     assert operations.fingerprint() == before
 
 
 def test_contract_migration_is_refused_until_it_is_allowed(operations):
     assert operations.deploy("2.1.0", **FAST).code == 0
     refused = operations.deploy("2.2.0", **FAST)
-    assert refused.code == 2 and refused.says("0003_remove_is_night", "Nothing was changed"), refused.output[-4000:]
-    assert operations.serves() == "2.1.0"
+    assert refused.code == 2 and refused.prints("0003_remove_is_night", "Nothing was changed"), refused.output[-4000:]
+    assert operations.live_version() == "2.1.0"
     allowed = operations.deploy("2.2.0", shiftmaster_allow_contract=True, **FAST)
     assert allowed.code == 0, allowed.output[-6000:]
-    assert operations.serves() == "2.2.0"
+    assert operations.live_version() == "2.2.0"
 
 
 def test_rollback_after_a_contract_migration(operations):
     """Refused with its reason; schema=reverse does it in maintenance mode."""
     refused = operations.rollback()
-    assert refused.code == 2 and refused.says("0003_remove_is_night", "schema=reverse"), refused.output[-4000:]
-    assert operations.serves() == "2.2.0"
+    assert refused.code == 2 and refused.prints("0003_remove_is_night", "schema=reverse"), refused.output[-4000:]
+    assert operations.live_version() == "2.2.0"
     done = operations.rollback(schema="reverse")
     assert done.code == 0, done.output[-6000:]
-    assert operations.serves(10) == "2.1.0"
+    assert operations.live_version(10) == "2.1.0"
     assert operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
 
 
@@ -103,21 +103,21 @@ def test_rollback_by_restoring_the_pre_migration_dump(operations):
     assert operations.deploy("2.2.0", shiftmaster_allow_contract=True, **FAST).code == 0
     operations.python("from roster.models import Ward; Ward.objects.create(slug='late', name_en='x')")
     done = operations.rollback(schema="restore")
-    assert done.code == 0 and done.says("lost"), done.output[-6000:]
-    assert operations.serves(10) == "2.1.0"
+    assert done.code == 0 and done.prints("lost"), done.output[-6000:]
+    assert operations.live_version(10) == "2.1.0"
     late = operations.python("from roster.models import Ward; print(Ward.objects.filter(slug='late').count())")
     assert late.strip() == "0"
 
 
 def test_rollbacks_twice_forward_and_to_a_name(operations):
     assert operations.rollback().code == 0
-    assert operations.serves() == "2.0.0"
+    assert operations.live_version() == "2.0.0"
     nothing = operations.rollback()
-    assert nothing.code == 2 and nothing.says("there is no older release"), nothing.output[-3000:]
+    assert nothing.code == 2 and nothing.prints("there is no older release"), nothing.output[-3000:]
     forward = operations.rollback(to="2.1.0")
     assert forward.code == 0, forward.output[-4000:]
-    assert operations.serves() == "2.1.0"
+    assert operations.live_version() == "2.1.0"
     unknown = operations.rollback(to="9.9.9")
-    assert unknown.code == 2 and unknown.says("there is no release 9.9.9")
+    assert unknown.code == 2 and unknown.prints("there is no release 9.9.9")
     assert operations.rollback(to="2.0.0").code == 0
-    assert operations.serves() == "2.0.0"
+    assert operations.live_version() == "2.0.0"

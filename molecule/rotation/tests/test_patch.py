@@ -1,4 +1,4 @@
-"""Newer packages come to a host while people work; what they replaced is used by nobody any more."""
+"""Newer packages are installed while users work; replaced files are no longer in use."""
 
 import subprocess
 
@@ -27,9 +27,9 @@ def test_patched_under_load_without_an_interruption(operations, vault, capsys):
         print(f"\npatch: {summary['requests']} requests, {summary['failed']} failed, {run.seconds:.0f} s")
     traffic.assert_flawless()
     assert version(operations) == offered(operations) != before
-    # What cannot be restarted without an interruption waits, and the run reports it. Nothing else is left.
+    # Services that need an interruption are not restarted, and the run reports them. Nothing else is left.
     assert outdated(operations, "postgres", "redis-server") == {"postgres", "redis-server"}
-    assert run.says("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
+    assert run.prints("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
     assert operations.shell("cat /run/nginx.pid") != nginx
     assert operations.shell("systemctl show --property=MainPID --value nginx") == operations.shell("cat /run/nginx.pid")
     assert operations.shell("ls /usr/sbin/policy-rc.d 2>/dev/null || true") == ""
@@ -37,17 +37,17 @@ def test_patched_under_load_without_an_interruption(operations, vault, capsys):
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
-def test_what_needs_an_interruption_gets_it_behind_the_page(operations, vault):
+def test_patches_that_need_an_interruption_run_during_maintenance(operations, vault):
     run = patch(operations, vault)
     assert run.code == 0, run.output[-6000:]
-    assert run.says("the application is interrupted while postgresql@"), run.output[-4000:]
+    assert run.prints("the application is interrupted while postgresql@"), run.output[-4000:]
     assert outdated(operations) == set()
-    assert operations.serves(10) and operations.shell(f"ls {APP}/shared/maintenance/on 2>/dev/null || true") == ""
+    assert operations.live_version(10) and operations.shell(f"ls {APP}/shared/maintenance/on 2>/dev/null || true") == ""
     again = patch(operations, vault)
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
 
 
-def test_a_host_that_is_not_well_is_not_touched(operations, vault):
+def test_an_unhealthy_host_is_not_changed(operations, vault):
     before = version(operations)
     publish(operations)
     operations.shell("systemctl stop redis-server")
@@ -55,13 +55,15 @@ def test_a_host_that_is_not_well_is_not_touched(operations, vault):
         run = patch(operations, vault)
     finally:
         operations.shell("systemctl start redis-server")
-    # Also by its last message, which is all that a person at the bottom of a screen reads.
+    # Also by its last message, which is all that an operator at the bottom of a screen reads.
     host = operations.host
-    assert run.code == 2 and run.says(f"{host}: {host} is unhealthy before it was touched", "redis"), run.output[-4000:]
+    assert run.code == 2 and run.prints(f"{host}: {host} is unhealthy before it was touched", "redis"), run.output[
+        -4000:
+    ]
     assert version(operations) == before
     # The lock was given back.
     assert operations.shell(f"ls {APP}/shared/state/lock.json 2>/dev/null || true") == ""
-    assert operations.serves(60)
+    assert operations.live_version(60)
 
 
 def test_killed_while_the_application_is_stopped_and_run_again(operations, vault):
@@ -77,7 +79,7 @@ def test_killed_while_the_application_is_stopped_and_run_again(operations, vault
     run = patch(operations, vault)
     assert run.code == 0, run.output[-6000:]
     assert version(operations) == offered(operations) and outdated(operations) == set()
-    assert operations.serves(10) and operations.shell(f"ls {APP}/shared/maintenance/on 2>/dev/null || true") == ""
+    assert operations.live_version(10) and operations.shell(f"ls {APP}/shared/maintenance/on 2>/dev/null || true") == ""
 
 
 def test_a_reboot(operations, vault):
@@ -88,11 +90,11 @@ def test_a_reboot(operations, vault):
     finally:
         subprocess.run(["docker", "update", "--restart=no", operations.host], check=True, capture_output=True)
     assert run.code == 0, run.output[-6000:]
-    assert run.says("the application is interrupted while it reboots"), run.output[-4000:]
+    assert run.prints("the application is interrupted while it reboots"), run.output[-4000:]
     assert operations.shell("cut -d ' ' -f 22 /proc/1/stat") != began
-    assert operations.serves(10) and operations.shell(f"ls {APP}/shared/maintenance/on 2>/dev/null || true") == ""
+    assert operations.live_version(10) and operations.shell(f"ls {APP}/shared/maintenance/on 2>/dev/null || true") == ""
 
 
 def test_bad_input(operations, vault):
     run = patch(operations, vault, reboot="maybe")
-    assert run.code == 2 and run.says("Nothing was changed", "reboot=maybe is none of: needed, never, always")
+    assert run.code == 2 and run.prints("Nothing was changed", "reboot=maybe is none of: needed, never, always")

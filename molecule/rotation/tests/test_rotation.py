@@ -1,4 +1,4 @@
-"""Every secret is rotated while people work: no failed request, nobody is logged out, and the old ones are refused."""
+"""Every secret is rotated while users work: no failed request, no user is logged out, old secrets are refused."""
 
 import hashlib
 import time
@@ -16,7 +16,7 @@ FEW_CLIENTS = ("--clients", "6", "--think-seconds", "0.3", BROWSER)
 CERTIFICATES = ("/etc/ssl/certs/shiftmaster.crt", "/etc/ssl/shiftmaster/host.crt")
 
 
-def moment() -> str:
+def timestamp() -> str:
     """Now, as certificates_before takes it."""
     return time.strftime("%Y%m%d%H%M%SZ", time.gmtime())
 
@@ -30,33 +30,33 @@ def login_of(password: str) -> str:
 
 
 def database_accepts(operations, user: str, password: str) -> bool:
-    answer = operations.shell(
+    response = operations.shell(
         "read -r PGPASSWORD; export PGPASSWORD; "
         f"psql -qtA -w 'host=localhost sslmode=require dbname=shiftmaster user={user}' "
         "-c 'SELECT session_user || current_user' 2>&1", check=False, stdin=password + "\n",
     )  # fmt: skip
-    assert f"{user}shiftmaster" in answer or "password authentication failed" in answer, answer
-    return f"{user}shiftmaster" in answer
+    assert f"{user}shiftmaster" in response or "password authentication failed" in response, response
+    return f"{user}shiftmaster" in response
 
 
 def redis_accepts(operations, user: str, password: str) -> bool:
-    answer = operations.shell(
+    response = operations.shell(
         f"read -r REDISCLI_AUTH; export REDISCLI_AUTH; redis-cli --no-auth-warning --user {user} PING 2>&1",
         check=False, stdin=password + "\n",
     )  # fmt: skip
-    assert "PONG" in answer or "WRONGPASS" in answer or "NOAUTH" in answer, answer
-    return "PONG" in answer
+    assert "PONG" in response or "WRONGPASS" in response or "NOAUTH" in response, response
+    return "PONG" in response
 
 
 def key_is_accepted(operations, key: str) -> bool:
     """Whether the application takes what that key has signed."""
-    said = operations.python(
+    message = operations.python(
         "from django.core.signing import BadSignature, Signer\n"
         f"text = Signer(key={key!r}).sign('x')\n"
         "try: print(Signer().unsign(text))\nexcept BadSignature: print('bad')"
     )
-    assert said.strip() in ("x", "bad")
-    return said.strip() == "x"
+    assert message.strip() in ("x", "bad")
+    return message.strip() == "x"
 
 
 def served_certificates(operations) -> tuple:
@@ -85,7 +85,7 @@ def assert_only_the_new_ones(operations, vault) -> None:
 
 
 class Session:
-    """Somebody who logged in before, with cookies of his own."""
+    """A user who logged in before, with his own cookies."""
 
     def __init__(self, operations):
         self.operations = operations
@@ -109,9 +109,9 @@ class Session:
 def test_check_mode_changes_nothing(operations, vault):
     vault.renew()
     before = operations.fingerprint(), operations.shell("runuser -u postgres -- psql -qtAc 'TABLE pg_authid'")
-    run = rotate(operations, vault, "--check", "--diff", certificates_before=moment())
+    run = rotate(operations, vault, "--check", "--diff", certificates_before=timestamp())
     assert run.code == 0, run.output[-6000:]
-    assert run.says("would be done", "it is to be rotated", f"{DATABASE} would come into use"), run.output[-6000:]
+    assert run.prints("would be done", "it is to be rotated", f"{DATABASE} would come into use"), run.output[-6000:]
     assert (operations.fingerprint(), operations.shell("runuser -u postgres -- psql -qtAc 'TABLE pg_authid'")) == before
     for value in [*vault.current.values(), *sum(vault.previous.values(), [])]:
         assert value not in run.output
@@ -121,7 +121,7 @@ def test_everything_under_load(operations, vault, capsys):
     if not vault.previous[KEY]:  # Else the test before has edited the vault, and nothing else.
         vault.renew()
     session = Session(operations)
-    release, certificates, before = operations.state(), served_certificates(operations), moment()
+    release, certificates, before = operations.state(), served_certificates(operations), timestamp()
     time.sleep(1)
     with load(operations, *CLIENTS, seconds=1800) as traffic:
         with traffic.window("rotation"):
@@ -132,9 +132,9 @@ def test_everything_under_load(operations, vault, capsys):
         print(f"\nrotation: {summary['requests']} requests, {summary['failed']} failed, {run.seconds:.0f} s")
     traffic.assert_flawless()
     assert session.logged_in()
-    assert operations.serves(10) == "2.0.0" and operations.state() != release
+    assert operations.live_version(10) == "2.0.0" and operations.state() != release
     assert_only_the_new_ones(operations, vault)
-    # Whoever has not come by yet has a session that the old key has signed.
+    # A user without a request since then has a session signed by the old key.
     assert key_is_accepted(operations, vault.previous[KEY][0])
     for old, new in zip(certificates, served_certificates(operations), strict=True):
         assert old != new
@@ -148,16 +148,18 @@ def test_everything_under_load(operations, vault, capsys):
 
 
 def test_rollback_over_a_rotation_is_refused(operations, vault):
-    """It would bring the secrets of before back; the sentence names the alternative."""
+    """It would restore the earlier secrets; the sentence names the alternative."""
     run = operations.rollback(**vault.variables)
-    assert run.code == 2 and run.says("secrets that have been rotated", "DJANGO_SECRET_KEY", "Nothing was changed"), (
+    assert run.code == 2 and run.prints("secrets that have been rotated", "DJANGO_SECRET_KEY", "Nothing was changed"), (
         run.output[-4000:]
     )
     first = next(iter(sorted(operations.state()["releases"])))
     run = operations.rollback(to=first, **vault.variables)
     assert run.code == 2, run.output[-4000:]
-    assert run.says("the database refuses its password", "Redis refuses the password", "deploy.yml"), run.output[-4000:]
-    assert operations.serves(10) == "2.0.0"
+    assert run.prints("the database refuses its password", "Redis refuses the password", "deploy.yml"), run.output[
+        -4000:
+    ]
+    assert operations.live_version(10) == "2.0.0"
     assert "bad" not in [entry["status"] for entry in operations.state()["releases"].values()]
 
 
@@ -166,7 +168,7 @@ def test_a_deploy_after_it_and_its_rollback(operations, vault):
     assert run.code == 0, run.output[-4000:]
     run = operations.rollback(**vault.variables)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "2.0.0"
+    assert operations.live_version(10) == "2.0.0"
     # The owner has what the new login's migration has made.
     assert operations.shell(
         "runuser -u postgres -- psql -qtAd shiftmaster -c "
@@ -196,11 +198,11 @@ def has_login(operations, password: str) -> bool:
     )
 
 
-def says(text: str):
+def log_contains(text: str):
     return lambda _operations, _vault: text in LOG.read_text()
 
 
-# Where the run is killed: (what has come about by then, a point at which it is held). Scenario kills has every point of
+# Where the run is killed: (the state by then, a fault-injection point). Scenario kills has every point of
 # a release; of those that a rotation makes, one before and one after the switch are enough here.
 KILLS = {
     "the database has the new login": (
@@ -209,8 +211,8 @@ KILLS = {
     ),
     "built": (None, "built"),
     "switched to what accepts the new key": (None, "switched"),
-    "the old logins are about to end": (says("TASK [rotation : Old secrets | Query the secrets"), None),
-    "the old login of the database ends": (says("TASK [rotation : Old secrets | End earlier logins"), None),
+    "the old logins are about to end": (log_contains("TASK [rotation : Old secrets | Query the secrets"), None),
+    "the old login of the database ends": (log_contains("TASK [rotation : Old secrets | End earlier logins"), None),
 }
 
 
@@ -218,7 +220,7 @@ KILLS = {
 def test_killed_and_run_again(operations, vault, kill):
     condition, point = KILLS[kill]
     vault.renew()
-    before = moment()
+    before = timestamp()
     session = Session(operations)
     if point:
         operations.hold(point)
@@ -233,14 +235,14 @@ def test_killed_and_run_again(operations, vault, kill):
         )  # fmt: skip
         assert process.poll() is None, LOG.read_text()[-3000:]
         kill_run(operations, process)
-        operations.let_go()
-        assert operations.serves(5) == "2.0.0"
+        operations.release_hold()
+        assert operations.live_version(5) == "2.0.0"
         run = rotate(operations, vault, certificates_before=before)
         assert run.code == 0, run.output[-6000:]
     traffic.assert_flawless()
     assert session.logged_in()
     assert_only_the_new_ones(operations, vault)
-    if kill == list(KILLS)[-1]:  # Whatever they left, it is made good.
+    if kill == list(KILLS)[-1]:  # All their remains are repaired.
         again = rotate(operations, vault, certificates_before=before)
         assert (again.code, again.changed) == (0, 0), again.output[-6000:]
 
@@ -289,5 +291,5 @@ def test_bad_input_changes_nothing(operations, vault):
     ]
     for extra, sentences in cases:
         run = operations.run("playbooks/rotate.yml", **{**FAST, **values, **extra})
-        assert run.code == 2 and run.says("Nothing was changed", *sentences), f"{sentences}: {run.output[-3000:]}"
+        assert run.code == 2 and run.prints("Nothing was changed", *sentences), f"{sentences}: {run.output[-3000:]}"
     assert operations.fingerprint() == before

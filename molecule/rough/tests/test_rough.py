@@ -16,7 +16,7 @@ LEFT_OUT = ("docs", "pgdata", "staticfiles", "venv")
 @pytest.fixture(scope="module")
 def operations():
     operations = Operations(Path(__file__).parent.parent / "inventory", "rough-trixie")
-    assert operations.serves(60) == "1.0.0", "the host does not serve"
+    assert operations.live_version(60) == "1.0.0", "the host does not serve"
     operations.python(
         "from django.contrib.auth.models import User\n"
         f"User.objects.filter(username='demo').exists() or User.objects.create_user('demo', password='{PASSWORD}')"
@@ -28,7 +28,7 @@ def code(operations, url: str) -> str:
     return operations.shell(f"curl -skS -o /dev/null -w '%{{http_code}}' '{url}'")
 
 
-def test_pages_answer_on_tls_and_on_the_local_listener(operations):
+def test_pages_are_served_over_tls_and_on_the_local_listener(operations):
     """Neither 500 for every host name nor a redirect to itself."""
     assert code(operations, "https://localhost/login/") == "200"
     assert code(operations, "http://localhost:8000/health/") == "200"
@@ -76,13 +76,13 @@ def test_its_log_is_in_the_shared_directory_in_its_own_format(operations):
 
 
 def test_it_exports_below_its_own_source_by_a_link_and_a_page_of_it_is_broken(operations):
-    asked = operations.python(
+    requested = operations.python(
         "from django.contrib.auth.models import User\nfrom django.test import Client\n"
         "client = Client(raise_request_exception=False)\nclient.force_login(User.objects.get(username='demo'))\n"
         "pages = ('/export/', '/statistics/')\n"
         "print([client.get(page, secure=True, HTTP_HOST='localhost').status_code for page in pages])"
     )
-    assert "[200, 500]" in asked
+    assert "[200, 500]" in requested
     assert operations.shell(f"readlink -f {RELEASE}/source/shifts/temp_exports").startswith(f"{APP}/shared/")
 
 
@@ -110,10 +110,10 @@ def test_upgrade_and_rollback_under_load(operations, capsys):
     with load(operations, "--clients", "32", "--think-seconds", "1.0", seconds=400, scenario="rough.json") as current:
         run = operations.deploy("1.1.0", shiftmaster_watch_seconds=5)
         assert run.code == 0, run.output[-6000:]
-        assert operations.serves(10) == "1.1.0"
+        assert operations.live_version(10) == "1.1.0"
         run = operations.rollback()
         assert run.code == 0, run.output[-6000:]
-        assert operations.serves(10) == "1.0.0"
+        assert operations.live_version(10) == "1.0.0"
     with capsys.disabled():
         print(f"\n{json.dumps({key: current.summary[key] for key in ('requests', 'failed')})}")
     current.assert_flawless()
@@ -124,7 +124,7 @@ def test_a_second_run_changes_nothing(operations):
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
 
 
-def test_without_its_hook_the_failing_migration_is_named_first(operations):
+def test_the_failing_migration_is_named_first_without_its_hook(operations):
     """On an empty host and database. Nothing is half done, and with the hook the same host is deployed."""
     operations.shell(
         f"systemctl stop shiftmaster; rm -rf {APP}/* /var/backups/shiftmaster/*; "
@@ -132,9 +132,9 @@ def test_without_its_hook_the_failing_migration_is_named_first(operations):
     )
     run = operations.run("deploy.yml", shiftmaster_hooks=[])
     assert run.code == 2, run.output[-4000:]
-    said = run.output[run.output.index("End with the reason") :]
-    assert "shifts.0003_shift_note_again" in said and "already exists" in said, said[:3000]
-    assert operations.serves() == ""
+    message = run.output[run.output.index("End with the reason") :]
+    assert "shifts.0003_shift_note_again" in message and "already exists" in message, message[:3000]
+    assert operations.live_version() == ""
     rows = operations.shell(
         "runuser -u postgres -- psql -At shiftmaster -c \"SELECT name FROM django_migrations WHERE app = 'shifts'\""
     )
@@ -142,4 +142,4 @@ def test_without_its_hook_the_failing_migration_is_named_first(operations):
     assert operations.state()["transition"] is None
     run = operations.run("deploy.yml", shiftmaster_watch_seconds=1)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "1.0.0"
+    assert operations.live_version(10) == "1.0.0"

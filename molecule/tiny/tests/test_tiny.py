@@ -11,7 +11,7 @@ def operations():
     return Operations(Path(__file__).parent.parent / "inventory", "tiny-trixie")
 
 
-def test_it_answers_and_says_its_version(operations):
+def test_it_responds_with_its_version(operations):
     assert operations.shell("curl -skS https://localhost/").endswith("<footer>Tiny 1.0.0</footer>")
     health = operations.health()
     assert (health["status"], health["version"]) == ("healthy", "1.0.0")
@@ -20,7 +20,7 @@ def test_it_answers_and_says_its_version(operations):
     }  # fmt: skip
 
 
-def test_nothing_of_celery_and_redis_is_there(operations):
+def test_celery_and_redis_are_not_installed(operations):
     units = operations.shell("systemctl list-units --plain --no-legend --no-pager")
     assert "shiftmaster-web@" in units
     assert not any(word in units for word in ("shiftmaster-worker", "shiftmaster-beat", "redis"))
@@ -30,21 +30,21 @@ def test_nothing_of_celery_and_redis_is_there(operations):
 def test_health_playbook_reads_its_own_names(operations):
     run = operations.run("playbooks/health.yml")
     assert run.code == 0, run.output[-4000:]
-    assert run.says("services healthy") and not run.says("REDIS") and not run.says("CELERY"), run.output[-4000:]
+    assert run.prints("services healthy") and not run.prints("REDIS") and not run.prints("CELERY"), run.output[-4000:]
 
 
 def test_upgrade_second_run_and_rollback(operations):
     run = operations.deploy("1.1.0", shiftmaster_watch_seconds=1)
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "1.1.0"
+    assert operations.live_version(10) == "1.1.0"
     again = operations.deploy("1.1.0")
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
     run = operations.rollback()
     assert run.code == 0, run.output[-4000:]
-    assert operations.serves(10) == "1.0.0"
+    assert operations.live_version(10) == "1.0.0"
 
 
 def test_units_and_boot(operations):
     assert operations.shell("systemctl --failed --no-legend").strip() == ""
     operations.reboot()
-    assert operations.serves(60) == "1.0.0"
+    assert operations.live_version(60) == "1.0.0"

@@ -29,7 +29,7 @@ class Site:
         return self.host.check_output(f"openssl x509 -noout {field} -in {path}")
 
     def files(self):
-        """What must not change when a run is refused."""
+        """State that must not change when a run is rejected."""
         return self.host.check_output("sha256sum /etc/ssl/certs/shiftmaster.crt /etc/ssl/private/shiftmaster.key")
 
     def master(self):

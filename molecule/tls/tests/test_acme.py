@@ -16,7 +16,7 @@ def due(host):
     host.check_output(f"sed -i '/^renew_before_expiry/d' {RENEWAL}")
 
 
-def test_nginx_serves_what_the_acme_server_issued(host, site):
+def test_nginx_uses_the_certificate_of_the_acme_server(host, site):
     assert "Pebble Intermediate CA" in site.served("-issuer")
     assert "DNS:shift.test, DNS:www.shift.test" in site.served("-ext subjectAltName")
     assert "id-ecPublicKey" in site.served("-text")
@@ -26,7 +26,7 @@ def test_nginx_serves_what_the_acme_server_issued(host, site):
     assert host.check_output("stat -c %a:%U:%G /etc/ssl/private/shiftmaster.key") == "600:root:root"
 
 
-def test_debians_timer_renews_and_nginx_serves_the_new_one_without_a_restart(host, site, due):
+def test_debians_timer_renews_and_nginx_loads_the_new_certificate_without_a_restart(host, site, due):
     before, master = site.served(), site.master()
     host.check_output("systemctl start certbot.service")  # what the timer starts
     assert site.served() != before
@@ -66,7 +66,7 @@ def test_a_reload_that_does_not_take_effect_is_an_error(host, site):
     assert "still serves another certificate for shift.test" in done.stderr
 
 
-def test_other_names_bring_another_certificate_at_once(host, site):
+def test_other_names_get_another_certificate_at_once(host, site):
     code, output = site.run(tls_names=["shift.test"])
     assert code == 0, output
     assert "its names differ" in output

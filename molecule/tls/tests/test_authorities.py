@@ -49,7 +49,7 @@ def test_mutual_tls_needs_a_certificate_of_the_authority(host):
         host.run("systemctl stop mutual")
 
 
-def test_one_authority_and_its_key_is_nobodys_business(host, directory):
+def test_the_only_authority_has_a_private_key_that_others_cannot_read(host, directory):
     assert (
         host.file(f"{INTERNAL}/ca.crt").content_string.strip() == (directory / "ca/internal/ca.crt").read_text().strip()
     )
@@ -61,7 +61,7 @@ def test_one_authority_and_its_key_is_nobodys_business(host, directory):
 
 
 @ON_BOOKWORM
-def test_what_is_near_its_end_is_issued_anew_and_served(host, site):
+def test_a_certificate_near_its_expiry_is_reissued_and_loaded(host, site):
     before, authority, master = site.served(), site.file(path=f"{INTERNAL}/site-ca.crt"), site.master()
     code, output = site.run(tls_renew_days=500, tls_internal_enabled=False)
     assert code == 0, output
@@ -82,7 +82,7 @@ def test_what_is_near_its_end_is_issued_anew_and_served(host, site):
     ],
 )
 @ON_BOOKWORM
-def test_what_does_not_fit_is_found_and_fixed(host, site, damage, reason):
+def test_a_wrong_certificate_is_found_and_replaced(host, site, damage, reason):
     host.check_output(damage)
     code, output = site.run()
     assert code == 0, output
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_found_and_fixed(host, site, damage, reason):
 
 @ON_BOOKWORM
 def test_a_host_may_keep_the_authority(host, site):
-    """Under AWX the controller is thrown away after each run."""
+    """Under AWX the controller is deleted after each run."""
     kept = {"tls_ca_host": "tls-provided", "tls_internal_ca_dir": "/root/internal-ca", "tls_mode": "none"}
     code, output = site.run("-l", "tls-bookworm", **kept)
     assert code == 0, output

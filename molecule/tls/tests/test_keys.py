@@ -1,4 +1,4 @@
-"""Who reads which private key, in each way to a certificate, and what becomes of a host with the modes of before."""
+"""Readers of each private key, for each source of a certificate, and a host with earlier modes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def readers(host):
     return json.loads(host.check_output(f"python3 - <<'END'\n{code}\nEND\n"))
 
 
-def test_the_sites_key_is_roots_alone_and_the_hosts_that_of_its_services(host):
+def test_the_sites_key_belongs_to_root_and_the_hosts_key_to_its_services(host):
     host.check_output("getent passwd serving || useradd --system --no-create-home --groups ssl-cert serving")
     found = readers(host)
     assert found.pop(INTERNAL) == ["serving"]
-    # What certbot keeps, too.
+    # Files that certbot keeps, too.
     assert SITE in found and {path: names for path, names in found.items() if names} == {}
 
 
-def test_a_host_with_the_modes_of_before_is_corrected_without_a_reload(host, site):
+def test_a_host_with_earlier_modes_is_corrected_without_a_reload(host, site):
     host.check_output(f"chgrp ssl-cert {SITE} && chmod 0640 {SITE} && chmod 0644 {INTERNAL}")
     before = (site.served(), site.master(), site.files())
     code, output = site.run()

@@ -9,7 +9,7 @@ import pytest
 HOSTS = ["tls-provided"]
 
 
-def test_nginx_serves_the_provided_one_with_its_chain(host, site, directory):
+def test_nginx_uses_the_provided_certificate_with_its_chain(host, site, directory):
     good = (directory / "provided/good.crt").read_text()
     assert host.file("/etc/ssl/certs/shiftmaster.crt").content_string.strip() == good.strip()
     assert site.served() == site.file()
@@ -52,7 +52,7 @@ def test_a_wrong_one_is_refused_and_the_old_one_stays(site, directory, certifica
     assert site.files() == before
 
 
-def test_an_authority_that_nobody_trusts_is_refused(site, directory):
+def test_an_untrusted_authority_is_rejected(site, directory):
     code, output = site.run(tls_provided_trusted_content=(directory / "provided/other.crt").read_text())
     assert code != 0
     assert "does not lead to an authority" in output, output

@@ -1,4 +1,4 @@
-"""What the previous tree left on a host is renamed under load, and used on: releases, waiting tasks, backups."""
+"""Files of the previous tree on a host are renamed under load, and stay in use: releases, waiting tasks, backups."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def operations():
 
 @pytest.fixture(scope="session", autouse=True)
 def left(operations) -> dict:
-    """What the previous tree leaves: two releases, tasks that the live one does not know, a backup.
+    """State of the previous tree: two releases, tasks that the live one does not know, a backup.
 
-    Another run of the tests on the host goes on with it.
+    Another run of the tests on the host continues with it.
     """
     kept = operations.shell("cat /root/left.json 2>/dev/null", check=False)
     if kept:
@@ -85,7 +85,7 @@ def left(operations) -> dict:
 
 @pytest.fixture
 def under_load(operations):
-    """Run a step while 16 people work and tasks run: no failed request, no lost write, each task once."""
+    """Run a step while 16 users work and tasks run: no failed request, no lost write, each task once."""
 
     def run(name: str, step, version: str):
         with load(operations, BROWSER, "--clients", "16", "--think-seconds", "0.5", seconds=1800) as current:
@@ -94,7 +94,7 @@ def under_load(operations):
             with current.window(name):
                 done = step()
             check(done)
-            assert operations.serves(10) == version
+            assert operations.live_version(10) == version
         current.assert_flawless()
         all_ran_once(operations, f"{name}-long", 2, 300)
         all_ran_once(operations, f"{name}-short", 60, 300)
@@ -113,7 +113,7 @@ def test_the_previous_tree_left_what_is_to_be_renamed(operations, left):
     assert kept_tasks(operations) and len(left["releases"]) == 2
 
 
-def test_check_mode_says_what_would_be_renamed_and_changes_nothing(operations):
+def test_check_mode_reports_renames_and_makes_none(operations):
     before = operations.fingerprint()
     run = operations.run("deploy.yml", "--check", "--diff")
     check(run)
@@ -126,8 +126,8 @@ def test_the_host_is_read_before_the_first_deploy(operations, left):
     for playbook in ("playbooks/health.yml", "playbooks/diagnose.yml"):
         check(operations.run(playbook))
     run = operations.run("playbooks/restore.yml", target=left["run_id"], confirm=HOST)
-    assert run.code == 2 and run.says("Nothing was changed", "deploy.yml --tags app,backup"), run.output[-4000:]
-    assert operations.serves() == "2.0.0"
+    assert run.code == 2 and run.prints("Nothing was changed", "deploy.yml --tags app,backup"), run.output[-4000:]
+    assert operations.live_version() == "2.0.0"
 
 
 def test_a_rollback_before_the_first_deploy(operations, under_load):
@@ -141,7 +141,7 @@ def test_a_rollback_before_the_first_deploy(operations, under_load):
     assert operations.shell(f"readlink {APP}/active").startswith("colours/")
     operations.shell("shiftmasterctl status")
     operations.reboot()
-    assert operations.serves(120) == "2.0.0"
+    assert operations.live_version(120) == "2.0.0"
 
 
 def test_a_deploy_renames_and_upgrades(operations, under_load):
@@ -167,10 +167,10 @@ def test_a_release_of_the_previous_tree_is_rolled_back_to(operations, left, unde
     under_load("rollback", operations.rollback, "2.0.0")
     assert operations.shell(f"basename $(readlink -f {APP}/active/release)").strip() in left["releases"]
     operations.reboot()
-    assert operations.serves(120) == "2.0.0"
+    assert operations.live_version(120) == "2.0.0"
 
 
-def test_nothing_is_found(operations):
+def test_health_and_diagnosis_have_no_finding(operations):
     for playbook in ("playbooks/health.yml", "playbooks/diagnose.yml"):
         check(operations.run(playbook))
 
@@ -188,4 +188,4 @@ def test_a_backup_of_the_previous_tree_is_restored(operations, left):
     assert saved() == "1"
     operations.python("from roster.models import Ward; Ward.objects.filter(slug='saved').delete()")
     check(operations.run("playbooks/restore.yml", target=left["run_id"], confirm=HOST, timeout=3000))
-    assert operations.serves(60) == "2.0.0" and saved() == "1"
+    assert operations.live_version(60) == "2.0.0" and saved() == "1"

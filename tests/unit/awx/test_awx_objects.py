@@ -105,7 +105,7 @@ def wrong(words, there=lambda playbook: True):
 # --- objects --------------------------------------------------------------------------------------------------------
 
 
-def test_small_words_are_right_and_make_objects_in_order():
+def test_valid_data_make_objects_in_order():
     assert wrong(params()) == []
     made = awx_objects.objects(params())
     assert tuple(made) == awx_objects.KINDS
@@ -115,7 +115,7 @@ def test_small_words_are_right_and_make_objects_in_order():
     assert [fault for kind, items in made.items() for item in items for fault in table_faults(kind, item)] == []
 
 
-def test_names_have_the_prefix_wherever_they_stand():
+def test_names_always_have_the_prefix():
     made = awx_objects.objects(params())
     assert made["credential"] == [
         {"name": "P: vault", "credential_type": "Vault", "organization": "O"},
@@ -129,7 +129,7 @@ def test_names_have_the_prefix_wherever_they_stand():
     assert "credential" not in made["project"][0]
 
 
-def test_the_same_words_make_the_same_objects():
+def test_the_same_data_make_the_same_objects():
     words = params()
     first = json.dumps(awx_objects.objects(words))
     assert json.dumps(awx_objects.objects(words)) == first and words == params()
@@ -161,14 +161,14 @@ def test_surveys_offer_what_the_playbooks_take_and_nothing_else():
     assert awx_objects.choices_of(RUN_OPTIONS["rotate"]["secrets"]) == ["database,django", "database", "django"]
 
 
-def test_nodes_behind_come_first_and_once():
+def test_successor_nodes_are_created_first_and_once():
     nodes = awx_objects.objects(params())["workflow_job_template_node"]
     assert [node["identifier"] for node in nodes] == ["last", "second", "first"]
     assert nodes[2]["success_nodes"] == ["second"] and nodes[2]["always_nodes"] == ["last"]
     assert nodes[2]["extra_data"] == {"reboot": "never"} and nodes[2]["unified_job_template"] == "P: patch"
 
 
-def test_teams_may_start_what_is_named_and_lose_everything_else():
+def test_teams_may_start_named_objects_and_lose_all_other_roles():
     common = {"teams": ["P: operators"], "lookup_organization": "O"}
     assert awx_objects.objects(params())["role"] == [
         {**common, "role": "execute", "state": "present", "job_templates": ["P: patch"], "workflows": ["P: w"]},
@@ -177,7 +177,7 @@ def test_teams_may_start_what_is_named_and_lose_everything_else():
     ]
 
 
-def test_what_is_named_as_removed_is_removed():
+def test_objects_named_as_removed_are_removed():
     made = awx_objects.objects(params(removed={"job_template": ["old"], "team": ["night"], "schedule": ["gone"]}))
     assert made["job_template"][-1] == {"name": "P: old", "state": "absent", "organization": "O"}
     assert made["team"][-1]["state"] == "absent" and made["schedule"][-1] == {"name": "P: gone", "state": "absent"}
@@ -196,7 +196,7 @@ APPROVED = {
 }
 
 
-def test_a_workflow_asks_a_person_and_hands_its_answers_to_its_jobs():
+def test_a_workflow_has_a_survey_and_passes_its_values_to_its_jobs():
     words = params()
     words["workflows"].append(copy.deepcopy(APPROVED))
     assert wrong(words) == []
@@ -224,7 +224,7 @@ def test_a_workflow_that_awx_would_not_run_is_found(change, faults):
     assert len(wrong(words)) == faults, wrong(words)
 
 
-def test_a_schedule_answers_no_survey_of_a_workflow():
+def test_a_schedule_cannot_start_a_workflow_with_a_survey():
     words = params()
     words["workflows"].append(copy.deepcopy(APPROVED))
     words["schedules"][1]["workflow"] = "a"
@@ -240,7 +240,7 @@ def test_channels_can_be_others_than_the_default():
     assert made[1]["notification_templates_error"] == ["P: mail"]
 
 
-def test_what_is_said_in_somebodys_place_is_judged_like_typed_values():
+def test_preset_values_are_validated_like_typed_values():
     assert awx_objects.given(params()) == [
         {"title": "job rotate", "playbook": "rotate", "values": {"secrets": "django"}},
         {"title": "schedule nightly", "playbook": "patch", "values": {"reboot": "never"}},
@@ -299,7 +299,7 @@ def broken(words, path, value):
         (["teams", 0, "workflows"], ["x"], "teams: operators: there is no workflow x"),
     ],
 )  # fmt: skip
-def test_each_mistake_is_named(path, value, sentence):
+def test_each_error_is_named(path, value, sentence):
     found = wrong(broken(params(), path, value))
     assert [one for one in found if sentence in one], found
 
@@ -342,21 +342,21 @@ NOW = datetime.datetime(2026, 11, 26, 6, 0, tzinfo=datetime.timezone.utc)  # Thu
         ),
     ],
 )
-def test_rules_say_what_was_wished(wish, rule, next_ones):
+def test_schedule_rules_match_the_configured_times(wish, rule, next_ones):
     assert rrules.wish_problems(wish) == []
     text = rrules.build(wish, "Asia/Tokyo")
     assert text == f"DTSTART;TZID=Asia/Tokyo:20260101T{wish.get('at', '00:00').replace(':', '')}00 RRULE:{rule}"
     assert rrules.problems(text) == []
     found = rrules.next_timestamps(text, NOW, len(next_ones))
-    assert [moment.strftime("%Y-%m-%d %H:%M") for moment in found] == next_ones
-    assert {str(moment.tzinfo) for moment in found} == {"Asia/Tokyo"}
+    assert [timestamp.strftime("%Y-%m-%d %H:%M") for timestamp in found] == next_ones
+    assert {str(timestamp.tzinfo) for timestamp in found} == {"Asia/Tokyo"}
 
 
 def test_the_time_of_day_stays_when_the_clock_is_moved():
     """Local time is meant: in Berlin the clock goes forward on 2026-03-29."""
     text = rrules.build({"frequency": "daily", "at": "04:00"}, "Europe/Berlin")
     found = rrules.next_timestamps(text, datetime.datetime(2026, 3, 27, 12, tzinfo=datetime.timezone.utc), 3)
-    assert [moment.astimezone(datetime.timezone.utc).hour for moment in found] == [3, 2, 2]
+    assert [timestamp.astimezone(datetime.timezone.utc).hour for timestamp in found] == [3, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_the_time_of_day_stays_when_the_clock_is_moved():
         "FREQ=DAILY;INTERVAL=0",
     ],
 )
-def test_what_awx_refuses_is_found_before(rule):
+def test_values_that_awx_would_reject_are_found_before(rule):
     assert rrules.problems(f"DTSTART;TZID=Asia/Tokyo:20260101T023000 RRULE:{rule}") != []
 
 
@@ -388,5 +388,5 @@ def test_what_awx_refuses_is_found_before(rule):
         "DTSTART;TZID=Asia/Tokyo:20260101T023000 RRULE:FREQ=DAILY;INTERVAL=1;INTERVAL=1",
     ],
 )
-def test_what_is_no_rule_is_found(text):
+def test_invalid_schedule_rules_are_found(text):
     assert len(rrules.problems(text)) == 1

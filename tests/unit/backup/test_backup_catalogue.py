@@ -86,10 +86,10 @@ def test_a_chain_with_a_missing_link_is_no_chain():
     assert result.concerning([FULL, INCR]).good
 
 
-def test_a_reference_that_is_gone_breaks_a_chain_too():
+def test_a_missing_reference_breaks_a_chain_too():
     """Files of a backup may lie in one that it was not compared with."""
-    changed_answer = changed(lambda data: data["backup"][3].update(reference=[FULL, DIFF, "20260101-000000F"]))
-    broken = catalogue.stanza_of(changed_answer, "shiftmaster")
+    changed_response = changed(lambda data: data["backup"][3].update(reference=[FULL, DIFF, "20260101-000000F"]))
+    broken = catalogue.stanza_of(changed_response, "shiftmaster")
     assert codes(catalogue.stanza_result(broken)) == ["chain_broken"]
 
 
@@ -98,7 +98,7 @@ def test_an_unknown_backup_is_reported():
         stanza("").chain("20200101-000000F")
 
 
-def test_what_is_well_is_good():
+def test_a_healthy_stanza_is_good():
     assert catalogue.stanza_result(stanza(""), FIRST_SYSTEM).good
     assert catalogue.stanza_result(stanza("history"), SECOND_SYSTEM).good
     assert catalogue.stanza_result(stanza("two-repositories"), SECOND_SYSTEM).good
@@ -115,7 +115,7 @@ def test_what_is_well_is_good():
         ("two-repositories-one-missing", "stanza_missing"),
     ],
 )
-def test_what_the_exit_code_does_not_say(name, expected):
+def test_problems_are_found_although_the_exit_code_is_0(name, expected):
     """Every one of these came with exit code 0."""
     result = catalogue.stanza_result(stanza(name))
     assert not result.good
@@ -127,7 +127,7 @@ def test_another_stanza_is_not_ours():
     assert codes(catalogue.stanza_result(stanza("", "other"))) == ["stanza_missing"]
 
 
-def test_a_status_of_the_future_is_not_good():
+def test_an_unknown_status_is_not_good():
     def change(data):
         data["repo"][0]["status"] = {"code": 42, "message": "something new"}
 
@@ -135,7 +135,7 @@ def test_a_status_of_the_future_is_not_good():
     assert codes(result) == ["unknown_status"] and "something new" in str(result)
 
 
-def test_a_bad_stanza_with_good_repositories_is_not_good():
+def test_an_unhealthy_stanza_with_healthy_repositories_is_not_good():
     def change(data):
         data["status"].update(code=5, message="database mismatch across repos")
 
@@ -157,7 +157,7 @@ def test_a_repository_of_another_cluster_is_found():
     assert codes(catalogue.stanza_result(stanza("history"), FIRST_SYSTEM)) == ["other_system"]
 
 
-def test_backups_of_a_former_cluster_are_none_of_todays():
+def test_backups_of_a_former_cluster_do_not_belong_to_the_current_one():
     """pgBackRest reports ok, because it has valid backups; of the cluster that runs it has none."""
     assert stanza("upgraded").code == catalogue.OK
     assert codes(catalogue.stanza_result(stanza("upgraded"), SECOND_SYSTEM)) == ["no_backup"]
@@ -188,7 +188,7 @@ def test_the_same_label_in_two_repositories_is_two_backups():
 
 
 @pytest.mark.parametrize(
-    "answer, why",
+    "response, why",
     [
         ("", "wrote no JSON"),
         ("ERROR: [055]: something", "wrote no JSON"),
@@ -198,9 +198,9 @@ def test_the_same_label_in_two_repositories_is_two_backups():
         ('[{"name": "shiftmaster"}]', "not understood"),
     ],
 )
-def test_what_is_no_response_raises(answer, why):
+def test_an_invalid_response_raises(response, why):
     with pytest.raises(catalogue.CatalogueError, match=why):
-        catalogue.parse(answer)
+        catalogue.parse(response)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def wal(number):
 
 
 class FakeHost(Host):
-    """A host whose commands answer from attributes; each command is noted as (program, words...).
+    """A host whose commands respond from attributes; each command is recorded as (program, words...).
 
     fails: the beginnings of commands that end with an error.
     """
@@ -117,7 +117,7 @@ class FakeHost(Host):
 
     def _psql(self, who, *words):
         if who == "root":
-            return wal(10)  # Of the login `backup`.
+            return wal(10)  # Processes of the login `backup`.
         if "pg_is_in_recovery" in words[-1]:
             return (self.in_recovery.pop(0) if len(self.in_recovery) > 1 else self.in_recovery[0]) + "\n"
         return self.settings if "pg_file_settings" in words[-1] else ""
@@ -228,7 +228,7 @@ def past(host):
 OLD = ["%02d" % day for day in range(40, 30, -1)]  # The 30 days are restored from the day before them, r30.
 
 
-def test_what_is_older_than_its_days_goes_of_each_part(host, past):
+def test_backups_older_than_their_days_are_removed_for_each_part(host, past):
     removed, problems = past.prune(host)
     assert problems == []
     expired = [word[len("--set=") :] for words in host.called("pgbackrest") for word in words if "--set=" in word]
@@ -278,7 +278,7 @@ def test_the_run_that_prunes_counts_as_one_that_has_ended(host, past):
     assert problems == [] and "F40" in removed and "F00" not in removed
 
 
-def test_damaged_backups_are_no_ground_to_remove_others(host, past):
+def test_damaged_backups_are_no_reason_to_remove_others(host, past):
     labels = {"F%02d" % day for day in past.DAYS} | {"r%02d" % day for day in past.DAYS}
     removed, problems = past.prune(host, damaged=labels)
     assert sorted({one.code for one in problems}) == ["no_verified"] and len(problems) == 2
@@ -293,7 +293,7 @@ def test_a_clock_that_jumped_removes_nothing(host, past, monkeypatch):
 
 
 @pytest.mark.parametrize("make", ["link", "pipe", "unreadable"])
-def test_the_archive_of_a_hostile_database_host_leads_expire_nowhere(host, past, make):
+def test_the_archive_of_a_hostile_database_host_does_not_mislead_expire(host, past, make):
     """pgbackrest expire follows a link with a segment's name and empties what it leads to: all backups (tried)."""
     directory = Path(host.directory) / "pgbackrest/archive/shiftmaster/17-1"
     directory.mkdir(parents=True)
@@ -309,7 +309,7 @@ def test_the_archive_of_a_hostile_database_host_leads_expire_nowhere(host, past,
     assert sorted(removed) == sorted(part + day for part in "cfr" for day in OLD)
 
 
-def test_a_snapshot_that_did_not_go_is_a_problem_and_is_not_said_to_be_removed(host, past):
+def test_a_snapshot_that_was_not_removed_is_a_problem_and_not_reported_as_removed(host, past):
     host.stay = {"f40"}
     removed, problems = past.prune(host)
     assert [(one[0], one[2]) for one in problems] == [("not_removed", "f40")]
@@ -331,7 +331,7 @@ def test_a_dump_that_failed_is_not_counted(host, past):
     assert problems == [] and "r40" in removed and (Path(host.directory) / "logical/r01").exists()
 
 
-def test_what_takes_more_than_it_may_is_reported_and_stays(host, past):
+def test_backups_above_the_size_limit_are_reported_and_kept(host, past):
     (Path(host.directory) / "logical/r00/dump").write_bytes(b"x" * 1000)
     (Path(host.directory) / "logical/r01/dump").write_bytes(b"x" * 500)
     host.options["limit_bytes"] = 1500
@@ -348,7 +348,7 @@ def test_bytes_of_what_goes_meanwhile_are_not_counted(tmp_path, monkeypatch):
 
 
 def test_received_wal_goes_once_the_archive_has_it(host, past):
-    """Not what the archive lacks, not the newest, by which the receiver goes on, and nothing that is no segment."""
+    """Not segments missing from the archive, not the newest, where the receiver continues, and only segments."""
     directory = Path(host.directory) / "wal"
     directory.mkdir()
     names = [wal(7), wal(8), wal(9), wal(10), wal(8) + ".partial", "00000002.history", wal(11)]
@@ -407,7 +407,7 @@ def test_verified_labels_are_those_of_runs_that_have_ended():
     assert backup_prune.verifications([good], "database") == {}
 
 
-def test_tables_that_were_taken_out_stay_for_their_days(host):
+def test_extracted_tables_are_kept_for_their_days(host):
     tables = Path(host.directory) / "tables"
     for name, days in (("old", 30.1), ("young", 29.9)):
         (tables / name).mkdir(parents=True)
@@ -526,14 +526,14 @@ def test_a_plan_of_the_latest_goes_to_the_archives_last_segment_and_beyond(saved
     assert made["release"]["name"] == "release-1" and "not reached the archive" in made["lost"]
 
 
-def test_a_plan_of_a_time_says_what_is_lost(saved, clock):
+def test_a_plan_for_a_time_reports_what_is_lost(saved, clock):
     made = backup_restore.plan(saved, {"target": ago(1.5), "parts": ["database", "files"]})
     assert made["database"]["label"] == "F2" and made["files"]["label"] == "f2" and "last_segment" not in made
     assert made["lost"].endswith("the last 1 day 12 hours") and made["release"]["name"] == "release-2"
     assert "configuration" not in made and made["received"] == 0
 
 
-def test_a_plan_of_a_position_loses_what_came_later(saved, clock):
+def test_a_plan_for_a_position_reports_that_later_data_is_lost(saved, clock):
     made = backup_restore.plan(saved, {"target": "0/9", "parts": ["database"]})
     assert made["lost"] == "what came later" and made["database"]["arguments"] and "last_segment" not in made
 
@@ -552,7 +552,7 @@ def test_a_plan_without_an_archive_knows_no_last_segment(saved, clock):
     assert backup_restore.plan(saved, {"target": "latest", "parts": ["database"]})["last_segment"] == ""
 
 
-def test_problems_of_one_backup_are_not_said_to_be_the_repositorys(saved, clock):
+def test_problems_of_one_backup_are_not_reported_for_the_repository(saved, clock):
     saved.backups = []
     with pytest.raises(BackupError, match="no verified backup.*; repository 1 holds no backup"):
         backup_restore.plan(saved, {"target": "latest", "parts": ["database"]})
@@ -590,24 +590,24 @@ def test_received_is_what_the_archive_lacks(host, received):
     assert backup_restore.received(host)[0] == wal(8)
 
 
-def test_no_name_keeps_what_was_received_from_being_restored(host, received):
+def test_an_invalid_name_does_not_prevent_the_restore_of_received_wal(host, received):
     """One that is none of a segment, and a history that is none."""
     host.more_wal, host.histories = ["0000000100000000FFFFFFFF"], {"00000002.history": "x"}
     (received / "0000000100000000FFFFFFFF").touch()
     assert backup_restore.received(host) == [wal(10), wal(11), wal(12) + ".partial"]
 
 
-def test_where_nothing_was_received_there_is_nothing(host):
+def test_without_received_wal_the_list_is_empty(host):
     assert backup_restore.received(host) == []
 
 
 def test_received_segments_are_packed_in_a_closed_directory(host, received):
-    answer = backup_restore.pack_received(host, {"id": "r1"})
+    response = backup_restore.pack_received(host, {"id": "r1"})
     (words,) = host.called("tar")
     assert words == (
-        "--create", "--file", answer["archive"], "--directory", str(received), wal(10), wal(11), wal(12) + ".partial",
+        "--create", "--file", response["archive"], "--directory", str(received), wal(10), wal(11), wal(12) + ".partial",
     )  # fmt: skip
-    assert answer["archive"] == host.directory + "/outgoing/r1-wal.tar" and answer["restored"] == "3 segments"
+    assert response["archive"] == host.directory + "/outgoing/r1-wal.tar" and response["restored"] == "3 segments"
     assert os.stat(host.directory + "/outgoing").st_mode & 0o777 == 0o700
     backup_restore.pack_received(host, {"id": "r2"})
 
@@ -615,14 +615,14 @@ def test_received_segments_are_packed_in_a_closed_directory(host, received):
 def test_receiving_begins_again_and_what_was_received_is_kept(host, received, site):
     there = []
     host.react = lambda words: there.append((*words[1:], len(os.listdir(received))))
-    answer = backup_restore.wal_again(host, {"id": "r1"})
+    response = backup_restore.wal_again(host, {"id": "r1"})
     unit = "shiftmaster-backup-wal.service"
     assert there == [("stop", unit, 8), ("start", unit, 0)]
     kept = Path(host.directory) / "wal.before-r1"
-    assert len(os.listdir(kept)) == 8 and str(kept) in answer["restored"]
+    assert len(os.listdir(kept)) == 8 and str(kept) in response["restored"]
 
 
-def test_a_lock_that_is_free_is_let_go(host, site):
+def test_a_free_lock_is_released(host, site):
     assert backup_restore.free(host, {"id": "r1"})["restored"]
     assert [seconds for _operation, seconds in site.waits] == [1800]
 
@@ -655,7 +655,7 @@ def test_everything_in_the_archive_is_restored_by_a_standby_that_is_promoted(hos
     monkeypatch.setattr(backup_restore, "_wait_for_end_of_archive", wait)
     clock.passed = 5.0
     host.in_recovery = ["t", "t", "f"]
-    answer = site.restore()
+    response = site.restore()
     assert words_of(host) == [
         ("systemctl", "stop"), ("pgbackrest", "restore"), ("systemctl", "start"), ("pg_ctl", "promote"),
         *[("psql", "SELECT pg_is_in_recovery()"), ("systemctl", "is-active")] * 2,
@@ -664,10 +664,10 @@ def test_everything_in_the_archive_is_restored_by_a_standby_that_is_promoted(hos
     assert [words[1] for words in host.called("systemctl")] == [UNIT] * 4
     assert fetched(host, site) == ("--type=standby",)
     assert host.called("pg_ctl") == [("--pgdata", str(site.data), "--wait", "promote")]
-    # What the run before has written into its log is not of this one.
+    # Lines of the earlier run in its log are not of this one.
     assert waited[0][1:] == (str(site.log), site.log.stat().st_size)
     assert site.holds() == "new" and (site.aside / "global/pg_control").read_text() == "old"
-    assert answer == {"restored": "so far", "seconds": 1.3, "kept": str(site.aside)} and not site.marker.exists()
+    assert response == {"restored": "so far", "seconds": 1.3, "kept": str(site.aside)} and not site.marker.exists()
     assert site.modes == [0o700] and host.asked_for_room == str(site.data.parent)
     # Users see the maintenance page: not half an hour for another run.
     assert site.waits == [("restore r1", 60)]
@@ -687,12 +687,12 @@ def test_a_restore_to_a_time_is_no_standby_and_is_not_promoted(host, site):
     assert fetched(host, site) == ("--type=time", "--target=x") and host.called("pg_ctl") == []
 
 
-def test_a_host_without_a_database_keeps_nothing(host, site):
+def test_a_restore_without_a_previous_database_quarantines_nothing(host, site):
     backup_restore.shutil.rmtree(site.data)
     assert site.restore(["--type=time"])["kept"] == "" and site.holds() == "new"
 
 
-def test_recovery_goes_on_with_what_was_received_and_that_is_archived(host, site, received):
+def test_recovery_continues_with_received_wal_and_archives_it(host, site, received):
     archive = backup_restore.pack_received(host, {"id": "r1"})["archive"]
     received = site.received
     host.words.clear()
@@ -712,7 +712,7 @@ def test_recovery_goes_on_with_what_was_received_and_that_is_archived(host, site
     assert sorted(os.listdir(received)) == [wal(10), wal(11), wal(12) + ".partial"]
 
 
-def test_settings_of_the_recovery_are_taken_away_and_the_server_is_started_again(host, site):
+def test_settings_of_the_recovery_are_removed_and_the_server_is_restarted(host, site):
     host.settings, host.in_recovery = "recovery_target_time\nrestore_command\n", ["t", "f", "t", "f"]
     site.restore(["--type=time"])
     resets = [words for words in host.called("psql") if "RESET" in words[-1]]
@@ -726,7 +726,7 @@ def test_settings_of_the_recovery_are_taken_away_and_the_server_is_started_again
 
 
 @pytest.mark.parametrize(("free", "refused"), [(1099, True), (1100, False)])
-def test_without_room_next_to_it_the_database_is_not_stopped(host, site, free, refused):
+def test_without_free_space_next_to_it_the_database_is_not_stopped(host, site, free, refused):
     host.free = free
     with pytest.raises(BackupError, match="too little room") if refused else contextlib.nullcontext():
         site.restore(["--type=time"])
@@ -744,7 +744,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_what_fails_brings_back_what_was_there(host, site, monkeypatch, step):
+def test_a_failure_restores_the_previous_data(host, site, monkeypatch, step):
     monkeypatch.setattr(backup_restore, "_wait_for_end_of_archive", lambda *_arguments: None)
     host.settings = "restore_command\n"
     host.fails = [STEPS[step]]
@@ -758,7 +758,7 @@ def test_what_fails_brings_back_what_was_there(host, site, monkeypatch, step):
         assert words_of(host)[-3:] == [("systemctl", "stop"), ("find", "-delete"), ("systemctl", "start")]
 
 
-def test_an_end_of_the_archive_that_comes_too_early_brings_back_what_was_there(host, site, monkeypatch):
+def test_an_early_end_of_the_archive_restores_the_previous_data(host, site, monkeypatch):
     def refuse(*_arguments):
         raise BackupError("too early")
 
@@ -768,7 +768,7 @@ def test_an_end_of_the_archive_that_comes_too_early_brings_back_what_was_there(h
     assert site.holds() == "old" and host.called("pg_ctl") == []
 
 
-def test_a_restore_that_is_ended_by_a_signal_brings_back_what_was_there(host, site):
+def test_a_restore_ended_by_a_signal_restores_the_previous_data(host, site):
     def interrupted(words):
         if words[0] == "pgbackrest":
             raise KeyboardInterrupt
@@ -779,8 +779,8 @@ def test_a_restore_that_is_ended_by_a_signal_brings_back_what_was_there(host, si
     assert site.holds() == "old" and words_of(host)[-1] == ("systemctl", "start")
 
 
-def test_what_a_killed_restore_has_left_is_ended_before_another_begins(host, site):
-    """What was there before the first one is what is kept."""
+def test_processes_of_a_killed_restore_are_ended_before_the_next_one(host, site):
+    """The data before the first one is kept."""
     first = site.data.parent / "main.before-r0"
     site.data.rename(first)
     (site.data / "global").mkdir(parents=True)
@@ -790,7 +790,7 @@ def test_what_a_killed_restore_has_left_is_ended_before_another_begins(host, sit
     assert (site.aside / "global/pg_control").read_text() == "old" and not first.exists()
 
 
-def test_without_a_mark_there_is_nothing_to_undo(host, site):
+def test_without_a_marker_nothing_is_reverted(host, site):
     backup_restore._undo_a_killed_one(host, str(site.data))
     assert (site.data / "global/pg_control").read_text() == "old" and host.words == []
 
@@ -833,7 +833,7 @@ def test_a_segment_that_the_archive_does_not_have_is_not_waited_for_long(host, m
     assert 85 <= log.clock.passed <= 95
 
 
-def test_the_end_of_the_archive_is_silence_after_its_last_segment(host, make_log):
+def test_the_archive_ends_when_no_segment_is_requested_after_its_last_one(host, make_log):
     log = make_log({2: 8, 15: 9, 30: 10})
     assert 49 <= log.wait(host, last_segment=wal(9)) <= 52
 
@@ -842,7 +842,7 @@ def test_one_segment_may_take_its_time_before_the_last(host, make_log):
     assert 317 <= make_log({2: 8, 298: 9}).wait(host, last_segment=wal(9)) <= 322
 
 
-def test_without_a_last_segment_silence_is_the_end(host, make_log):
+def test_without_a_last_segment_the_archive_ends_when_no_segment_is_requested(host, make_log):
     assert 24 <= make_log({2: 8, 5: 9}).wait(host) <= 27
 
 
@@ -856,13 +856,13 @@ def test_a_gap_that_is_allowed_is_no_failure(host, make_log):
     assert make_log({2: 8}).wait(host, last_segment=wal(9), allow_gap=True) >= 300
 
 
-def test_a_segment_of_an_earlier_run_is_not_seen(host, make_log):
+def test_a_segment_of_an_earlier_run_is_ignored(host, make_log):
     with pytest.raises(BackupError, match="end of the archive"):
         make_log({}).wait(host, last_segment=wal(99))
 
 
 @pytest.mark.parametrize("line", ["FATAL:  requested timeline 2 is not a child", "2026 [1] PANIC:  could not read"])
-def test_a_server_that_dies_is_reported_at_once(host, make_log, clock, line):
+def test_a_server_that_exits_is_reported_at_once(host, make_log, clock, line):
     with pytest.raises(BackupError, match="does not come up.*(timeline 2|could not read)"):
         make_log({}, {3: line}).wait(host, last_segment=wal(9))
     assert clock.passed < 5
@@ -871,25 +871,25 @@ def test_a_server_that_dies_is_reported_at_once(host, make_log, clock, line):
 @pytest.mark.parametrize(
     "line", ["FATAL:  the database system is starting up", "[user=x] FATAL:  no pg_hba.conf entry"]
 )
-def test_what_concerns_a_session_is_no_failure(host, make_log, line):
+def test_errors_of_a_session_are_no_failure(host, make_log, line):
     assert make_log({5: 9}, {3: line}).wait(host, last_segment=wal(9)) < 30
 
 
-def test_a_recovery_that_does_not_end_is_given_up(host, make_log, clock):
+def test_a_recovery_that_does_not_end_is_stopped(host, make_log, clock):
     host.options["recovery_timeout_seconds"] = 60
     with pytest.raises(BackupError, match="within 60 s"):
         make_log({number: number for number in range(1, 200)}).wait(host, last_segment=wal(500))
     assert 60 <= clock.passed < 63
 
 
-def test_a_database_that_takes_writes_is_waited_for(host, clock):
+def test_a_database_that_accepts_writes_is_waited_for(host, clock):
     host.in_recovery = ["t", "", "f"]
     backup_restore._wait_for_end_of_recovery(host, "/data")
     assert len(host.called("psql")) == 3 and host.called("systemctl") == [("is-active", UNIT)] * 2
 
 
 @pytest.mark.parametrize("state", ["failed", "inactive"])
-def test_a_database_that_does_not_come_up_is_reported_with_its_last_error(host, site, state):
+def test_a_database_that_does_not_start_is_reported_with_its_last_error(host, site, state):
     host.in_recovery, host.state = ["t"], state
     site.log.write_text("LOG:  starting\nFATAL:  could not locate a valid checkpoint\nLOG:  shut down\n")
     with pytest.raises(BackupError, match="does not come up: FATAL:  could not locate"):
@@ -912,7 +912,7 @@ def test_the_log_is_that_of_the_databases_version(host):
     assert backup_restore._log_of(host) == "/var/log/postgresql/postgresql-17-main.log"
 
 
-def test_a_recovery_without_an_end_is_given_up(host, clock):
+def test_a_recovery_without_an_end_is_stopped(host, clock):
     host.in_recovery, host.state = ["t"], "activating"
     with pytest.raises(BackupError, match="within 100 s"):
         backup_restore._wait_for_end_of_recovery(host, "/data")
@@ -928,7 +928,7 @@ class Scratch:
     def __init__(self, host):
         self.host = host
         self.log, self.tables = 'restored log file "%s" from archive' % wal(9), [("public.roster", "r")]
-        self.asked, self.arguments, self.received, self.waited = [], None, None, []
+        self.requested, self.arguments, self.received, self.waited = [], None, None, []
 
     @contextlib.contextmanager
     def restored(self, _host, name, *arguments, label, received):
@@ -944,7 +944,7 @@ class Scratch:
         return self.log
 
     def ask(self, sql, database):
-        self.asked.append((sql, database))
+        self.requested.append((sql, database))
         if "pg_inherits" in sql:
             return self.tables
         return [["3"]] if sql.startswith("SELECT count") else [["s", "t", "x", "2"], ["s", "u", "x", "5"]]
@@ -969,15 +969,15 @@ def plan_of(arguments=(), size=1000):
 
 
 def test_a_restore_next_to_the_database_is_read_and_counted(host, site, scratch):
-    answer = backup_restore.database_scratch(host, {"id": "r1", "database": plan_of(["--type=time"])})
-    assert answer == {"restored": "so far", "found": ["pages", "shiftmaster: 2 tables, 7 rows"], "seconds": 0.0}
+    response = backup_restore.database_scratch(host, {"id": "r1", "database": plan_of(["--type=time"])})
+    assert response == {"restored": "so far", "found": ["pages", "shiftmaster: 2 tables, 7 rows"], "seconds": 0.0}
     assert scratch.arguments == ("--type=time",) and scratch.received == "" and site.waits == [("restore r1", 1800)]
-    assert scratch.asked[-1][1] == "shiftmaster" and site.holds() == "old"
-    # What was entered just now can be reached, too.
+    assert scratch.requested[-1][1] == "shiftmaster" and site.holds() == "old"
+    # Data entered just now can be restored, too.
     assert scratch.waited == [(wal(10), 9)]
 
 
-def test_a_restore_next_to_the_database_goes_on_with_what_was_received(host, site, scratch, received):
+def test_a_restore_next_to_the_database_continues_with_received_wal(host, site, scratch, received):
     backup_restore.database_scratch(host, {"id": "r1", "database": plan_of(["--type=time"])})
     assert scratch.arguments == ("--type=time",) and scratch.received == host.directory + "/wal"
 
@@ -1002,24 +1002,24 @@ def test_a_scratch_directory_without_room_is_not_filled(host, site, scratch, wor
 
 
 @pytest.mark.parametrize(
-    ("asked", "database", "whole"),
+    ("requested", "database", "complete"),
     [
         ("roster", "shiftmaster", ("public.roster", 'public"."roster')),
         ("other/hr.staff", "other", ("hr.staff", 'hr"."staff')),
         ("it's", "shiftmaster", ("public.it''s", "public\".\"it''s")),
     ],
 )
-def test_a_table_is_taken_out_with_its_partitions(host, site, scratch, asked, database, whole):
+def test_a_table_is_extracted_with_its_partitions(host, site, scratch, requested, database, complete):
     scratch.tables = [("public.roster", "p"), ("public.roster_2026", "r")]
-    answer = backup_restore.table(host, {"id": "r1", "database": plan_of(), "table": asked})
-    name = asked.rpartition("/")[2]
-    assert (answer["rows"], answer["database"], answer["table"]) == (3, database, name)
-    sql, of = scratch.asked[0]
-    assert of == database and "to_regclass('%s')" % whole[0] in sql and "to_regclass('\"%s\"')" % whole[1] in sql
-    assert scratch.asked[1] == ("SELECT count(*) FROM public.roster", database)
+    response = backup_restore.table(host, {"id": "r1", "database": plan_of(), "table": requested})
+    name = requested.rpartition("/")[2]
+    assert (response["rows"], response["database"], response["table"]) == (3, database, name)
+    sql, of = scratch.requested[0]
+    assert of == database and "to_regclass('%s')" % complete[0] in sql and "to_regclass('\"%s\"')" % complete[1] in sql
+    assert scratch.requested[1] == ("SELECT count(*) FROM public.roster", database)
     (dump,) = host.called("pg_dump")
     path = host.directory + "/tables/r1/%s.dump" % name.replace("'", "_")
-    assert answer["file"] == path and os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700
+    assert response["file"] == path and os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700
     assert dump == (
         "--no-password", "--format=custom", "--file", path, "--table=public.roster", "--table=public.roster_2026",
         database,
@@ -1028,7 +1028,7 @@ def test_a_table_is_taken_out_with_its_partitions(host, site, scratch, asked, da
 
 
 @pytest.mark.parametrize(("tables", "message"), [([], "no table roster in"), ([("public.roster", "v")], "is no table")])
-def test_what_is_no_table_is_not_taken_out(host, site, scratch, tables, message):
+def test_a_missing_or_ambiguous_table_is_not_extracted(host, site, scratch, tables, message):
     scratch.tables = tables
     with pytest.raises(BackupError, match=message):
         backup_restore.table(host, {"id": "r1", "database": plan_of(), "table": "roster"})
@@ -1116,7 +1116,7 @@ def test_a_restored_server_has_no_rights_no_network_and_no_repository(verificati
         )
         assert [line for line in unit.properties if line.startswith("RootDirectory=")]
         assert unit.write <= {str(verification.directory / name) for name in ("data", "tablespaces", "sockets", "wal")}
-        # What reads the repository runs no code of the database, and what runs that has no capability.
+        # The reader of the repository runs no code of the database, and the runner of that code has no capability.
         reads = unit.program in ("pgbackrest restore", "sh")
         assert (repository <= unit.read) == reads and (reads or not repository & unit.read)
         assert ("CapabilityBoundingSet=" in unit.properties) != reads
@@ -1175,13 +1175,13 @@ def test_a_backup_with_links_or_special_files_is_rejected(verification, name, ta
 
 
 @pytest.mark.parametrize("value", ["8; id", "9999999999", "-1", ""])
-def test_a_control_file_that_is_none_is_rejected(verification, value):
+def test_an_invalid_control_file_is_rejected(verification, value):
     verification.acts["pg_controldata"] = lambda: CONTROL.replace("8\n", value + "\n")
     with pytest.raises(BackupError, match="does not print max_connections"), verification.restored():
         pass
 
 
-def test_a_server_that_does_not_come_up_is_ended(verification, host):
+def test_a_server_that_does_not_start_is_stopped(verification, host):
     verification.log = "LOG:  starting\nFATAL:  recovery ended before configured recovery target was reached\n"
     with pytest.raises(BackupError, match="within 1 s .*FATAL:  recovery ended before"), verification.restored():
         pass
@@ -1189,7 +1189,7 @@ def test_a_server_that_does_not_come_up_is_ended(verification, host):
     assert not verification.directory.exists()
 
 
-def test_what_a_killed_verification_has_left_is_removed_by_no_link(verification, tmp_path):
+def test_files_of_a_killed_verification_are_removed_without_following_links(verification, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/file").touch()
     verification.data.mkdir(parents=True)
@@ -1254,7 +1254,7 @@ def wal_files(tmp_path):
         getter.stdin.close()
 
 
-def test_the_server_gets_wal_of_the_archive_and_then_what_was_received(wal_files):
+def test_the_server_receives_wal_of_the_archive_and_then_the_received_wal(wal_files):
     directory = wal_files.directory
     for place, name, text in (
         ("archive", wal(1), "one"), ("archive", "00000002.history", "branch"), ("received", wal(1), "not this"),
@@ -1279,7 +1279,7 @@ def test_the_server_gets_wal_of_the_archive_and_then_what_was_received(wal_files
         "x" * 99999,
     ],
 )
-def test_the_server_gets_nothing_but_wal(wal_files, name):
+def test_the_server_receives_only_wal(wal_files, name):
     wal_files.getter.stdin.write(name.encode() + b"\n")
     wal_files.getter.stdin.flush()
     assert wal_files.getter.stdout.read() == b"" and wal_files.getter.wait(10) == 1
@@ -1350,7 +1350,7 @@ def media(site, host, tmp_path, monkeypatch):
     return media
 
 
-def test_no_link_below_what_is_saved_is_followed_where_less_was_requested(media, tmp_path):
+def test_links_below_the_saved_paths_are_not_followed_in_a_partial_restore(media, tmp_path):
     """An earlier restore put it there, so root is its owner."""
     (tmp_path / "outside").mkdir()
     (media.media / "sub").symlink_to(tmp_path / "outside")
@@ -1360,11 +1360,11 @@ def test_no_link_below_what_is_saved_is_followed_where_less_was_requested(media,
     assert os.listdir(tmp_path / "outside") == [] and not media.staged.exists()
 
 
-def test_files_come_back_and_what_they_replace_is_saved_before(media, site):
-    answer = media.restore()
+def test_files_are_restored_and_replaced_files_are_saved_first(media, site):
+    response = media.restore()
     assert media.content() == {"a.txt": "yesterday", "b[1].txt": "yesterday"}
-    assert answer["restored"] == "2 files" and answer["into"] == "/" and answer["kept"] == "kept-id"
-    assert answer["paths"] == [str(media.media)] and "archive" not in answer
+    assert response["restored"] == "2 files" and response["into"] == "/" and response["kept"] == "kept-id"
+    assert response["paths"] == [str(media.media)] and "archive" not in response
     assert media.saved == [("files", "r1", "before-restore")] and site.waits == [("restore r1", 1800)]
     assert media.within == [("whole-id", 0o700, "--include=%s" % media.media)]
     assert not media.staged.exists() and os.stat(media.staged.parent).st_mode & 0o777 == 0o711
@@ -1377,7 +1377,7 @@ def test_one_path_is_restored_and_no_other(media):
     assert media.within[0][2:] == ("--include=%s/b\\[1\\].txt" % media.media,)
 
 
-def test_a_snapshot_without_the_runs_tag_is_taken_by_its_label(media, host):
+def test_a_snapshot_without_the_tag_of_the_run_is_selected_by_its_label(media, host):
     host.snapshots = []
     with pytest.raises(AssertionError):
         media.restore()
@@ -1385,40 +1385,40 @@ def test_a_snapshot_without_the_runs_tag_is_taken_by_its_label(media, host):
 
 
 @pytest.mark.parametrize(("free", "refused"), [(999, True), (1000, False)])
-def test_without_room_no_file_is_touched(media, host, free, refused):
+def test_without_free_space_no_file_is_changed(media, host, free, refused):
     host.free = free
     with pytest.raises(BackupError, match="too little room") if refused else contextlib.nullcontext():
         media.restore()
     assert media.saved == ([] if refused else media.saved) and (media.content()["a.txt"] == "today") == refused
 
 
-def test_files_that_cannot_be_read_from_the_backup_leave_what_is_there(media, host):
+def test_files_that_cannot_be_read_from_the_backup_keep_the_existing_ones(media, host):
     host.fails = [("restic", "--quiet", "restore")]
     with pytest.raises(BackupError, match="broken"):
         media.restore()
     assert media.content() == {"a.txt": "today"} and not media.staged.exists()
 
 
-def test_into_a_directory_nothing_is_replaced_and_nothing_saved_before(media, tmp_path):
+def test_a_restore_into_a_directory_replaces_nothing_and_saves_nothing(media, tmp_path):
     os.chmod(tmp_path, 0o755)
     target = tmp_path / "target"
-    answer = media.restore(into=str(target))
-    assert answer["into"] == str(target) and answer["kept"] == "" and media.saved == []
+    response = media.restore(into=str(target))
+    assert response["into"] == str(target) and response["kept"] == "" and media.saved == []
     assert (target / str(media.media)[1:] / "a.txt").read_text() == "yesterday"
     assert media.content() == {"a.txt": "today"}
 
 
-def test_a_path_that_the_part_does_not_hold_is_refused_before_anything(media, host):
+def test_a_path_missing_from_the_part_is_rejected_first(media, host):
     for request in ({"paths": ["/etc/passwd"]}, {"paths": [str(media.media), "/etc/passwd"]}):
         with pytest.raises(BackupError, match="holds nothing of /etc/passwd"):
             media.restore(**request)
     assert host.words == []
-    # Of several parts, another one holds it.
-    answer = media.restore(paths=[str(media.media), "/etc/passwd"], parts=["files", "configuration"])
-    assert answer["paths"] == [str(media.media)]
+    # Another of several parts holds it.
+    response = media.restore(paths=[str(media.media), "/etc/passwd"], parts=["files", "configuration"])
+    assert response["paths"] == [str(media.media)]
 
 
-def test_a_path_that_the_snapshot_lacks_is_refused(media, host):
+def test_a_path_missing_from_the_snapshot_is_rejected(media, host):
     lost = str(media.media / "lost")
     with pytest.raises(BackupError, match="holds nothing of %s$" % lost):
         media.restore(paths=[str(media.media), lost])
@@ -1440,14 +1440,14 @@ def step(host, what, request):
     return backup_restore.main(host, what, io.StringIO(json.dumps(request)))
 
 
-def test_a_response_of_a_step_is_json_and_noted(host, received, capsys):
+def test_a_response_of_a_step_is_json_and_logged(host, received, capsys):
     assert step(host, "received", {"id": "r1"}) == 0
     assert json.loads(capsys.readouterr().out)["restored"] == "3 segments"
     assert host.log_lines == ["restore r1, received: 3 segments"]
 
 
 @pytest.mark.parametrize("what", ["received", "plan", "free"])
-def test_a_step_that_fails_says_so_in_its_answer_and_code(host, saved, site, monkeypatch, capsys, what):
+def test_a_failed_step_is_reported_in_response_and_exit_code(host, saved, site, monkeypatch, capsys, what):
     host.fails = [("tar",), ("pgbackrest",)]
 
     def held(*_arguments):
@@ -1458,13 +1458,13 @@ def test_a_step_that_fails_says_so_in_its_answer_and_code(host, saved, site, mon
     assert json.loads(capsys.readouterr().out)["failed"] and len(host.log_lines) == (what != "plan")
 
 
-def test_questions_are_not_noted(host, saved, site, capsys):
+def test_queries_are_not_logged(host, saved, site, capsys):
     assert step(host, "plan", {"id": "r1", "target": "latest", "parts": ["files"]}) == 0
     assert step(host, "free", {"id": "r1"}) == 0
     assert host.log_lines == []
 
 
-def test_an_asker_that_is_gone_fails_no_step(host, received, monkeypatch):
+def test_a_disconnected_client_fails_no_step(host, received, monkeypatch):
     def gone(*_arguments, **_more):
         raise BrokenPipeError
 

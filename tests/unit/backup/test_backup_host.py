@@ -38,33 +38,33 @@ def host(tmp_path, monkeypatch):
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
-def test_a_command_that_fails_says_its_last_words(host):
+def test_a_failed_command_reports_its_last_output(host):
     with pytest.raises(BackupError, match="the work ended with 3: two; three"):
         host.run("the work", "sh", "-c", "echo one; echo two >&2; echo three >&2; exit 3")
     assert host.run("the work", "sh", "-c", "exit 3", fine=(0, 3)).returncode == 3
 
 
 def test_hints_do_not_hide_what_is_wrong(host):
-    said = "ERROR: [082]: segment A was not archived\n  HINT: one\n  HINT: two\n  HINT: three"
+    output = "ERROR: [082]: segment A was not archived\n  HINT: one\n  HINT: two\n  HINT: three"
     with pytest.raises(BackupError, match="the work ended with 82: ERROR: .*segment A was not archived$"):
-        host.run("the work", "sh", "-c", "printf '%s' \"$0\" >&2; exit 82", said)
+        host.run("the work", "sh", "-c", "printf '%s' \"$0\" >&2; exit 82", output)
 
 
 def test_attempts_that_fail_alike_are_reported_once(host):
-    said = "".join(f"Stat(<config/>) returned error, retrying after 1m{n}.5s: Stat: EOF at {n}\n" for n in range(4))
+    output = "".join(f"Stat(<config/>) returned error, retrying after 1m{n}.5s: Stat: EOF at {n}\n" for n in range(4))
     with pytest.raises(BackupError, match="the work ended with 1: opening; Stat: EOF at 3; given up$"):
-        host.run("the work", "sh", "-c", "printf '%s' \"$0\" >&2; exit 1", f"opening\n{said}given up")
+        host.run("the work", "sh", "-c", "printf '%s' \"$0\" >&2; exit 1", f"opening\n{output}given up")
 
 
-def test_what_follows_from_a_damaged_pack_does_not_hide_it(host):
+def test_consequences_of_a_damaged_pack_do_not_hide_it(host):
     """Two files of the same content: restic reports each as damaged, and then that it is not there."""
-    said = "".join(
+    output = "".join(
         f"ignoring error for /x/{name}: decrypting blob <data/d> from 51e94c3a failed: ciphertext verification failed\n"
         f"ignoring error for /x/{name}: lchown /scratch/x/{name}: no such file or directory\n"
         for name in ("a.js", "a.1.js")
     ) + "Fatal: There were 4 errors\n"  # fmt: skip
     with pytest.raises(BackupError, match="ended with 1: ignoring error for /x/a.js: .* from 51e94c3a failed") as error:
-        host.run("restic restore", "sh", "-c", "cat >&2; exit 1", stdin=said)
+        host.run("restic restore", "sh", "-c", "cat >&2; exit 1", stdin=output)
     assert "lchown" not in str(error.value)
     with pytest.raises(BackupError, match="lchown"):
         host.run(
@@ -86,14 +86,14 @@ def test_a_command_that_hangs_is_ended_with_its_children(host, tmp_path):
         host.run("the work", "sh", "-c", command, timeout=1)
     assert time.monotonic() - began < 10
     child = (tmp_path / "child").read_text().strip()
-    ask = ["ps", "-o", "stat=", "-p", child]
+    query = ["ps", "-o", "stat=", "-p", child]
     deadline = time.monotonic() + 10
-    while (state := subprocess.run(ask, capture_output=True, text=True, check=False).stdout.strip()) not in ("", "Z"):
+    while (state := subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()) not in ("", "Z"):
         assert time.monotonic() < deadline, state
         time.sleep(0.1)
 
 
-def test_no_password_and_nothing_of_the_callers_is_in_the_environment(host, monkeypatch):
+def test_the_environment_contains_no_password_and_no_variable_of_the_caller(host, monkeypatch):
     monkeypatch.setenv("PGPASSWORD", "callers")
     monkeypatch.setenv("PGOPTIONS", "callers")
     environment = host.environment("app")
@@ -121,14 +121,14 @@ def test_a_command_that_writes_too_much_is_ended(host):
         host.run("the work", "sh", "-c", "exec yes", limit=1000)
     with pytest.raises(BackupError, match="more than 1000 bytes"):
         host.run("the work", "sh", "-c", "exec yes >&2", limit=1000)
-    # Also one that has ended before anybody looked.
+    # Also one that has ended before the first check.
     with pytest.raises(BackupError, match="more than 1000 bytes"):
         host.run("the work", "sh", "-c", "head -c 1001 /dev/zero", limit=1000)
     assert time.monotonic() - began < 15
     assert host.run("the work", "sh", "-c", "cat; head -c 900 /dev/zero", limit=1000, stdin="in").stdout[:2] == "in"
 
 
-def test_a_command_is_ended_for_the_reason_of_whoever_watches(host):
+def test_a_command_is_ended_with_the_reason_of_its_watch(host):
     reasons = iter(["", "the disk is full"])
     with pytest.raises(BackupError, match="the work was ended: the disk is full"):
         host.run("the work", "sleep", "60", watch=lambda: next(reasons))
@@ -150,7 +150,7 @@ def test_the_unit_of_a_command_that_is_not_waited_for_is_stopped(host, monkeypat
     assert ended == [("systemctl", "stop", "the-unit")]
 
 
-def test_what_a_tool_or_another_host_writes_moves_no_terminal(host, tmp_path, capsys):
+def test_output_of_tools_and_other_hosts_reaches_no_terminal_unescaped(host, tmp_path, capsys):
     with pytest.raises(BackupError) as error:
         host.run("the work", "sh", "-c", r"printf '\033[2Ja\tb\n' >&2; exit 1")
     assert str(error.value) == "the work ended with 1: ?[2Ja\tb"
@@ -185,7 +185,7 @@ def holder(tmp_path):
     child.wait()
 
 
-def test_who_waits_is_told_who_holds_the_lock(host, holder):
+def test_a_waiting_run_reports_the_holder_of_the_lock(host, holder):
     with pytest.raises(BackupError, match=rf"backup X by somebody \(process {holder.pid}, since .*longer than 1 s"):
         with alone(host, "another", 1):
             pass
@@ -198,7 +198,7 @@ def test_a_holder_that_is_killed_leaves_no_lock(host, holder):
         pass
 
 
-def test_a_deploy_is_seen_until_its_lock_expires(tmp_path):
+def test_a_deploy_is_detected_until_its_lock_expires(tmp_path):
     path = tmp_path / "lock.json"
     path.write_text(json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() + 60}))
     assert host_module.deploy_of(host_module.read_lock(str(path))) == "deploy by sato"
@@ -223,7 +223,7 @@ DEEP = "[" * 200000
         '{"a": 1e999}',
     ],
 )
-def test_a_lock_that_is_none_is_no_deploy(text):
+def test_an_invalid_lock_is_no_deploy(text):
     assert host_module.deploy_of(text) == ""
 
 
@@ -258,7 +258,7 @@ def japan():
 
 
 @pytest.mark.usefixtures("japan")
-def test_the_report_is_the_guides():
+def test_the_report_has_the_form_of_the_guide():
     manifest = manifests.begin("r1", "h", ["database", "files"], 0)
     manifests.verified(manifest, "database", "restore_test", True, "", 5)
     manifests.end(manifest, "database", "succeeded", 5, kind="full", size_bytes=3 << 20)
@@ -285,13 +285,13 @@ def test_sizes_are_readable(number, text):
 
 
 @pytest.fixture
-def asked(host, monkeypatch):
-    """What the host would run; results by a word of the command."""
-    host.calls, host.answers = [], {}
+def recording_host(host, monkeypatch):
+    """Commands that the host would run; results by a word of the command."""
+    host.calls, host.responses = [], {}
 
     def run(what, *command, fine=(0,), **_more):
         host.calls.append(command)
-        code, out = next((host.answers[word] for word in command if word in host.answers), (0, ""))
+        code, out = next((host.responses[word] for word in command if word in host.responses), (0, ""))
         if code not in fine:
             raise BackupError("%s ended with %d" % (what, code))
         return subprocess.CompletedProcess(command, code, out, "")
@@ -302,70 +302,75 @@ def asked(host, monkeypatch):
     return host
 
 
-def test_a_snapshot_that_was_copied_is_found_by_its_run(asked):
-    asked.answers["snapshots"] = (0, json.dumps([{"id": "copy-of-it"}]))
-    assert files.Restic(asked).full_id("files", "run1") == "copy-of-it"
-    assert "--tag=files,run=run1" in asked.calls[0]
-    asked.answers["snapshots"] = (0, "[]")
-    assert files.Restic(asked).full_id("files", "run1") == ""
+def test_a_snapshot_that_was_copied_is_found_by_its_run(recording_host):
+    recording_host.responses["snapshots"] = (0, json.dumps([{"id": "copy-of-it"}]))
+    assert files.Restic(recording_host).full_id("files", "run1") == "copy-of-it"
+    assert "--tag=files,run=run1" in recording_host.calls[0]
+    recording_host.responses["snapshots"] = (0, "[]")
+    assert files.Restic(recording_host).full_id("files", "run1") == ""
 
 
-def test_locks_of_a_repository_are_removed_by_restic_itself(asked):
-    files.Restic(asked).unlock()
-    (words,) = asked.calls
+def test_locks_of_a_repository_are_removed_by_restic_itself(recording_host):
+    files.Restic(recording_host).unlock()
+    (words,) = recording_host.calls
     assert words[0] == "restic" and words[-1] == "unlock"
 
 
-def test_a_check_of_a_repository_fails_where_restic_finds_damage(asked, tmp_path):
+def test_a_check_of_a_repository_fails_where_restic_finds_damage(recording_host, tmp_path):
     repository = tmp_path / "restic"
     repository.mkdir()
     (repository / "pack").write_bytes(b"x")
-    asked.answers["check"] = (0, "read all data\nno errors were found\n")
-    assert files.Restic(asked).check() == "all of the repository read"
-    assert asked.calls[0][-2:] == ("check", "--read-data")
-    asked.answers["check"] = (1, "")
+    recording_host.responses["check"] = (0, "read all data\nno errors were found\n")
+    assert files.Restic(recording_host).check() == "all of the repository read"
+    assert recording_host.calls[0][-2:] == ("check", "--read-data")
+    recording_host.responses["check"] = (1, "")
     with pytest.raises(BackupError, match="restic check: "):
-        files.Restic(asked).check()
+        files.Restic(recording_host).check()
 
 
-def test_a_host_that_cannot_be_asked_deploys_nothing_as_far_as_is_known(asked):
+def test_an_unreachable_host_counts_as_not_deploying(recording_host):
     source = {"name": "app1", "address": "192.0.2.1"}
-    asked.answers["lock"] = (0, json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() + 60}))
-    assert host_module.deploy_of(files.ask_lock(asked, source)) == "deploy by sato"
-    assert asked.calls[0][-2:] == ("shiftmaster-backup@192.0.2.1", "lock")
-    asked.answers["lock"] = (255, "")
-    assert files.ask_lock(asked, source) == ""
+    recording_host.responses["lock"] = (
+        0,
+        json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() + 60}),
+    )
+    assert host_module.deploy_of(files.ask_lock(recording_host, source)) == "deploy by sato"
+    assert recording_host.calls[0][-2:] == ("shiftmaster-backup@192.0.2.1", "lock")
+    recording_host.responses["lock"] = (255, "")
+    assert files.ask_lock(recording_host, source) == ""
 
 
-def test_received_segments_come_into_the_archive_and_fail_no_restore(asked, tmp_path):
+def test_received_segments_are_archived_and_fail_no_restore(recording_host, tmp_path):
     directory = tmp_path / "received"
     directory.mkdir()
     for name in ("000000010000000000000003", "000000010000000000000004", "000000010000000000000005.partial"):
         (directory / name).touch()
-    restore._archive_received(asked, "/data", str(directory))
-    assert [call[-1] for call in asked.calls] == [str(directory / f"00000001000000000000000{n}") for n in (3, 4)]
-    asked.answers["archive-push"] = (1, "")
-    restore._archive_received(asked, "/data", str(directory))
+    restore._archive_received(recording_host, "/data", str(directory))
+    assert [call[-1] for call in recording_host.calls] == [
+        str(directory / f"00000001000000000000000{n}") for n in (3, 4)
+    ]
+    recording_host.responses["archive-push"] = (1, "")
+    restore._archive_received(recording_host, "/data", str(directory))
     assert (tmp_path / "log/backup.log").read_text().count("was not archived") == 2
-    restore._archive_received(asked, "/data", "")
+    restore._archive_received(recording_host, "/data", "")
 
 
 # --- what other hosts send ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def sandboxed(asked, monkeypatch, tmp_path):
+def sandboxed(recording_host, monkeypatch, tmp_path):
     """A host whose restic saves; what it is given is in `calls`."""
     monkeypatch.setattr(files.sandbox, "ROOT", str(tmp_path / "root"))
     monkeypatch.setattr(files, "RUN", str(tmp_path / "run"))
     password = tmp_path / "password"
     password.write_text("of the repository\n")
-    asked.options.update(
+    recording_host.options.update(
         restic_password_file=str(password), state=str(tmp_path / "state"), host="backup_server", parts=[]
     )
     summary = {"message_type": "summary", "snapshot_id": "5" * 64, "total_files_processed": 3}
-    asked.answers["restic"] = (0, json.dumps(summary))
-    return asked
+    recording_host.responses["restic"] = (0, json.dumps(summary))
+    return recording_host
 
 
 def test_restic_reads_in_a_file_system_of_its_own(sandboxed, tmp_path, monkeypatch):
@@ -443,25 +448,25 @@ def test_sparse_files_do_not_keep_restic_at_work_for_days(sandboxed, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "answer", [DEEP, "5", "{}", '["/srv"' + ', "x"' * 400000 + "]", '["/etc/shadow"]', "\x1b[2J"], ids=range(6)
+    "response", [DEEP, "5", "{}", '["/srv"' + ', "x"' * 400000 + "]", '["/etc/shadow"]', "\x1b[2J"], ids=range(6)
 )
-def test_a_host_that_sends_no_list_of_paths_keeps_no_other_host_from_being_saved(sandboxed, answer, monkeypatch):
+def test_a_host_without_a_list_of_paths_does_not_prevent_the_backup_of_others(sandboxed, response, monkeypatch):
     sources = [{"name": name, "address": "192.0.2.%d" % number,
                 "parts": [{"name": "files", "paths": ["/srv"], "exclude": []}]}
                for number, name in enumerate(("app1", "app2"), 1)]  # fmt: skip
     sandboxed.options["sources"] = sources
     run = sandboxed.run
 
-    def ask(what, *command, limit=0, **more):
+    def query(what, *command, limit=0, **more):
         if command[-1] == "paths files":
-            text = answer if "@192.0.2.1" in command[-2] else '["/srv"]'
+            text = response if "@192.0.2.1" in command[-2] else '["/srv"]'
             assert 0 < limit <= 1 << 20
             if len(text) > limit:
                 raise BackupError("%s was ended" % what)
             return subprocess.CompletedProcess(command, 0, text, "")
         return run(what, *command, **more)
 
-    monkeypatch.setattr(sandboxed, "run", ask)
+    monkeypatch.setattr(sandboxed, "run", query)
     part = {"name": "files", "paths": [], "exclude": []}
     summary, problems = files.Restic(sandboxed).backup(part, "run1")
     assert summary["snapshot_id"] and [(code, where) for code, _what, where in problems] == [("source_failed", "app1")]
@@ -476,10 +481,10 @@ def test_a_host_that_sends_no_list_of_paths_keeps_no_other_host_from_being_saved
     assert received[received.index("--rsync-path") + 1] == "send files"
 
 
-def test_a_part_of_which_no_host_sends_anything_has_failed(sandboxed, monkeypatch):
+def test_a_part_without_data_of_any_host_has_failed(sandboxed, monkeypatch):
     source = {"name": "app1", "address": "192.0.2.1", "parts": [{"name": "files", "paths": ["/srv"], "exclude": []}]}
     sandboxed.options["sources"] = [source]
-    sandboxed.answers["paths files"] = (0, "[]")
+    sandboxed.responses["paths files"] = (0, "[]")
     with pytest.raises(BackupError, match="not there: /srv"):
         files.Restic(sandboxed).backup({"name": "files", "paths": [], "exclude": []}, "run1")
     assert not [call for call in sandboxed.calls if "backup" in call]
@@ -489,10 +494,10 @@ def after(words, name):
     return words[words.index(name) + 1]
 
 
-def test_files_of_another_host_are_received_as_they_are_and_what_is_gone_there_goes_here(sandboxed, monkeypatch):
+def test_files_of_another_host_are_received_unchanged_and_deleted_ones_are_deleted(sandboxed, monkeypatch):
     monkeypatch.setattr(files, "room_for_others", lambda _directory: lambda: "")
     source = {"name": "app1", "address": "2001:db8::1", "parts": []}
-    sandboxed.answers["paths files"] = (0, '["/srv", 5, "/etc/x"]')
+    sandboxed.responses["paths files"] = (0, '["/srv", 5, "/etc/x"]')
     directory = files.pulled(sandboxed, "files", "app1")
     part = {"name": "files", "paths": ["/srv", "/etc/x", "/may/be"], "optional": ["/may/be"]}
     assert files.pull(sandboxed, source, part) == directory == sandboxed.directory + "/pulled/files/app1"
@@ -503,7 +508,7 @@ def test_files_of_another_host_are_received_as_they_are_and_what_is_gone_there_g
     options = {"--archive", "--no-devices", "--no-specials", "--relative", "--numeric-ids", "--delete"}
     assert options | {"--rsync-path", "--rsh"} == {word for word in words if word.startswith("--")}
     assert words[-3:] == ("shiftmaster-backup@[2001:db8::1]:/srv", ":/etc/x", directory + "/")
-    # It neither waits for a person nor for a host that is silent, and knows the host.
+    # It waits for no prompt and no unresponsive host, and verifies the host key.
     for ssh in (after(words, "--rsh").split(), request):
         chosen = {after(ssh[at:], "-o") for at, word in enumerate(ssh) if word == "-o"}
         assert ssh[0] == "ssh" and after(ssh, "-i") == "/key" and {
@@ -517,12 +522,12 @@ def test_files_of_another_host_are_received_as_they_are_and_what_is_gone_there_g
     shown = " ".join(given).replace(chr(34), "")
     assert " BindPaths=" + directory in shown
     assert all("BindReadOnlyPaths=" + path in shown for path in ("/key", "/known", "/etc/passwd"))
-    sandboxed.answers["paths files"] = (0, "[]")
+    sandboxed.responses["paths files"] = (0, "[]")
     with pytest.raises(BackupError, match="files of app1: nothing of it exists"):
         files.pull(sandboxed, source, dict(part, optional=part["paths"]))
 
 
-def test_what_is_saved_has_its_host_tags_and_exclusions(sandboxed, tmp_path):
+def test_snapshots_have_their_host_tags_and_exclusions(sandboxed, tmp_path):
     sandboxed.options["sources"] = []
     part = {"name": "files", "paths": ["/usr/share"], "exclude": ["*.tmp", "/usr/share/x"]}
     restic = files.Restic(sandboxed)
@@ -537,21 +542,21 @@ def test_what_is_saved_has_its_host_tags_and_exclusions(sandboxed, tmp_path):
     restic.backup(part, "run1", tag="safety")
     words = sandboxed.calls[-1]
     assert after(words, "--tag") == "safety" and (tmp_path / "state/restic-cache").stat().st_mode & 0o777 == 0o700
-    sandboxed.answers["restic"] = (1, "")
+    sandboxed.responses["restic"] = (1, "")
     with pytest.raises(BackupError, match="restic backup of files: "):
         restic.backup(part, "run1")
 
 
-def test_a_repository_is_made_only_where_there_is_none(asked):
-    restic = files.Restic(asked)
-    assert restic.init() and asked.calls == [("restic", "--quiet", "init")]
+def test_a_repository_is_created_only_where_none_exists(recording_host):
+    restic = files.Restic(recording_host)
+    assert restic.init() and recording_host.calls == [("restic", "--quiet", "init")]
     assert os.stat(restic.repository).st_mode & 0o777 == 0o700
     open(restic.repository + "/data", "w").close()
     with pytest.raises(BackupError, match="not empty"):
         restic.init()
     open(restic.repository + "/config", "w").close()
-    assert not restic.init() and len(asked.calls) == 1
-    assert restic.env["RESTIC_REPOSITORY"] == asked.directory + "/restic"
+    assert not restic.init() and len(recording_host.calls) == 1
+    assert restic.env["RESTIC_REPOSITORY"] == recording_host.directory + "/restic"
     assert (restic.env["RESTIC_PASSWORD_FILE"], restic.env["RESTIC_CACHE_DIR"]) == ("/secret", "/state/restic-cache")
 
 
@@ -564,7 +569,9 @@ def test_a_repository_is_made_only_where_there_is_none(asked):
         (11, 101, "--read-data-subset=1/10"),
     ],
 )
-def test_a_large_repository_is_read_a_tenth_a_day_and_whole_on_sundays(asked, monkeypatch, day, size, how):
+def test_a_tenth_of_a_large_repository_is_read_each_day_and_all_of_it_on_sundays(
+    recording_host, monkeypatch, day, size, how
+):
     class Now(files.datetime.datetime):
         @classmethod
         def now(cls, zone):
@@ -574,21 +581,21 @@ def test_a_large_repository_is_read_a_tenth_a_day_and_whole_on_sundays(asked, mo
     assert Now(2026, 3, 8).weekday() == 6
     monkeypatch.setattr(files, "READ_ALL_BYTES", 100)
     monkeypatch.setattr(files.datetime, "datetime", Now)
-    os.makedirs(asked.directory + "/restic/data")
+    os.makedirs(recording_host.directory + "/restic/data")
     for name, length in (("config", 1), ("data/pack", size - 1)):
-        with open(os.path.join(asked.directory, "restic", name), "wb") as stream:
+        with open(os.path.join(recording_host.directory, "restic", name), "wb") as stream:
             stream.write(b"x" * length)
-    asked.answers["check"] = (0, "read all data\nno errors were found\n")
-    files.Restic(asked).check()
-    assert asked.calls == [("restic", "check", how)]
+    recording_host.responses["check"] = (0, "read all data\nno errors were found\n")
+    files.Restic(recording_host).check()
+    assert recording_host.calls == [("restic", "check", how)]
 
 
-def test_no_more_files_are_compared_than_a_sample_holds(sandboxed, monkeypatch, tmp_path):
+def test_the_number_of_compared_files_is_the_size_of_the_sample(sandboxed, monkeypatch, tmp_path):
     monkeypatch.setattr(files, "SAMPLE_FILES", 2)
-    sandboxed.answers.pop("restic")
+    sandboxed.responses.pop("restic")
     lines = [{"time": "2026-11-01T00:00:00Z"}]
     lines += [{"type": "file", "path": f"/srv/{number}", "size": 1} for number in range(3)]
-    sandboxed.answers.update(ls=(0, "\n".join(map(json.dumps, lines))), restore=(1, ""))
+    sandboxed.responses.update(ls=(0, "\n".join(map(json.dumps, lines))), restore=(1, ""))
     with pytest.raises(BackupError):
         files.Restic(sandboxed).compare("snapshot", str(tmp_path / "scratch"))
     assert len([word for call in sandboxed.calls for word in call if word.startswith("--include=")]) == 2
@@ -611,7 +618,7 @@ def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(
         disk = {"f_bavail": 1000, "f_blocks": 1000, "f_frsize": 4, "f_favail": 1000, "f_files": 1000, scarce: free[0]}
         return SimpleNamespace(**disk)
 
-    def ask(what, *command, watch=None, **more):
+    def query(what, *command, watch=None, **more):
         if command[-1] == "paths files":
             return subprocess.CompletedProcess(command, 0, '["/srv"]', "")
         if "rsync" in command:
@@ -623,7 +630,7 @@ def test_a_host_that_fills_the_disk_is_ended_and_what_it_has_sent_is_removed(
         return run(what, *command, **more)
 
     monkeypatch.setattr(room.os, "statvfs", statvfs)
-    monkeypatch.setattr(sandboxed, "run", ask)
+    monkeypatch.setattr(sandboxed, "run", query)
     with pytest.raises(BackupError, match="reading files of app1 was ended: it sends more than leaves 10 %"):
         files.pull(sandboxed, source, {"name": "files", "paths": ["/srv"]})
     assert not os.path.exists(directory)
@@ -694,12 +701,12 @@ def guarded(tmp_path, readable, script):
 WRITE = "head -c 100 /dev/zero > new && exit 7; exit 8"
 
 
-def test_with_room_a_command_writes(disk, tmp_path):
+def test_with_free_space_a_command_writes(disk, tmp_path):
     disk.free = [(50, 50)]
     assert guarded(tmp_path, True, WRITE) == 7
 
 
-def test_without_room_a_command_reads_and_makes_no_file_longer(disk, tmp_path):
+def test_without_free_space_a_command_reads_and_extends_no_file(disk, tmp_path):
     disk.free = [(49, 1000)]
     (tmp_path / "read").write_text("content")
     assert guarded(tmp_path, True, "cat read > /dev/null || exit 5; head -c 100 /dev/zero > new || exit 8") == 8
@@ -747,7 +754,7 @@ def test_a_command_has_its_signals_and_its_exit_code(disk, monkeypatch, capfd, f
 # --- what a database host sends --------------------------------------------------------------------------------------
 
 
-def test_a_database_host_that_sends_without_an_end_is_not_listened_to(host, tmp_path, monkeypatch):
+def test_endless_output_of_a_database_host_is_cut_off(host, tmp_path, monkeypatch):
     psql = tmp_path / "psql"
     psql.write_text("#!/bin/sh\nexec yes\n")
     psql.chmod(0o755)
@@ -768,16 +775,16 @@ def began(seconds: float) -> str:
     return json.dumps({"struct_type": "snapshot", "time": at.isoformat()}) + "\n"
 
 
-def compared(asked, monkeypatch, tmp_path, here: bytes, there: bytes, seconds=10):
+def compared(recording_host, monkeypatch, tmp_path, here: bytes, there: bytes, seconds=10):
     """Let a file whose name is not UTF-8 be compared: what the host has, and what restic restores of it."""
-    asked.answers.pop("restic")
+    recording_host.responses.pop("restic")
     path = os.fsencode(tmp_path) + b"/h\xe9\xff.txt"
     with open(path, "wb") as stream:
         stream.write(here)
     written = str(tmp_path) + "/h\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.txt"
     node = {"type": "file", "path": written, "size": len(here)}
-    asked.answers["ls"] = (0, began(seconds) + json.dumps(node))
-    run, patterns = asked.run, []
+    recording_host.responses["ls"] = (0, began(seconds) + json.dumps(node))
+    run, patterns = recording_host.run, []
 
     def restore(what, *command, **more):
         if "restore" in command:
@@ -789,8 +796,8 @@ def compared(asked, monkeypatch, tmp_path, here: bytes, there: bytes, seconds=10
             os.utime(os.fsencode(target) + path, ns=(0, os.lstat(path).st_mtime_ns))
         return run(what, *command, **more)
 
-    monkeypatch.setattr(asked, "run", restore)
-    result = files.Restic(asked).compare("snapshot", str(tmp_path / "scratch"))
+    monkeypatch.setattr(recording_host, "run", restore)
+    result = files.Restic(recording_host).compare("snapshot", str(tmp_path / "scratch"))
     assert patterns == [f"--include={tmp_path}/h??.txt"]
     return result
 
@@ -819,19 +826,19 @@ def test_a_file_that_was_exchanged_with_its_directory_is_not_damaged(sandboxed, 
     assert result == "0 of 1 files restored and compared, 1 have changed since"
 
 
-def test_files_with_paths_too_long_to_be_restored_are_not_compared(asked, monkeypatch, tmp_path):
+def test_files_with_paths_too_long_to_be_restored_are_not_compared(recording_host, monkeypatch, tmp_path):
     long = ["/srv/" + "/".join(["x" * 200] * 20) + "/%d" % number for number in range(1500)]
     nodes = [{"type": "file", "path": path, "size": 1} for path in long]
-    asked.answers["ls"] = (0, began(10) + "\n".join(json.dumps(node) for node in nodes))
-    run = asked.run
+    recording_host.responses["ls"] = (0, began(10) + "\n".join(json.dumps(node) for node in nodes))
+    run = recording_host.run
 
     def restore(what, *command, **more):
         if "restore" in command:
             raise BackupError("%s: file name too long" % what)
         return run(what, *command, **more)
 
-    monkeypatch.setattr(asked, "run", restore)
-    result = files.Restic(asked).compare("snapshot", str(tmp_path / "scratch"))
+    monkeypatch.setattr(recording_host, "run", restore)
+    result = files.Restic(recording_host).compare("snapshot", str(tmp_path / "scratch"))
     assert result == "0 of 1500 files restored and compared"
 
 
@@ -844,19 +851,19 @@ def test_only_regular_files_are_compared(tmp_path):
 
 
 SHOWN = "TimersCalendar={ OnCalendar=*-*-* 02:30:00 Asia/Tokyo ; next_elapse=n/a }\n"
-SAID = """  Original form: *-*-* 02:30:00 Asia/Tokyo
+CALENDAR_OUTPUT = """  Original form: *-*-* 02:30:00 Asia/Tokyo
 Normalized form: *-*-* 02:30:00 Asia/Tokyo
     Next elapse: Thu 2026-11-26 17:30:00 UTC
        From now: 8h left
 """
 
 
-def test_the_next_run_is_known_while_one_runs(asked):
+def test_the_next_run_is_known_while_one_runs(recording_host):
     """The timer shows `n/a` then; its calendar does not."""
-    asked.answers.update({"show": (0, SHOWN), "systemd-analyze": (0, SAID)})
-    assert report.next_run(asked) == 1795714200
-    asked.answers["is-enabled"] = (1, "")
-    assert report.next_run(asked) is None
+    recording_host.responses.update({"show": (0, SHOWN), "systemd-analyze": (0, CALENDAR_OUTPUT)})
+    assert report.next_run(recording_host) == 1795714200
+    recording_host.responses["is-enabled"] = (1, "")
+    assert report.next_run(recording_host) is None
 
 
 def test_a_row_ends_with_a_line_feed_and_nothing_else():

@@ -53,7 +53,7 @@ def good_run(now=NOW, run_id="20261126T154259Z", parts=("database", "files", "co
 # ------------------------------------------------------------------------------------------------------------- the run
 
 
-def test_a_good_run():
+def test_a_successful_run():
     manifest = good_run()
     assert manifests.validate(manifest) == []
     assert (manifest["started"], manifest["ended"]) == ("2026-11-26T15:42:59Z", "2026-11-26T15:47:59Z")
@@ -62,7 +62,7 @@ def test_a_good_run():
     assert manifest["release"]["migrations"] == 42
 
 
-def test_every_state_on_the_way_can_be_written():
+def test_every_intermediate_state_can_be_written():
     """The unit writes it after each step, so that a killed run leaves what it had done."""
     manifest = run()
     assert manifests.validate(manifest) == [] and manifests.exit_code(manifest) == 1
@@ -92,7 +92,7 @@ def test_a_failed_part_makes_the_run_fail_and_spares_the_others():
     ]
 
 
-def test_what_has_not_ended_has_failed():
+def test_a_part_that_has_not_ended_has_failed():
     manifest = run()
     save(manifest, "database", NOW)
     manifests.start(manifest, "files", NOW + 100)
@@ -105,14 +105,14 @@ def test_what_has_not_ended_has_failed():
     assert manifest["result"] == "failed"
 
 
-def test_a_killed_run_has_failed_though_all_its_parts_are_good():
+def test_a_killed_run_has_failed_although_all_its_parts_have_succeeded():
     manifest = run(["files"])
     save(manifest, "files", NOW)
     manifests.stopped(manifest, NOW + 150, "killed")
     assert manifest["parts"]["files"]["result"] == "succeeded" and manifests.exit_code(manifest) == 1
 
 
-def test_nothing_succeeds_that_was_not_verified():
+def test_only_verified_parts_succeed():
     manifest = run(["files"])
     manifests.start(manifest, "files", NOW)
     manifests.end(manifest, "files", "succeeded", NOW + 1, **FILES)
@@ -158,7 +158,7 @@ def test_the_worst_part_decides():
 # ---------------------------------------------------------------------------------------------------------- validation
 
 
-def test_the_schema_is_one():
+def test_the_schema_is_a_valid_json_schema():
     jsonschema.Draft202012Validator.check_schema(manifests.SCHEMA)
 
 
@@ -172,13 +172,13 @@ def places(value, path=()):
 def test_our_reading_of_the_schema_is_that_of_the_library():
     """Both validate manifests in which one thing at a random place was changed."""
     library = jsonschema.Draft202012Validator(manifests.SCHEMA)
-    whole = good_run(parts=manifests.PARTS)
-    manifests.note(whole, [("over_limit", "x", "y")])
+    complete = good_run(parts=manifests.PARTS)
+    manifests.note(complete, [("over_limit", "x", "y")])
     other = [None, True, 0, -1, 1.5, "", "x", "2026-11-26T15:42:59Z", [], {}, ["x"], {"x": "y"}]
     seen = set()
     for seed in range(600):
         chance = random.Random(seed)
-        manifest = copy.deepcopy(whole)
+        manifest = copy.deepcopy(complete)
         path = chance.choice(list(places(manifest))[1:])
         parent = manifest
         for key in path[:-1]:
@@ -230,14 +230,14 @@ def test_our_reading_of_the_schema_is_that_of_the_library():
         (lambda one: one.pop("host"), "manifest has no host"),
     ],
 )
-def test_what_is_wrong_is_reported(change, complaint):
+def test_problems_are_reported(change, complaint):
     manifest = good_run()
     change(manifest)
     assert complaint in manifests.validate(manifest)
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 1])
-def test_what_is_no_manifest_at_all(value):
+def test_values_of_another_type_are_no_manifest(value):
     assert manifests.validate(value) == ["manifest is %r, not object" % (value,)]
 
 
@@ -290,7 +290,7 @@ def test_a_flipped_bit_is_found(tmp_path, seed):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format": 1}'])
-def test_what_is_no_manifest_is_not_read(tmp_path, content):
+def test_an_invalid_manifest_is_not_read(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(manifests.ManifestError, match="is damaged"):
         manifests.read(str(tmp_path / "run.json"))
@@ -303,7 +303,7 @@ def test_a_manifest_of_another_version_is_not_read(tmp_path):
         manifests.read(str(tmp_path / "run.json"))
 
 
-def test_the_history_goes_on_over_a_damaged_one(tmp_path):
+def test_the_history_continues_after_a_damaged_manifest(tmp_path):
     for day in (2, 0, 1):
         manifests.write(str(tmp_path / ("%d.json" % (9 - day))), good_run(NOW + day * 86400, "day%d" % day))
     (tmp_path / "8.json").write_text("{")
@@ -347,7 +347,7 @@ def series(text):
     return found
 
 
-def test_the_metrics_of_a_good_run():
+def test_the_metrics_of_a_successful_run():
     found = series(manifests.metrics([good_run()], wal_gaps=0, wal_newest=NOW - 30, next_run=NOW + 86400))
     assert found == {
         'shiftmaster_backup_last_success_timestamp_seconds{kind="database"}': NOW + 100,
@@ -370,7 +370,7 @@ def test_the_metrics_of_a_good_run():
     }
 
 
-def test_a_failed_run_leaves_the_age_of_the_last_good_one():
+def test_a_failed_run_keeps_the_age_of_the_last_successful_one():
     failed = run(now=NOW + 86400, run_id="next")
     save(failed, "database", NOW + 86400, good=False)
     save(failed, "files", NOW + 86500, size_bytes=7)
@@ -384,7 +384,7 @@ def test_a_failed_run_leaves_the_age_of_the_last_good_one():
     assert found['shiftmaster_backup_failed{kind="config"}'] == 1
 
 
-def test_a_run_that_failed_by_none_of_its_parts_is_seen():
+def test_a_run_that_failed_without_a_failed_part_is_reported():
     outside = run(now=NOW + 86400, run_id="next")
     for part in outside["parts"]:
         save(outside, part, NOW + 86400)
@@ -400,19 +400,19 @@ def test_a_run_that_failed_by_none_of_its_parts_is_seen():
     assert series(manifests.metrics([outside, failed]))['shiftmaster_backup_failed{kind="run"}'] == 0
 
 
-def test_a_run_that_did_not_begin_is_seen_until_one_has():
+def test_a_run_that_did_not_begin_is_reported_until_one_has():
     assert series(manifests.metrics([], not_begun=NOW)) == {'shiftmaster_backup_failed{kind="run"}': 1}
     assert series(manifests.metrics([good_run()], not_begun=NOW + 9))['shiftmaster_backup_failed{kind="run"}'] == 1
     assert series(manifests.metrics([good_run()], not_begun=NOW - 9))['shiftmaster_backup_failed{kind="run"}'] == 0
 
 
-def test_a_run_that_has_not_ended_says_nothing_yet():
+def test_a_run_that_has_not_ended_changes_no_metric():
     under_way = run(now=NOW + 86400, run_id="next")
     save(under_way, "database", NOW + 86400)
     assert manifests.metrics([good_run(), under_way]) == manifests.metrics([good_run()])
 
 
-def test_what_was_not_requested_has_not_failed():
+def test_a_part_that_was_not_requested_has_not_failed():
     manifest = good_run()
     manifest["parts"]["configuration"] = dict(manifest["parts"]["configuration"], result="skipped")
     assert 'shiftmaster_backup_failed{kind="config"}' not in series(manifests.metrics([manifest]))
@@ -428,11 +428,11 @@ def test_a_restore_of_files_is_no_restore_of_the_database():
     assert "shiftmaster_restore_test" not in manifests.metrics([good_run(parts=["files"])])
 
 
-def test_nothing_known_is_nothing_said():
+def test_unknown_values_are_omitted():
     assert manifests.metrics([]) == ""
 
 
-def test_the_names_are_those_that_monitoring_asks_for():
+def test_the_names_are_those_that_monitoring_queries():
     wanted = set()
     for path in [*(ROOT / "monitoring/alerts").glob("*.yml"), *(ROOT / "monitoring/dashboards/ja").glob("*.json")]:
         wanted |= set(re.findall(r"shiftmaster_(?:backup|restore_test)_\w+", path.read_text(encoding="utf-8")))
@@ -447,21 +447,21 @@ def test_labels_are_escaped():
     assert manifests.escaped('a"b\\c\nd') == 'a\\"b\\\\c\\nd'
 
 
-def test_what_is_said_of_many_backups_alike_is_one_line():
+def test_the_same_problem_of_many_backups_is_one_line():
     manifest = good_run()
     rest = "can be restored up to segment A only: 1 are missing or damaged: B"
     problems = [("wal_missing", "backup %s %s" % (label, rest), label) for label in ("1F", "2I", "3I")]
     manifests.note(manifest, [*problems, ("clock", "the clock is behind", "9F")])
-    told = ["3 backups, 1F to 3I, %s" % rest, "the clock is behind"]
-    assert report.of_run(manifest) == told and report.reasons(manifest) == told
-    assert set(told) <= set(report.lines(manifest, "/backups"))
+    reported = ["3 backups, 1F to 3I, %s" % rest, "the clock is behind"]
+    assert report.of_run(manifest) == reported and report.reasons(manifest) == reported
+    assert set(reported) <= set(report.lines(manifest, "/backups"))
 
 
 HOSTILE_NAMES = ["../../../etc", "..", "/etc/shadow", "a/../../b", "a\nb", "a\x1b[2J", ""]
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_a_name_in_a_manifest_leads_to_no_other_directory(name):
+def test_a_name_in_a_manifest_cannot_select_another_directory(name):
     part = manifests.SCHEMA["properties"]["parts"]["properties"]["logical"]["properties"]
     assert manifests.differences(name, part["label"])
     assert manifests.differences({name: "a" * 64}, part["checksums"])
@@ -490,7 +490,7 @@ def test_the_checksum_of_a_manifest_is_the_same_for_every_version_of_the_program
     assert manifests.checksum(content) == hashlib.sha256(text).hexdigest()
 
 
-def test_the_metrics_say_when_a_run_was_last_brought_off_site():
+def test_the_metrics_contain_the_time_of_the_last_off_site_copy():
     name = "shiftmaster_backup_offsite_last_success_timestamp_seconds"
     first, second = good_run(), good_run(now=NOW + 86400, run_id="20261127T154259Z")
     assert name not in manifests.metrics([first, second])
@@ -549,7 +549,7 @@ def test_each_value_has_its_form(place, values):
             assert manifests.differences(manifest, manifests.SCHEMA), (name, value)
 
 
-def test_whatever_is_required_is():
+def test_required_fields_are_required():
     fine = good_run()
     fine["parts"]["files"]["problems"] = [dict(PROBLEM)]
     fine["parts"]["files"].update(verified=[dict(LOOK)], checksums={"a/b": HASH}, offsite="x")

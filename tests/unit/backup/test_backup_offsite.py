@@ -1,4 +1,4 @@
-"""The copy outside: how it is reached, and what it refuses. That it works is seen on hosts (molecule/backup)."""
+"""The off-site copy: its connection, and what it rejects. That it works is seen on hosts (molecule/backup)."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def host(tmp_path, monkeypatch):
             },
         }
     )  # fmt: skip
-    host.calls, host.answers = [], {}
+    host.calls, host.responses = [], {}
 
     def run(what, *command, env=None, fine=(0,), **_more):
         host.calls.append((command, env))
-        code, out, err = next((host.answers[word] for word in command if word in host.answers), (0, "", ""))
+        code, out, err = next((host.responses[word] for word in command if word in host.responses), (0, "", ""))
         if code not in fine:
             raise BackupError("%s ended with %d: %s" % (what, code, err))
         return subprocess.CompletedProcess(command, code, out, err)
@@ -50,7 +50,7 @@ def host(tmp_path, monkeypatch):
     return host
 
 
-def test_nothing_is_queried_and_no_unknown_host_is_trusted(host):
+def test_there_is_no_prompt_and_no_unknown_host_is_trusted(host):
     command = offsite.ssh_command(host.options["offsite"])
     assert command.endswith(" copies@offsite.example.jp -s sftp") and " -p 2222 " in command
     for word in ("BatchMode=yes", "StrictHostKeyChecking=yes", "UserKnownHostsFile=/etc/known", "-i /etc/offsite.key"):
@@ -68,7 +68,7 @@ def test_no_secret_is_in_a_command(host, tmp_path):
     assert "key" not in command and "--keep-within" in command and "30d" in command
 
 
-def test_a_store_that_takes_additions_only_is_not_pruned_from_here(host):
+def test_an_append_only_store_is_not_pruned_from_here(host):
     host.options["offsite"].update(append_only=True)
     offsite.Offsite(host).prune()
     assert host.calls == []
@@ -86,7 +86,7 @@ def test_the_password_of_a_rest_server_is_in_the_environment_alone(host):
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "made"),
+    ("code", "output", "made"),
     [
         (0, "", False),
         (10, "Fatal: repository does not exist", True),
@@ -104,8 +104,8 @@ def test_the_password_of_a_rest_server_is_in_the_environment_alone(host):
     ],
     ids=["there", "none", "none, reported by an older one", "not reached", "wrong password"],
 )
-def test_what_cannot_be_read_is_not_made_again(host, code, said, made):
-    host.answers["cat"] = (code, "", said)
+def test_an_unreadable_store_is_not_created_again(host, code, output, made):
+    host.responses["cat"] = (code, "", output)
     outside = offsite.Offsite(host)
     if made is None:
         with pytest.raises(BackupError, match="cannot be read"):
@@ -124,7 +124,7 @@ def run_of(name="20261126T000000Z"):
     return manifest
 
 
-def test_outside_the_run_has_ended(host, tmp_path):
+def test_the_off_site_manifest_is_of_a_run_that_has_ended(host, tmp_path):
     """Else it would count as killed where it is fetched."""
     directory = tmp_path / "backups" / "manifests"
     directory.mkdir()
@@ -136,7 +136,7 @@ def test_outside_the_run_has_ended(host, tmp_path):
     assert manifest["ended"] is None
 
 
-def test_nothing_that_is_here_is_replaced(host, tmp_path):
+def test_existing_files_are_not_replaced(host, tmp_path):
     directory = tmp_path / "backups" / "manifests"
     directory.mkdir()
     manifests.write(str(directory / "20261126T000000Z.json"), run_of())
@@ -145,16 +145,16 @@ def test_nothing_that_is_here_is_replaced(host, tmp_path):
     assert host.calls == [] and len(list(directory.iterdir())) == 1
 
 
-def test_what_is_not_there_is_reported(host):
-    host.answers["snapshots"] = (0, "[]", "")
+def test_missing_files_are_reported(host):
+    host.responses["snapshots"] = (0, "[]", "")
     with pytest.raises(BackupError, match="no backup of run x"):
         offsite.Offsite(host).fetch("x")
 
 
-def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
+def test_fetched_files_have_their_original_paths(host, tmp_path):
     """Also where an earlier attempt was killed after the first of them."""
     outside, directory, state = offsite.Offsite(host), tmp_path / "backups", tmp_path / "state" / "offsite"
-    host.answers["snapshots"] = (
+    host.responses["snapshots"] = (
         0,
         json.dumps([{"id": "b", "time": "2026-11-26"}, {"id": "a", "time": "2026-11-25"}]),
         "",
@@ -183,7 +183,7 @@ def test_what_was_fetched_lies_where_it_lay(host, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["link", "latest elsewhere", "latest above", "fifo", "setuid"])
-def test_nothing_but_files_and_directories_is_fetched(host, tmp_path, kind):
+def test_only_files_and_directories_are_fetched(host, tmp_path, kind):
     """The copy may be of a backup server that was taken over: roles and units would follow what it has put there."""
     staging, directory = tmp_path / "backups/fetched", tmp_path / "backups"
     place = staging / str(directory / "logical")[1:]

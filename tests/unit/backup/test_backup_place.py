@@ -1,4 +1,4 @@
-"""Restored files are written where they belong, whatever exists there and whatever the archive contains."""
+"""Restored files are written where they belong, regardless of existing files and of the archive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THEIRS = 1234
 
 @pytest.fixture
 def site(tmp_path):
-    """The application's directory, where it can put what it likes, and a file of root outside."""
+    """The application's directory, where it can create any file, and a file of root elsewhere."""
     os.chmod(tmp_path, 0o755)
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/file").write_text("root's")
@@ -52,7 +52,7 @@ def unpack(path, paths, owners):
         return place(of_archive(archive), paths, owners)
 
 
-def test_what_is_below_a_directory_of_the_application_is_its_own(site):
+def test_files_below_a_directory_of_the_application_belong_to_it(site):
     media = str(site / "media")
     archive = packed(
         site / "x.tar",
@@ -72,7 +72,7 @@ def test_what_is_below_a_directory_of_the_application_is_its_own(site):
     assert os.stat(site).st_uid == 0
 
 
-def test_no_link_in_the_way_leads_out(site):
+def test_links_in_the_path_do_not_lead_outside(site):
     media = str(site / "media")
     (site / "media/directory").symlink_to(site / "outside")
     (site / "media/plan.pdf").symlink_to(site / "outside/file")
@@ -120,7 +120,7 @@ def test_an_archive_of_an_attacker_is_rejected_before_anything_is_written(site, 
     assert os.listdir(site / "media") == []
 
 
-def test_a_tree_that_restic_restored_is_placed_in_the_same_way(site):
+def test_a_tree_restored_by_restic_is_placed_in_the_same_way(site):
     staged = site / "staged"
     place_of = str(site / "media")
     (staged / place_of[1:] / "a").mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_a_tree_that_restic_restored_is_placed_in_the_same_way(site):
     assert backup_place.is_below("/a/b", ["/a"]) and not backup_place.is_below("/ab", ["/a"])
 
 
-def test_nothing_that_the_application_has_put_in_the_way_keeps_its_files_from_being_restored(site):
+def test_obstacles_of_the_application_do_not_prevent_the_restore_of_its_files(site):
     staged, media, name = site / "staged", site / "media", "病" * 84 + ".p"
     (staged / str(media)[1:] / "wards").mkdir(parents=True)
     for path in ("wards/plan.pdf", "plan.pdf", name):
@@ -155,7 +155,7 @@ def test_nothing_that_the_application_has_put_in_the_way_keeps_its_files_from_be
 
 
 @pytest.mark.parametrize("kind", ["sparse", "owner", "time"])
-def test_what_no_file_of_a_backup_has_is_rejected(site, kind):
+def test_types_that_no_file_of_a_backup_has_are_rejected(site, kind):
     media = str(site / "media")
     member = tarfile.TarInfo(f".{media}/x")
     if kind == "sparse":
@@ -191,32 +191,32 @@ def trusted(site):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("between", ["", "/between"])
 def test_nothing_is_written_below_a_link_of_the_same_archive(trusted, order, between):
-    asked = str(trusted / "nginx/nope.conf")
+    requested = str(trusted / "nginx/nope.conf")
     (trusted / "outside/between").mkdir()
     members = [
-        (f".{asked}", str(trusted / "outside"), tarfile.SYMTYPE, 0o777),
-        (f".{asked}{between}/evil", b"x", tarfile.REGTYPE, 0o644),
+        (f".{requested}", str(trusted / "outside"), tarfile.SYMTYPE, 0o777),
+        (f".{requested}{between}/evil", b"x", tarfile.REGTYPE, 0o644),
     ]
     archive = packed(trusted / "x.tar", *[members[number] for number in order])
     with tarfile.open(archive) as opened, pytest.raises(PlaceError):
-        check(of_archive(opened), [asked])
+        check(of_archive(opened), [requested])
     # Were it accepted, it would not be written either.
     with tarfile.open(archive) as opened, pytest.raises(OSError):
-        place(of_archive(opened), [asked], {})
+        place(of_archive(opened), [requested], {})
     assert sorted(os.listdir(trusted / "outside")) == ["between", "file"]
     assert os.listdir(trusted / "outside/between") == []
 
 
 def test_a_path_that_sorts_in_between_hides_no_link(trusted):
-    asked = str(trusted / "nginx")
+    requested = str(trusted / "nginx")
     archive = packed(
         trusted / "x.tar",
-        (f".{asked}/a", str(trusted / "outside"), tarfile.SYMTYPE, 0o777),
-        (f".{asked}/a-b", b"x", tarfile.REGTYPE, 0o644),
-        (f".{asked}/a/evil", b"x", tarfile.REGTYPE, 0o644),
+        (f".{requested}/a", str(trusted / "outside"), tarfile.SYMTYPE, 0o777),
+        (f".{requested}/a-b", b"x", tarfile.REGTYPE, 0o644),
+        (f".{requested}/a/evil", b"x", tarfile.REGTYPE, 0o644),
     )
     with tarfile.open(archive) as opened, pytest.raises(PlaceError):
-        check(of_archive(opened), [asked])
+        check(of_archive(opened), [requested])
 
 
 def test_a_link_in_the_place_of_a_directory_is_rejected_before_a_file_is_written(trusted):
@@ -233,12 +233,12 @@ def test_a_link_in_the_place_of_a_directory_is_rejected_before_a_file_is_written
 
 
 def test_nothing_is_written_below_a_link_of_the_same_directory(trusted):
-    staged, asked = trusted / "staged", str(trusted / "nginx")
-    (staged / asked[1:]).mkdir(parents=True)
-    (staged / asked[1:] / "a").symlink_to(trusted / "outside")
-    (staged / asked[1:] / "a.conf").write_text("x")
-    check(of_directory(str(staged)), [asked])
-    assert place(of_directory(str(staged)), [asked], {}) == 2
+    staged, requested = trusted / "staged", str(trusted / "nginx")
+    (staged / requested[1:]).mkdir(parents=True)
+    (staged / requested[1:] / "a").symlink_to(trusted / "outside")
+    (staged / requested[1:] / "a.conf").write_text("x")
+    check(of_directory(str(staged)), [requested])
+    assert place(of_directory(str(staged)), [requested], {}) == 2
     assert os.listdir(trusted / "outside") == ["file"]
 
 
@@ -247,38 +247,38 @@ def test_nothing_is_written_below_a_link_of_the_same_directory(trusted):
 )
 @pytest.mark.parametrize("name", ["./{}", "/{}", "//{}", "././/{}"])
 def test_a_path_that_appears_twice_is_rejected(trusted, name, second):
-    asked = str(trusted / "nginx")
+    requested = str(trusted / "nginx")
     archive = packed(
         trusted / "x.tar",
-        (f".{asked}/a", "/nowhere", tarfile.SYMTYPE, 0o777),
-        (f".{asked}/b", b"x", tarfile.REGTYPE, 0o644),
-        (name.format(f"{asked[1:]}/a"), *second[1:], 0o755),
+        (f".{requested}/a", "/nowhere", tarfile.SYMTYPE, 0o777),
+        (f".{requested}/b", b"x", tarfile.REGTYPE, 0o644),
+        (name.format(f"{requested[1:]}/a"), *second[1:], 0o755),
     )
     with tarfile.open(archive) as opened, pytest.raises(PlaceError, match="twice"):
-        check(of_archive(opened), [asked])
+        check(of_archive(opened), [requested])
     with tarfile.open(archive) as opened, pytest.raises(PlaceError, match="twice"):
         check(of_archive(opened), ["/"])
 
 
-def test_no_link_of_an_earlier_restore_is_followed(trusted):
+def test_links_of_an_earlier_restore_are_not_followed(trusted):
     """It belongs to root, and so does its directory."""
-    asked = str(trusted / "nginx/nope.conf")
+    requested = str(trusted / "nginx/nope.conf")
     assert unpack(
-        packed(trusted / "1.tar", (f".{asked}", str(trusted / "outside"), tarfile.SYMTYPE, 0o777)), [asked], {}
+        packed(trusted / "1.tar", (f".{requested}", str(trusted / "outside"), tarfile.SYMTYPE, 0o777)), [requested], {}
     )
     members = [
-        (f".{asked}", None, tarfile.DIRTYPE, 0o755),
-        (f".{asked}/evil", b"x", tarfile.REGTYPE, 0o644),
-        (f".{asked}/evil-link", "/nowhere", tarfile.SYMTYPE, 0o777),
-        (f".{asked}/evil-directory", None, tarfile.DIRTYPE, 0o777),
+        (f".{requested}", None, tarfile.DIRTYPE, 0o755),
+        (f".{requested}/evil", b"x", tarfile.REGTYPE, 0o644),
+        (f".{requested}/evil-link", "/nowhere", tarfile.SYMTYPE, 0o777),
+        (f".{requested}/evil-directory", None, tarfile.DIRTYPE, 0o777),
     ]
     for number, chosen in enumerate([members, members[1:2], members[2:3], members[3:]]):
         with tarfile.open(packed(trusted / f"{number}.tar", *chosen)) as archive, pytest.raises(UnsafePathError):
-            place(of_archive(archive), [str(trusted / "nginx"), asked], {})
+            place(of_archive(archive), [str(trusted / "nginx"), requested], {})
     assert os.listdir(trusted / "outside") == ["file"]
 
 
-def test_a_link_that_leads_to_the_restored_directory_is_an_administrators(trusted):
+def test_a_link_to_the_restored_directory_is_accepted(trusted):
     (trusted / "disk").mkdir()
     (trusted / "nginx").rmdir()
     (trusted / "nginx").symlink_to("disk")
@@ -337,8 +337,8 @@ def test_the_module_rejects_headers_that_are_nested_without_an_end(site, run_mod
     header = tarfile.TarInfo("././@LongLink")
     header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2
     (site / "x.tar").write_bytes((header.tobuf(tarfile.GNU_FORMAT) + b"a\0".ljust(512, b"\0")) * 3000 + bytes(1024))
-    answer = run_module(shiftmaster_restored_files, src=str(site / "x.tar"), paths=[str(site / "media")])
-    assert answer["failed"] and answer["msg"].startswith("The files were not restored")
+    response = run_module(shiftmaster_restored_files, src=str(site / "x.tar"), paths=[str(site / "media")])
+    assert response["failed"] and response["msg"].startswith("The files were not restored")
     assert os.listdir(site / "media") == []
 
 
@@ -353,21 +353,23 @@ def test_the_module_rejects_a_header_that_uses_up_the_memory(site, run_module, m
     sizes = {"SC_PHYS_PAGES": 2 * pages, "SC_PAGE_SIZE": resource.getpagesize()}
     monkeypatch.setattr(os, "sysconf", sizes.get)
     limits, before = resource.getrlimit(resource.RLIMIT_AS), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answer = run_module(shiftmaster_restored_files, src=str(site / "x.tar"), paths=[str(site / "media")])
-    assert answer["failed"] and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
+    response = run_module(shiftmaster_restored_files, src=str(site / "x.tar"), paths=[str(site / "media")])
+    assert response["failed"] and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
 def test_the_module_follows_no_link_below_the_configured_directories(trusted, run_module):
-    asked = str(trusted / "nginx/nope.conf")
-    os.symlink(trusted / "outside", asked)
+    requested = str(trusted / "nginx/nope.conf")
+    os.symlink(trusted / "outside", requested)
     archive = packed(
         trusted / "x.tar",
-        (f".{asked}", None, tarfile.DIRTYPE, 0o755),
-        (f".{asked}/evil", b"x", tarfile.REGTYPE, 0o644),
+        (f".{requested}", None, tarfile.DIRTYPE, 0o755),
+        (f".{requested}/evil", b"x", tarfile.REGTYPE, 0o644),
     )
-    answer = run_module(shiftmaster_restored_files, src=str(archive), paths=[asked], tops=[str(trusted / "nginx")])
-    assert answer["failed"] and os.listdir(trusted / "outside") == ["file"]
+    response = run_module(
+        shiftmaster_restored_files, src=str(archive), paths=[requested], tops=[str(trusted / "nginx")]
+    )
+    assert response["failed"] and os.listdir(trusted / "outside") == ["file"]
 
 
 @pytest.mark.parametrize("damage", ["end", "file", "header", "content", "half an end"])
@@ -380,8 +382,8 @@ def test_the_module_restores_nothing_of_an_archive_that_is_cut_off_or_damaged(si
         content[1536 + 148 : 1536 + 156] = b"00000000"
     left = {"end": size, "file": 1536, "content": size - 600, "half an end": size + 512}
     path.write_bytes(content[: left.get(damage, len(content))])
-    answer = run_module(shiftmaster_restored_files, src=str(path), paths=[media])
-    assert answer["failed"] and os.listdir(media) == []
+    response = run_module(shiftmaster_restored_files, src=str(path), paths=[media])
+    assert response["failed"] and os.listdir(media) == []
 
 
 def test_the_module_restores_nothing_of_an_archive_with_fewer_files_than_the_backup(site, run_module):
@@ -389,8 +391,8 @@ def test_the_module_restores_nothing_of_an_archive_with_fewer_files_than_the_bac
     path = packed(
         site / "x.tar", (f".{media}/a", b"x", tarfile.REGTYPE, 0o644), (f".{media}/b", "a", tarfile.SYMTYPE, 0o777)
     )
-    answer = run_module(shiftmaster_restored_files, src=str(path), paths=[media], count=3)
-    assert answer["failed"] and os.listdir(media) == []
+    response = run_module(shiftmaster_restored_files, src=str(path), paths=[media], count=3)
+    assert response["failed"] and os.listdir(media) == []
     assert run_module(shiftmaster_restored_files, src=str(path), paths=[media], count=2)["files"] == 2
 
 
@@ -403,15 +405,15 @@ def test_a_configured_directory_does_not_become_a_link_that_the_next_restore_fol
         return run_module(shiftmaster_restored_files, src=str(archive), paths=[top], tops=[top])
 
     link = (f".{top}", str(trusted / "outside"), tarfile.SYMTYPE, 0o777)
-    answer = restored(link)
-    assert answer["failed"] and not os.path.lexists(top)
+    response = restored(link)
+    assert response["failed"] and not os.path.lexists(top)
     restored((f".{top}/evil", b"x", tarfile.REGTYPE, 0o644))
     assert not (trusted / "outside/evil").exists()
     # One that the host has is an administrator's.
     os.symlink(trusted / "outside", top)
     assert restored(link)["files"] == 1
-    answer = restored((f".{top}", str(trusted / "elsewhere"), tarfile.SYMTYPE, 0o777))
-    assert answer["failed"] and os.readlink(top) == str(trusted / "outside")
+    response = restored((f".{top}", str(trusted / "elsewhere"), tarfile.SYMTYPE, 0o777))
+    assert response["failed"] and os.readlink(top) == str(trusted / "outside")
 
 
 def test_a_directory_of_the_application_does_not_become_a_link(site):

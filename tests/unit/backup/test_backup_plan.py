@@ -57,20 +57,20 @@ def test_the_first_one_is_full(name):
     assert kind(stanza(name)).kind == kind(stanza(name), system_id=FIRST_SYSTEM).kind == "full"
 
 
-def test_a_full_one_that_was_never_verified_is_no_ground():
+def test_a_full_backup_that_was_never_verified_is_no_base():
     assert kind(verifications={}) == ("full", "the last full backup, %s, was never verified by a restore" % FULL)
     assert kind(verifications={FULL: True}).kind == "incr"
     assert kind(verifications={LAST: True}).kind == "full"
 
 
 @pytest.mark.parametrize("label", [FULL, DIFF, LAST])
-def test_what_failed_its_restore_test_is_no_ground(label):
+def test_a_backup_that_failed_its_restore_test_is_no_base(label):
     decision = kind(verifications={FULL: True, DIFF: True, LAST: True, label: False})
     assert decision == ("full", "the restore test of backup %s failed" % label)
 
 
 @pytest.mark.parametrize("label", [FULL, DIFF, LAST])
-def test_what_is_damaged_is_no_ground(label):
+def test_a_damaged_backup_is_no_base(label):
     assert kind(damaged=[label]) == ("full", "backup %s is damaged" % label)
     assert kind(with_backup(label, error=True)) == ("full", "backup %s holds pages with wrong checksums" % label)
 
@@ -83,12 +83,12 @@ def test_a_new_chain_begins_after_a_gap_in_the_archive():
     assert kind(gapped=[FULL]).kind == "incr"
 
 
-def test_what_is_damaged_next_to_the_last_chain_does_not_matter():
+def test_damage_outside_the_last_chain_does_not_matter():
     assert kind(verifications={FULL: True, INCR: False}, damaged=[INCR]).kind == "incr"
     assert kind(with_backup(INCR, error=True)).kind == "incr"
 
 
-def test_a_chain_with_a_missing_link_is_no_ground():
+def test_a_chain_with_a_missing_link_is_no_base():
     read = stanza()
     broken = replace(read, backups=tuple(one for one in read.backups if one.label != DIFF))
     assert kind(broken).kind == "full" and "needs %s, which is gone" % DIFF in kind(broken).why
@@ -123,7 +123,7 @@ def test_a_clock_before_the_last_backup_gives_no_age(now):
     assert kind(now=now).kind == "full" and "clock" in kind(now=now).why
 
 
-def test_a_wish_is_granted_where_it_is_safe():
+def test_a_requested_kind_is_used_where_it_is_safe():
     assert kind(wish="full") == ("full", "a full backup was requested")
     assert kind(wish="incr", now=STOPPED + 30 * plan.DAY) == ("incr", "an incremental backup was requested")
     assert kind(wish="incr", verifications={}).kind == "full"
@@ -144,7 +144,7 @@ def test_a_wish_is_granted_where_it_is_safe():
         ([10, 500, 500], 990),
     ],
 )
-def test_what_the_next_one_takes(sizes, expected):
+def test_the_estimated_size_of_the_next_backup(sizes, expected):
     assert plan.foreseen(sizes) == expected
 
 
@@ -160,12 +160,12 @@ def test_an_incremental_one_is_as_large_as_the_largest_of_a_week_twice():
     assert plan.database_bytes(stanza(), "incr", GIB, wal_bytes=1000) == 2 * largest + 1000
 
 
-def test_the_first_one_is_taken_for_as_large_as_the_database():
+def test_the_first_backup_is_estimated_as_large_as_the_database():
     assert plan.database_bytes(stanza("no-backup"), "full", GIB) == GIB
     assert plan.database_bytes(stanza("no-backup"), "incr", GIB) == GIB
 
 
-def test_the_first_incremental_one_is_taken_for_as_large_as_the_full_one():
+def test_the_first_incremental_backup_is_estimated_as_large_as_the_full_one():
     read = stanza()
     assert plan.database_bytes(replace(read, backups=read.backups[:1]), "incr", GIB) == 4324408
 

@@ -76,15 +76,16 @@ def test_a_run_that_cannot_read_its_options_leaves_a_metric_and_a_sentence(progr
     assert 'shiftmaster_backup_failed{kind="run"} 0' not in found
     # The metric stays with the next run that has a result: until one is good.
     assert json.loads((program.directory / "not_begun.json").read_text())["at"] > 0
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     assert (
-        "shiftmaster-backup: the options of the backup" in said.err and "Nothing is saved until deploy.yml" in said.err
+        "shiftmaster-backup: the options of the backup" in output.err
+        and "Nothing is saved until deploy.yml" in output.err
     )
-    assert "Traceback" not in said.err and "nobody was notified" in said.out
-    assert " backup FAILED: the options" in said.out
+    assert "Traceback" not in output.err and "nobody was notified" in output.out
+    assert " backup FAILED: the options" in output.out
 
 
-def test_who_follows_a_killed_run_tells_of_it_without_options_and_of_one_that_has_told_nothing(program, monkeypatch):
+def test_a_killed_run_is_reported_without_options_and_without_its_own_report(program, monkeypatch):
     monkeypatch.setenv("MONITOR_EXIT_CODE", "exited")
     monkeypatch.setenv("MONITOR_EXIT_STATUS", "1")
     assert program("killed", "shiftmaster-backup.service") == 0
@@ -100,14 +101,14 @@ def with_options(program):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense"])
-def test_a_step_of_a_restore_says_what_it_needs(program, capsys, monkeypatch, text):
+def test_a_step_of_a_restore_reports_its_required_input(program, capsys, monkeypatch, text):
     with_options(program)
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     assert program("restore", "plan") == 1
     assert "has to be on standard input, as JSON with an id" in capsys.readouterr().err
 
 
-def test_a_run_that_nobody_knows_is_said_so(program, capsys):
+def test_an_unknown_run_is_reported(program, capsys):
     with_options(program)
     assert program("show", "yesterday") == 1
     assert "there is no run yesterday; see shiftmaster-backup list" in capsys.readouterr().err
@@ -146,7 +147,7 @@ def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
     assert lines[0].startswith("r1  1970") and lines[-1] == f"DAMAGED: {listed[1]['damaged']}"
 
 
-def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_directory_at_once(program, monkeypatch):
+def test_extracted_tables_expire_and_an_empty_directory_is_removed_at_once(program, monkeypatch):
     with_options(program)
     host = backup_host.Host(backup_host.load_options(str(program.options)))
     assert prune.forget_tables(host) == []
@@ -156,7 +157,7 @@ def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_directory
     for name in ("old", "young"):
         (tables / name / "t.dump").write_text("x")
     os.utime(tables / "old", (time.time() - 31 * 86400,) * 2)
-    # With every run, whatever it saved.
+    # With every run, regardless of its parts.
     monkeypatch.setattr(prune, "Restic", lambda _host: None)
     host.options["limit_bytes"] = 0
     run = {"run_id": "r1", "started": "2026-11-27T00:00:00Z", "parts": {}}
@@ -164,7 +165,7 @@ def test_what_was_taken_out_of_backups_goes_with_its_days_and_an_empty_directory
     assert os.listdir(tables) == ["young"]
 
 
-def test_a_table_that_could_not_be_taken_out_leaves_no_directory(program, monkeypatch):
+def test_a_table_that_could_not_be_extracted_leaves_no_directory(program, monkeypatch):
     with_options(program)
     host = backup_host.Host(backup_host.load_options(str(program.options)))
     # Neither postgres nor the user of restored databases is one of this machine.
@@ -176,7 +177,7 @@ def test_a_table_that_could_not_be_taken_out_leaves_no_directory(program, monkey
     assert os.listdir(program.directory / "tables") == []
 
 
-def test_the_guard_needs_no_options_and_gives_the_exit_code_of_its_command(program, tmp_path, monkeypatch):
+def test_the_guard_needs_no_options_and_returns_the_exit_code_of_its_command(program, tmp_path, monkeypatch):
     """It runs as postgres, who may not read them."""
     monkeypatch.setattr(room, "scarce", lambda _directory: "")
     monkeypatch.setattr(room, "CHECK_SECONDS", 0.05)

@@ -1,4 +1,4 @@
-"""What the backup server's key may do on another host: name a set that the host itself defines, and nothing else."""
+"""Rights of the backup server's key on another host: it names a set that the host itself defines, and nothing else."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(read, monkeypatch):
     return carry_out
 
 
-# What rsync of 3.2 and 3.4 sends after `--rsync-path "send files"`, and what a caller may make of it.
+# Commands of rsync 3.2 and 3.4 after `--rsync-path "send files"`, and variations by a caller.
 @pytest.mark.parametrize(
     "command",
     [
@@ -83,7 +83,7 @@ def test_the_name_of_a_set_alone_decides_what_is_sent(run, read, command):
         "sets files", "send ../files",
     ],
 )  # fmt: skip
-def test_nothing_else_is_carried_out(run, read, command):
+def test_no_other_command_is_executed(run, read, command):
     with pytest.raises(read.Rejected):
         run(command)
 
@@ -103,7 +103,7 @@ def test_the_sender_runs_without_root_and_sees_nothing_but_its_set(run, read):
     assert not [line for line in given if line.startswith(("BindPaths", "ReadWritePaths"))]
 
 
-def test_the_backup_server_does_not_use_up_the_host(run, read):
+def test_a_backup_does_not_use_up_the_resources_of_the_host(run, read):
     """rsync keeps the filter rules of its caller in memory, and each connection was one more sender."""
     words = run("send files")
     given = {word.removeprefix("--property=").split("=")[0] for word in words if word.startswith("--property=")}
@@ -131,7 +131,7 @@ def test_a_path_that_another_user_can_replace_is_rejected(read, tmp_path):
         sandbox.existing(str(tmp_path / "link"))
 
 
-def test_a_path_is_one_path_whatever_it_is_called(monkeypatch, tmp_path):
+def test_a_path_is_one_path_in_every_spelling(monkeypatch, tmp_path):
     monkeypatch.setattr(sandbox, "ROOT", str(tmp_path / "root"))
     words = sandbox.words("x", [], ['/srv/a b:c"d\\e', "-/srv/none"])
     assert '--property=BindReadOnlyPaths="/srv/a b:c\\"d\\\\e"' in words
@@ -154,7 +154,7 @@ def test_the_lock_of_another_user_is_not_followed(read, tmp_path, kind):
     assert read.read_lock(str(state / "lock.json")) == {}
 
 
-def test_of_the_lock_only_what_a_backup_needs_is_sent(read, tmp_path):
+def test_only_the_required_fields_of_the_lock_are_sent(read, tmp_path):
     lock = tmp_path / "lock.json"
     assert read.read_lock(str(lock)) == {}
     lock.write_text('{"operation": "deploy", "owner": "me", "expires": 5, "token": "secret"}')

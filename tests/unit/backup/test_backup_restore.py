@@ -1,4 +1,4 @@
-"""What a backup server packs for another host. Restores run on hosts (molecule/backup, molecule/recovery)."""
+"""Data that a backup server packs for another host. Restores run on hosts (molecule/backup, molecule/recovery)."""
 
 from __future__ import annotations
 
@@ -73,43 +73,43 @@ def backup_server(tmp_path, monkeypatch):
     return host
 
 
-def test_what_is_packed_for_another_host_is_its_files_once_and_where_they_lay(backup_server, tmp_path):
+def test_files_are_packed_once_for_another_host_with_their_paths(backup_server, tmp_path):
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}}
-    answer = restore.files(backup_server, request, "files")
-    with tarfile.open(answer["archive"]) as packed:
+    response = restore.files(backup_server, request, "files")
+    with tarfile.open(response["archive"]) as packed:
         names = [member.name for member in packed if not member.isdir()]
     assert names == ["./srv/shiftmaster/shared/media/a.txt"]
     assert not (tmp_path / "backups/outgoing/r1").exists()
-    answer = restore.files(backup_server, dict(request, into=str(tmp_path / "aside")), "files")
-    assert "archive" not in answer
+    response = restore.files(backup_server, dict(request, into=str(tmp_path / "aside")), "files")
+    assert "archive" not in response
     assert (tmp_path / "aside" / pulled(backup_server, "files", "app1")[1:] / PATHS[0][1:] / "a.txt").read_text() == "a"
 
 
 @pytest.mark.parametrize(("free", "refused"), [(1, True), (2, False)])
-def test_what_is_packed_for_another_host_needs_its_room_twice(backup_server, free, refused):
+def test_packing_for_another_host_needs_twice_the_space(backup_server, free, refused):
     backup_server.free_bytes = lambda: free
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}}
     with pytest.raises(BackupError, match="too little room") if refused else contextlib.nullcontext():
         restore.files(backup_server, request, "files")
 
 
-def test_the_segment_that_is_waited_for_is_closed_and_holds_the_commit_of_its_message(backup_server, monkeypatch):
+def test_the_awaited_segment_is_closed_and_contains_the_commit_of_its_message(backup_server, monkeypatch):
     """In one statement the commit comes after the switch, and the next segment was waited for, a minute long."""
-    asked, waited = [], []
+    requested, waited = [], []
 
-    def ask(sql, timeout=0):
-        asked.append(sql)
+    def query(sql, timeout=0):
+        requested.append(sql)
         return [["000000010000000000000007"]]
 
-    backup_server.ask = ask
+    backup_server.ask = query
     backup_server.options["archive_timeout_seconds"] = 9
     monkeypatch.setattr(restore.verification, "wait_for_segment", lambda _host, *arguments: waited.append(arguments))
     restore._archive_until_now(backup_server)
-    assert [("emit_message" in sql, "switch_wal" in sql) for sql in asked] == [(True, False), (False, True)]
+    assert [("emit_message" in sql, "switch_wal" in sql) for sql in requested] == [(True, False), (False, True)]
     assert waited == [("000000010000000000000007", 9)]
 
 
-def test_what_is_requested_by_name_has_to_be_in_the_backup(backup_server):
+def test_requested_names_must_be_in_the_backup(backup_server):
     request = {"id": "r1", "of": "app1", "files": {"run": "x", "label": "snapshot"}, "parts": {"files": "as of today"}}
     with pytest.raises(BackupError, match="the backup holds nothing of /srv/nonsense$"):
         restore.files(backup_server, dict(request, paths=[PATHS[0], "/srv/nonsense"]), "files")
@@ -162,7 +162,7 @@ class Place:
         backup_server.run = noted
         backup_server.as_postgres = noted
 
-    def says(self):
+    def content(self):
         return (self.data / "global" / "pg_control").read_text()
 
 
@@ -172,20 +172,20 @@ def place(backup_server, tmp_path):
 
 
 @pytest.mark.parametrize("sign", ["backup_label", "recovery.signal", "standby.signal"])
-def test_what_a_killed_restore_has_not_finished_gives_way_to_what_was_before(backup_server, place, sign):
+def test_an_unfinished_killed_restore_is_replaced_by_the_previous_data(backup_server, place, sign):
     (place.data / sign).touch()
     restore._settle(backup_server, str(place.data))
-    assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
+    assert place.content() == "old" and not place.marker.exists() and not place.aside.exists()
     assert place.words[1][:2] == ("systemctl", "stop")
 
 
 def test_a_database_that_came_up_after_a_killed_restore_is_kept(backup_server, place):
     restore._settle(backup_server, str(place.data))
-    assert place.says() == "new" and place.aside.exists() and not place.marker.exists()
+    assert place.content() == "new" and place.aside.exists() and not place.marker.exists()
 
 
 @pytest.mark.parametrize(("state", "verbs"), [("inactive", []), ("active", ["stop", "start"])])
-def test_at_boot_what_was_before_a_restore_is_there_again_before_postgresql_starts(
+def test_at_boot_the_data_before_a_restore_is_restored_before_postgresql_starts(
     backup_server, place, monkeypatch, state, verbs
 ):
     """A stop would call off the start that waits for it."""
@@ -201,7 +201,7 @@ def test_at_boot_what_was_before_a_restore_is_there_again_before_postgresql_star
     restore.undo_at_boot(backup_server)
     # The report of a killed backup has the lock at boot, too.
     assert waits and waits[0] >= 60
-    assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
+    assert place.content() == "old" and not place.marker.exists() and not place.aside.exists()
     assert [words[1] for words in place.words if words[0] == "systemctl" and words[1] != "is-active"] == verbs
     assert "the database that was there before is in its place" in (place.data.parent / "log").read_text()
     place.words.clear()
@@ -209,7 +209,7 @@ def test_at_boot_what_was_before_a_restore_is_there_again_before_postgresql_star
     assert place.words == []
 
 
-def test_an_undoing_that_was_killed_goes_on(backup_server, place, monkeypatch):
+def test_a_killed_revert_continues(backup_server, place, monkeypatch):
     """Half removed, or half brought back, a directory has pg_control and no sign of a recovery."""
     (place.data / "recovery.signal").touch()
 
@@ -224,32 +224,32 @@ def test_an_undoing_that_was_killed_goes_on(backup_server, place, monkeypatch):
         patched.setattr(restore, "_empty", killed)
         with pytest.raises(Killed):
             restore.undo(backup_server, "r1")
-    assert place.says() == "new" and os.listdir(place.data) == ["global"]
+    assert place.content() == "new" and os.listdir(place.data) == ["global"]
     restore.undo_at_boot(backup_server)
-    assert place.says() == "old" and not place.marker.exists() and not place.aside.exists()
+    assert place.content() == "old" and not place.marker.exists() and not place.aside.exists()
 
 
 @pytest.mark.parametrize(("phase", "there"), [("fetching", "old"), ("started", "new"), ("undoing", "old")])
-def test_only_a_database_that_was_started_has_come_up(backup_server, place, phase, there):
-    """Where it cannot be renamed, the directory of before is half there when it is quarantined by copying."""
+def test_only_a_database_that_was_started_counts_as_restored(backup_server, place, phase, there):
+    """Where it cannot be renamed, the previous directory is half copied when it is quarantined by copying."""
     restore._mark(str(place.data), str(place.aside), phase)
     restore._settle(backup_server, str(place.data))
-    assert place.says() == there and not place.marker.exists()
+    assert place.content() == there and not place.marker.exists()
 
 
-def test_at_boot_a_database_that_was_never_set_aside_stays(backup_server, place):
+def test_at_boot_a_database_that_was_never_quarantined_stays(backup_server, place):
     place.aside.rename(str(place.aside) + ".part")
     place.state = "inactive"
     restore.undo_at_boot(backup_server)
-    assert place.says() == "new" and not place.marker.exists() and os.listdir(place.data.parent).count("main") == 1
+    assert place.content() == "new" and not place.marker.exists() and os.listdir(place.data.parent).count("main") == 1
     assert not Path(str(place.aside) + ".part").exists()
 
 
-def test_a_mark_that_lost_power_made_empty_names_nothing(backup_server, place):
+def test_a_marker_emptied_by_a_power_failure_names_nothing(backup_server, place):
     place.aside.rename(place.data.parent / "other")
     place.marker.write_text("")
     restore._settle(backup_server, str(place.data))
-    assert place.says() == "new" and not place.marker.exists()
+    assert place.content() == "new" and not place.marker.exists()
 
 
 def test_a_mount_is_emptied_and_filled_where_it_is(backup_server, place, monkeypatch):
@@ -258,15 +258,15 @@ def test_a_mount_is_emptied_and_filled_where_it_is(backup_server, place, monkeyp
     restore._move(backup_server, str(place.data), str(place.data) + ".before-r2")
     assert os.listdir(place.data) == [] and place.data.stat().st_ino == inode
     restore._undo_a_killed_one(backup_server, str(place.data))
-    assert place.says() == "old" and not place.aside.exists() and not place.marker.exists()
+    assert place.content() == "old" and not place.aside.exists() and not place.marker.exists()
     assert place.data.stat().st_ino == inode
 
 
-def test_what_fails_for_another_reason_is_not_copied_over_what_is_there(backup_server, place, monkeypatch):
+def test_existing_data_is_not_overwritten_after_another_error(backup_server, place, monkeypatch):
     not_renamed(monkeypatch, place.data, errno.EACCES)
     with pytest.raises(PermissionError):
         restore._move(backup_server, str(place.data), str(place.data) + ".before-r2")
-    assert place.says() == "new"
+    assert place.content() == "new"
     with pytest.raises(PermissionError):
         restore._undo_a_killed_one(backup_server, str(place.data))
     assert os.listdir(place.data) == [] and (place.aside / "global/pg_control").read_text() == "old"
@@ -274,7 +274,7 @@ def test_what_fails_for_another_reason_is_not_copied_over_what_is_there(backup_s
 
 
 def not_renamed(monkeypatch, path, error=errno.EBUSY):
-    """As of a mount: it is in the way of each renaming."""
+    """As a mount: it prevents each renaming."""
     rename = os.rename
 
     def busy(source, target, **directories):
@@ -310,7 +310,7 @@ def test_root_empties_and_copies_no_directory_that_postgres_names(backup_server,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a directory to another user")
-def test_root_renames_nothing_by_way_of_a_link_of_postgres(backup_server, place, tmp_path):
+def test_root_renames_nothing_through_a_link_of_postgres(backup_server, place, tmp_path):
     (tmp_path / "victim/main").mkdir(parents=True)
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs/17").symlink_to(tmp_path / "victim")
@@ -372,7 +372,7 @@ def test_received_wal_that_does_not_fit_is_refused_and_removed(backup_server, re
     assert not os.path.exists(path) and received.exists() != refused
 
 
-def test_what_the_product_packs_is_what_it_unpacks(backup_server, received, tmp_path):
+def test_packed_files_can_be_unpacked(backup_server, received, tmp_path):
     (tmp_path / "wal").mkdir()
     (tmp_path / "wal" / SEGMENT).write_bytes(b"b" * 70000)
     words = ["tar", "--create", "--file", tmp_path / "wal.tar", "--directory", tmp_path / "wal", SEGMENT]
@@ -401,7 +401,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_nothing_but_segments_is_unpacked(backup_server, received, tmp_path, kind):
+def test_only_segments_are_unpacked(backup_server, received, tmp_path, kind):
     info, content = HOSTILE[kind]
     content.seek(0)
     path = packed(tmp_path / "wal.tar", member(SEGMENT.replace("A", "9")), (info, content))
@@ -462,11 +462,11 @@ def test_a_plan_that_names_no_backup_is_not_carried_out(backup_server, place, ch
     assert place.words == []
 
 
-def test_a_killed_restore_is_undone_and_told(backup_server, place, capsys):
+def test_a_killed_restore_is_reverted_and_reported(backup_server, place, capsys):
     restore.undo(backup_server, "another")
-    assert place.says() == "new" and place.marker.exists()
+    assert place.content() == "new" and place.marker.exists()
     restore.undo(backup_server, "r1")
-    assert place.says() == "old" and '"failed": "the restore was killed' in capsys.readouterr().out
+    assert place.content() == "old" and '"failed": "the restore was killed' in capsys.readouterr().out
     assert [words[1] for words in place.words if words[0] == "systemctl"] == ["stop", "start"]
     assert "restore r1: the restore was killed" in (place.data.parent / "log").read_text()
     restore.undo(backup_server, "r1")
@@ -544,26 +544,26 @@ def test_the_release_of_another_host_is_read_as_what_an_attacker_may_have_sent(r
 
 
 @pytest.mark.parametrize("odd", [IndexError("list index out of range"), TypeError("x"), AttributeError("y")])
-def test_an_odd_answer_of_a_tool_fails_its_part_and_no_other(run_of_two, monkeypatch, odd):
+def test_an_invalid_response_of_a_tool_fails_only_its_part(run_of_two, monkeypatch, odd):
     def save(part):
         if part == "files":
             raise odd
         run_of_two.seen(part, "compared", "all of it")
         return {"label": "l", "location": "/b", "size_bytes": 1, "added_bytes": 1}
 
-    def odd_as_well(*_arguments):
+    def invalid_too(*_arguments):
         raise odd
 
     run_of_two.save_files = save
-    monkeypatch.setattr(backup_run, "prune", odd_as_well)
+    monkeypatch.setattr(backup_run, "prune", invalid_too)
     assert run_of_two.execute() == 1
     found = manifests.read(run_of_two.path)
     assert {name: part["result"] for name, part in found["parts"].items()} == {
         "files": "failed",
         "configuration": "succeeded",
     }
-    said = f"a response was not understood ({type(odd).__name__}: {odd})"
-    assert found["parts"]["files"]["problems"] == [{"code": "failed", "what": said, "where": ""}]
+    output = f"a response was not understood ({type(odd).__name__}: {odd})"
+    assert found["parts"]["files"]["problems"] == [{"code": "failed", "what": output, "where": ""}]
     assert [one["code"] for one in found["problems"]] == ["not_pruned"]
 
 
@@ -588,22 +588,22 @@ def test_a_host_that_sends_nothing_fails_the_run_and_not_what_others_have_sent(r
 LOCK = '{"operation": "deploy", "owner": "x", "expires": 1e12}'
 
 
-def test_a_lock_of_another_host_keeps_nothing_from_being_saved_for_ever(run_of_two, monkeypatch, tmp_path):
+def test_a_lock_of_another_host_does_not_block_the_backup_for_ever(run_of_two, monkeypatch, tmp_path):
     run = run_of_two
     run.manifest = manifests.begin("r1", "backup_server", ["files"], time.time())
     run.host.options["sources"] = [{"name": "app1", "parts": [{"name": "files", "paths": []}]}]
     monkeypatch.setattr(backup_run, "ask_lock", lambda _host, _source: LOCK)
     run.wait_for_deploy()
     assert run.damaged and [one["code"] for one in run.manifest["problems"]] == ["deploy_runs"]
-    # Of this host itself it is waited for.
+    # A backup of this host itself is waited for.
     (tmp_path / "lock.json").write_text(LOCK)
     run.host.options["deploy_lock"] = str(tmp_path / "lock.json")
     with pytest.raises(BackupError, match="deploy by x runs for longer than 0 s"):
         run.wait_for_deploy()
 
 
-def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(backup_server, tmp_path, monkeypatch):
-    waits, told = [], []
+def test_the_report_of_a_killed_run_waits_for_a_restore(backup_server, tmp_path, monkeypatch):
+    waits, reported = [], []
 
     @contextlib.contextmanager
     def alone(_host, _operation, seconds):
@@ -611,21 +611,21 @@ def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(backup_serv
         yield
 
     monkeypatch.setattr(backup_run, "alone", alone)
-    monkeypatch.setattr(backup_run.report, "conclude", lambda _host, manifest: told.append(manifest["run_id"]))
-    monkeypatch.setattr(backup_run.report, "not_begun", lambda _host, unit, *_more: told.append(unit))
+    monkeypatch.setattr(backup_run.report, "conclude", lambda _host, manifest: reported.append(manifest["run_id"]))
+    monkeypatch.setattr(backup_run.report, "not_begun", lambda _host, unit, *_more: reported.append(unit))
     (tmp_path / "backups/manifests").mkdir()
     manifests.write(
         str(tmp_path / "backups/manifests" / "r1.json"),
         manifests.begin("r1", "backup_server", ["files"], time.time() - 60),
     )
     backup_run.after_a_killed_one(backup_server, "shiftmaster-backup.service", False)
-    assert told == ["r1"] and waits == [float("inf")]
+    assert reported == ["r1"] and waits == [float("inf")]
     # Another run has ended it while the lock was waited for: it is no second one.
     backup_run.after_a_killed_one(backup_server, "shiftmaster-backup.service", False)
-    assert told == ["r1"]
+    assert reported == ["r1"]
     monkeypatch.setattr(backup_run, "JUST_NOW_SECONDS", -5)
     backup_run.after_a_killed_one(backup_server, "shiftmaster-backup@x.service", False)
-    assert told == ["r1", "shiftmaster-backup@x.service"]
+    assert reported == ["r1", "shiftmaster-backup@x.service"]
     backup_run.after_a_killed_one(backup_server, "", True)
     assert waits[-1] == 0
 
@@ -633,7 +633,7 @@ def test_who_follows_a_killed_run_waits_for_a_restore_and_tells_then(backup_serv
 # --- the lock of the backups, and the maintenance page --------------------------------------------------------------
 
 
-def test_a_backup_that_is_under_way_is_waited_for_before_users_see_the_page():
+def test_a_running_backup_is_waited_for_before_the_maintenance_page():
     tasks = yaml.safe_load((Path(__file__).parents[3] / "roles/restore/tasks/in_place.yml").read_text())
     names = [task["name"] for task in tasks]
     wait = names.index("Restore | Wait for a backup that is under way, while users still work")
@@ -643,7 +643,7 @@ def test_a_backup_that_is_under_way_is_waited_for_before_users_see_the_page():
 
 
 @pytest.mark.parametrize("given", ["", "r1; id", "r1 -e shiftmaster_git_url=x", "r1\nid", "$(id)", "-e"])
-def test_a_command_that_a_person_shall_type_holds_nothing_else_of_another_host(given):
+def test_a_command_for_operators_contains_nothing_else_of_another_host(given):
     tasks = yaml.safe_load((Path(__file__).parents[3] / "roles/restore/tasks/in_place.yml").read_text())
     (task,) = [one for task in tasks for one in task.get("block", ()) if "Leave the page up" in one["name"]]
 
@@ -655,13 +655,13 @@ def test_a_command_that_a_person_shall_type_holds_nothing_else_of_another_host(g
         }  # fmt: skip
         return Templar(DataLoader(), known).template(trust_as_template(task["ansible.builtin.fail"]["msg"]))
 
-    said = message("v1.2", "20261126T000000Z-0123456")
-    assert "shiftmaster_version=v1.2;" in said and said.endswith("rollback.yml -e to=20261126T000000Z-0123456")
-    said = message(given, given)
-    assert "shiftmaster_version=<version>;" in said and said.endswith("rollback.yml -e to=<release>")
+    output = message("v1.2", "20261126T000000Z-0123456")
+    assert "shiftmaster_version=v1.2;" in output and output.endswith("rollback.yml -e to=20261126T000000Z-0123456")
+    output = message(given, given)
+    assert "shiftmaster_version=<version>;" in output and output.endswith("rollback.yml -e to=<release>")
 
 
-def test_who_holds_the_lock_is_reported_before_anything_is_changed(backup_server, monkeypatch):
+def test_the_holder_of_the_lock_is_reported_before_anything_changes(backup_server, monkeypatch):
     backup_server.options["lock_wait_seconds"] = 1800
     waits = []
 
@@ -702,18 +702,18 @@ def test_a_backup_of_another_host_changes_no_backup_that_is_there(tmp_path, monk
     assert 'BindReadOnlyPaths=-"/b/pgbackrest/backup/s/20261101-000000F"' in given
     assert {'BindPaths="/b/pgbackrest/backup"', 'BindPaths="/b/pgbackrest/archive"', "User=postgres"} <= set(given)
     assert {"CapabilityBoundingSet=", "RootDirectory=" + backup_run.sandbox.ROOT} <= set(given)
-    # Of another zone, a label would not come after the one before it.
+    # In another zone, a label would not come after the one before it.
     assert 'BindReadOnlyPaths=-"/etc/localtime"' in given
 
 
-def test_a_backup_server_that_does_not_respond_holds_one_segment_and_no_other(backup_server, tmp_path, monkeypatch):
+def test_a_backup_server_that_does_not_respond_delays_only_one_segment(backup_server, tmp_path, monkeypatch):
     """Users see the maintenance page meanwhile."""
     for number in range(3):
         (tmp_path / ("0000000100000000000000%02X" % number)).touch()
-    asked, passed = [], [0]
+    requested, passed = [], [0]
 
     def pgbackrest(what, *_arguments, timeout=0, **_more):
-        asked.append(timeout)
+        requested.append(timeout)
         passed[0] += timeout
         raise BackupError("%s did not end" % what)
 
@@ -721,4 +721,4 @@ def test_a_backup_server_that_does_not_respond_holds_one_segment_and_no_other(ba
     monkeypatch.setattr(backup_server, "log", lambda _text: None)
     monkeypatch.setattr(restore.time, "monotonic", lambda: float(passed[0]))
     restore._archive_received(backup_server, "/data", str(tmp_path))
-    assert asked == [300]
+    assert requested == [300]

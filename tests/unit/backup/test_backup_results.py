@@ -39,7 +39,7 @@ def codes(result):
 # ------------------------------------------------------------------------------------------------------------- results
 
 
-def test_a_verdict_is_good_without_problems_only():
+def test_a_result_is_good_without_problems_only():
     problem = results.Problem("x", "it broke", "here")
     assert results.result([]).good and not results.result([problem]).good
     assert results.result([problem, problem]).problems == (problem,)
@@ -47,10 +47,10 @@ def test_a_verdict_is_good_without_problems_only():
 
 
 def test_problems_of_other_places_can_be_left_out():
-    whole, here = results.Problem("x", "all", ""), results.Problem("y", "this", "here")
-    judged = results.result([here])
-    assert judged.concerning(["there"]).good and not judged.concerning(["here"]).good
-    assert not results.result([whole, here]).concerning(["there"]).good
+    complete, here = results.Problem("x", "all", ""), results.Problem("y", "this", "here")
+    evaluated = results.result([here])
+    assert evaluated.concerning(["there"]).good and not evaluated.concerning(["here"]).good
+    assert not results.result([complete, here]).concerning(["there"]).good
 
 
 # --------------------------------------------------------------------------------------------------------------- verify
@@ -64,7 +64,7 @@ def test_a_clean_repository():
     assert verify("history", history).good
 
 
-def test_without_verbose_a_clean_repository_says_nothing_and_that_is_not_good():
+def test_without_verbose_a_clean_repository_writes_nothing_and_that_is_not_good():
     _, stdout, stderr = recorded("verify-clean-not-verbose")
     assert stdout == ""
     assert codes(results.verify_text(stdout)) == ["no_report"]
@@ -79,22 +79,22 @@ def test_the_report_is_found_in_the_log_of_the_console_too():
 
 
 @pytest.mark.parametrize("name", ["flipped-bundle", "flipped-manifest", "missing-bundle"])
-def test_what_needs_a_damaged_backup_is_damaged_too(name):
+def test_a_backup_that_depends_on_a_damaged_one_is_damaged_too(name):
     """verify calls the incremental ones valid."""
     assert recorded("verify-" + name)[1].count("status: valid") == 3
-    judged = verify(name)
-    assert found(judged) == [("backup_damaged", label) for label in (FULL, INCR, DIFF, LAST)]
-    assert "backup %s needs %s" % (INCR, FULL) in str(judged)
+    evaluated = verify(name)
+    assert found(evaluated) == [("backup_damaged", label) for label in (FULL, INCR, DIFF, LAST)]
+    assert "backup %s needs %s" % (INCR, FULL) in str(evaluated)
 
 
-def test_without_the_catalogue_what_verify_names_is_damaged():
+def test_without_the_catalogue_backups_named_by_verify_are_damaged():
     assert found(verify("flipped-bundle", None)) == [("backup_damaged", FULL)]
 
 
 def test_the_damaged_file_is_named_where_the_log_is_there():
     _, stdout, stderr = recorded("verify-flipped-bundle")
-    judged = results.verify_text(stdout + stderr, STANZA)
-    assert "invalid checksum '20261126-154259F/bundle/1'" in str(judged)
+    evaluated = results.verify_text(stdout + stderr, STANZA)
+    assert "invalid checksum '20261126-154259F/bundle/1'" in str(evaluated)
     _, stdout, stderr = recorded("verify-missing-bundle")
     assert "file missing '20261126-154259F/bundle/1'" in str(results.verify_text(stdout + stderr))
 
@@ -104,35 +104,35 @@ def test_a_second_copy_of_the_manifest_is_enough():
 
 
 def test_a_flipped_segment():
-    judged = verify("flipped-wal")
-    assert found(judged) == [("wal_damaged", "17-1")]
-    assert not judged.concerning([FULL, "17-1"]).good
-    assert "of 10 segments in archive 17-1 9 are complete" in str(judged)
+    evaluated = verify("flipped-wal")
+    assert found(evaluated) == [("wal_damaged", "17-1")]
+    assert not evaluated.concerning([FULL, "17-1"]).good
+    assert "of 10 segments in archive 17-1 9 are complete" in str(evaluated)
     assert results.damaged_wal(recorded("verify-flipped-wal")[2]) == ["000000010000000000000005"]
     assert results.damaged_wal(recorded("verify-flipped-bundle")[2]) == []
 
 
 def test_a_segment_that_cannot_be_decrypted():
     _, stdout, stderr = recorded("verify-undecryptable-wal")
-    judged = results.verify_text(stdout + stderr)
-    assert set(found(judged)) == {("wal_damaged", "17-1"), ("file_damaged", "17-1")}
+    evaluated = results.verify_text(stdout + stderr)
+    assert set(found(evaluated)) == {("wal_damaged", "17-1"), ("file_damaged", "17-1")}
     assert results.damaged_wal(stderr) == ["00000001000000000000005D"]
 
 
-def test_a_missing_segment_is_not_what_verify_looks_for():
+def test_verify_does_not_detect_a_missing_segment():
     """Why backup_wal is there."""
     assert verify("missing-wal").good
 
 
 @pytest.mark.parametrize("name", ["wrong-key", "no-repository", "no-backup-info"])
 def test_an_unreadable_repository(name):
-    judged = verify(name)
-    assert "unreadable" in codes(judged) and not judged.concerning([]).good
+    evaluated = verify(name)
+    assert "unreadable" in codes(evaluated) and not evaluated.concerning([]).good
 
 
 def test_an_unknown_stanza():
-    judged = verify("unknown-stanza")
-    assert "unreadable" in codes(judged) and "verify looked at stanza nobody" in str(judged)
+    evaluated = verify("unknown-stanza")
+    assert "unreadable" in codes(evaluated) and "verify looked at stanza nobody" in str(evaluated)
     assert "verify looked at stanza shiftmaster" in str(
         results.verify_text(recorded("verify-clean")[1], catalogue.stanza_of("[]", "other"))
     )
@@ -173,7 +173,7 @@ def test_another_report_is_not_good(old, new, code):
     assert code in codes(results.verify_text(changed))
 
 
-def test_a_report_that_stops_in_the_middle_is_not_good():
+def test_a_truncated_report_is_not_good():
     stdout = recorded("verify-clean")[1]
     assert [cut for cut in range(len(stdout) - 1) if results.verify_text(stdout[:cut], STANZA).good] == []
     lines = stdout.splitlines(keepends=True)
@@ -201,7 +201,7 @@ def pgbackrest(name, command):
         ("expire-damaged", "expire"),
     ],
 )
-def test_what_went_well(name, command):
+def test_commands_that_succeeded(name, command):
     assert pgbackrest(name, command).good
 
 
@@ -222,16 +222,16 @@ def test_what_went_well(name, command):
         ("expire-only-full", "expire", "no_backup"),
     ],
 )
-def test_what_failed_shows_why(name, command, code):
-    judged = pgbackrest(name, command)
-    assert code in codes(judged)
-    assert str(judged).isprintable()
+def test_a_failure_contains_its_reason(name, command, code):
+    evaluated = pgbackrest(name, command)
+    assert code in codes(evaluated)
+    assert str(evaluated).isprintable()
 
 
 def test_damaged_pages_are_found_though_the_exit_code_is_0():
-    judged = pgbackrest("backup-page-checksum", "backup")
+    evaluated = pgbackrest("backup-page-checksum", "backup")
     assert recorded("backup-page-checksum")[0] == 0
-    assert found(judged) == [("page_checksums", "/var/lib/postgresql/17/main/base/16384/16397")]
+    assert found(evaluated) == [("page_checksums", "/var/lib/postgresql/17/main/base/16384/16397")]
 
 
 def test_a_backup_that_is_not_there_is_no_success_of_expire():
@@ -239,7 +239,7 @@ def test_a_backup_that_is_not_there_is_no_success_of_expire():
     assert codes(pgbackrest("expire-unknown", "expire")) == ["warning"]
 
 
-def test_warnings_that_are_no_reason_to_doubt():
+def test_warnings_that_do_not_make_a_backup_suspect():
     """The first backup, as an incremental one and without a retention; it was made offline, which is none of them."""
     _, _, stderr = recorded("backup-first-incr")
     assert stderr.count("WARN:") == 3
@@ -247,12 +247,12 @@ def test_warnings_that_are_no_reason_to_doubt():
     assert problem.code == "warning" and problem.what.startswith("--no-online passed")
 
 
-def test_a_restore_over_a_missing_segment_looks_good():
+def test_a_restore_over_a_missing_segment_appears_good():
     """Why the recovery's own log and a named point are queried too."""
     assert pgbackrest("restore-missing-wal", "restore").good
 
 
-def test_a_killed_run_says_no_end():
+def test_a_killed_run_has_no_end():
     code, _, stderr = recorded("backup-clean-1")
     lines = stderr.splitlines(keepends=True)
     for number in range(len(lines) - 3):
@@ -267,7 +267,7 @@ def test_the_end_of_another_command_is_not_its_end():
 
 
 @pytest.mark.parametrize("line", ["WARN: something new", "ERROR: [999]: something new", "Segmentation fault"])
-def test_what_is_not_known_is_not_good(line):
+def test_an_unknown_result_is_not_good(line):
     _, _, stderr = recorded("backup-clean-1")
     assert not results.pgbackrest(0, line + "\n" + stderr, "backup").good
 
@@ -307,7 +307,7 @@ def test_a_recovery_that_ended_too_early_calls_itself_complete(name):
     assert codes(results.recovery(log, target="proof-two")) == ["target_missed"]
 
 
-def test_clients_that_came_too_early_or_were_sent_away_do_not_matter():
+def test_clients_that_came_too_early_or_were_rejected_do_not_matter():
     early = "2026-11-26 15:50:04.329 UTC [4402] FATAL:  the database system is starting up\n"
     late = "2026-11-26 15:51:04.329 UTC [4402] FATAL:  terminating connection due to administrator command\n"
     log = log_of("to-name")
@@ -316,7 +316,7 @@ def test_clients_that_came_too_early_or_were_sent_away_do_not_matter():
     assert not results.recovery(log.replace("LOG:  redo done", "PANIC:  redo done"), target="proof-one").good
 
 
-def test_a_log_that_stops_is_not_good():
+def test_a_truncated_log_is_not_good():
     log = log_of("to-name")
     assert not results.recovery(log[: log.index("archive recovery complete")], target="proof-one").good
     assert not results.recovery("", target="x").good
@@ -335,18 +335,18 @@ def test_amcheck_with_a_damaged_index():
 
 
 def test_amcheck_with_a_damaged_page():
-    judged = results.amcheck(*recorded("amcheck-page-checksum"))
-    assert ("corrupt", "shiftmaster.public.broken") in found(judged)
+    evaluated = results.amcheck(*recorded("amcheck-page-checksum"))
+    assert ("corrupt", "shiftmaster.public.broken") in found(evaluated)
 
 
-def test_amcheck_that_left_databases_out_is_not_good():
-    """With exit code 0, and all of the rest looked at."""
+def test_amcheck_that_skipped_databases_is_not_good():
+    """With exit code 0, and all of the rest checked."""
     code, stdout, stderr = recorded("amcheck-skipped")
     assert code == 0 and "274/274" in stderr
     assert codes(results.amcheck(code, stdout, stderr)) == ["amcheck_message", "amcheck_message"]
 
 
-def test_amcheck_that_could_not_look():
+def test_amcheck_that_could_not_check():
     assert not results.amcheck(*recorded("amcheck-no-server")).good
     assert codes(results.amcheck(0, "", "")) == ["not_ended"]
     assert codes(results.amcheck(0, "", "  5/818 relations (0%),  303/2485 pages (12%)\r")) == ["not_ended"]
@@ -412,7 +412,7 @@ def test_restic_that_saved_no_file():
 
 
 @pytest.mark.parametrize("line", ["something", '{"message_type":"news"}', "[]", "1"])
-def test_what_restic_never_said_is_not_good(line):
+def test_output_that_restic_never_wrote_is_not_good(line):
     code, stdout, stderr = recorded("restic-backup-good")
     assert codes(saved(code, stdout, line)) == ["unknown_text"]
 
@@ -439,11 +439,11 @@ def test_restic_check_that_did_not_read_is_no_verification():
 
 
 @pytest.mark.parametrize("name", ["flipped-plain", "flipped-json", "locked", "missing-pack", "wrong-key", "clean-json"])
-def test_restic_check_of_which_nothing_can_be_said(name):
+def test_restic_check_without_a_definite_result(name):
     """The summary in JSON is the same for an intact repository and a damaged one whose data was not read."""
     assert not results.restic_check(*recorded("restic-check-" + name)).good
 
 
-def test_restic_check_without_a_word():
+def test_restic_check_without_output():
     assert codes(results.restic_check(0, "read all data", "")) == ["not_ended"]
     assert codes(results.restic_check(11, "read all data\nno errors were found", "")) == ["locked"]

@@ -1,4 +1,4 @@
-"""What may go: single cases, the commands against what pgBackRest really did, and simulated years with faults."""
+"""Removable backups: single cases, the commands against what pgBackRest really did, and simulated years with faults."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_month_and_what_its_first_day_is_restored_from_stay():
     assert made.keep["F4"].endswith(" needs it")
 
 
-def test_what_needs_others_goes_before_them():
+def test_dependent_backups_are_removed_first():
     made = decide(weeks(8))
     assert len(made.remove) == 21
     seen = set()
@@ -78,7 +78,7 @@ def test_what_needs_others_goes_before_them():
         seen.add(name)
 
 
-def test_nothing_younger_than_the_limit_goes_in_whatever_state():
+def test_nothing_younger_than_the_limit_is_removed_in_any_state():
     items = [item("verified", 29.9), item("unverified", 20), item("failed", 10), item("damaged", 5, damaged=True)]
     items.append(item("new", 0))
     made = decide(items, {"verified": True, "failed": False, "new": True})
@@ -108,7 +108,7 @@ def test_the_last_verified_full_one_stays_for_ever_with_what_depends_on_it():
     assert made.keep["failed"] == "no newer full backup is verified"
 
 
-def test_so_many_full_ones_stay_as_the_policy_says():
+def test_the_policy_defines_the_number_of_full_backups():
     items = [item("F%d" % days, days) for days in (200, 150, 100, 50, 0)]
     assert decide(items, policy=Policy(window=False)).remove == ("F50", "F100", "F150", "F200")
     assert decide(items, policy=Policy(window=False, fulls=3)).remove == ("F150", "F200")
@@ -116,7 +116,7 @@ def test_so_many_full_ones_stay_as_the_policy_says():
 
 
 def test_two_damaged_ones_do_not_expire_the_last_clean_one():
-    """What pgBackRest's own retention did."""
+    """The result of pgBackRest's own retention."""
     items = [item("clean", 50), item("damaged1", 40, damaged=True), item("damaged2", 0, damaged=True)]
     made = decide(items, {"clean": True})
     assert made.remove == () and places(made) == [("newest_not_verified", "damaged2")]
@@ -124,7 +124,7 @@ def test_two_damaged_ones_do_not_expire_the_last_clean_one():
     assert healed.remove == ("damaged1",)
 
 
-def test_a_backup_whose_chain_is_damaged_or_gone_is_not_verified():
+def test_a_backup_with_a_damaged_or_missing_chain_is_not_verified():
     items = [item("F", 50), item("F_1", 0, ["F"])]
     assert codes(decide(items, {"F_1": True, "F": True}, damaged=["F"])) == ["no_verified"]
     items = [item("old", 60), item("G", 50), item("G_1", 0, ["G"])]
@@ -147,19 +147,19 @@ def test_a_run_of_failures_removes_nothing():
     assert decide(items, policy=Policy(fresh_days=4)).remove
 
 
-def test_nothing_verified_removes_nothing():
+def test_without_a_verified_backup_nothing_is_removed():
     made = decide(weeks(8), {})
     assert made.remove == () and codes(made) == ["no_verified"]
     assert codes(decide([], {})) == ["no_verified"]
 
 
-def test_without_a_window_the_month_alone_stays():
+def test_without_a_window_only_the_month_is_kept():
     made = decide([item("S%d" % day, day) for day in range(60)], policy=Policy(window=False))
     assert set(made.keep) == {"S%d" % day for day in range(30)}
 
 
 @pytest.mark.parametrize("days", [0.1, 1, 400])
-def test_a_clock_that_is_behind_removes_nothing(days):
+def test_a_slow_clock_removes_nothing(days):
     items = weeks(8)
     made = decide(items, now=NOW - days * DAY)
     assert made.remove == () and "clock" in codes(made)
@@ -171,7 +171,7 @@ def test_two_hosts_clocks_may_differ_a_little():
     assert decide(weeks(8), now=NOW - 200).remove == decide(weeks(8)).remove
 
 
-def test_a_run_of_the_future_tells_of_the_clock_too():
+def test_a_run_in_the_future_reports_the_clock_too():
     made = decide(weeks(8), seen=[NOW - day * DAY for day in range(-2, 60)])
     assert places(made) == [("clock", "")] and made.remove == ()
 
@@ -188,7 +188,7 @@ def test_a_clock_that_jumped_ages_nothing(jump):
         assert ("gap" in codes(made)) == (days <= 4)
 
 
-def test_after_an_outage_it_goes_on_in_the_end():
+def test_after_an_outage_pruning_continues_eventually():
     items = [one._replace(ended=one.ended - 50 * DAY) for one in weeks(8)]
     seen = [NOW - day * DAY for day in [*range(50, 120), *range(6)]]
     made = decide([*items, item("new", 0)], seen=seen)
@@ -196,13 +196,13 @@ def test_after_an_outage_it_goes_on_in_the_end():
     assert made.alerts == () and len(made.remove) == 56 - 25 - 3
 
 
-def test_failed_runs_let_time_pass():
+def test_failed_runs_count_as_time_passed():
     items = [item("old", 100), item("new", 0)]
     assert decide(items).remove == () and decide([item("older", 120), *items]).remove == ("older",)
     assert decide([item("older", 120), *items], seen=[]).remove == ()
 
 
-def test_beyond_the_limit_is_said():
+def test_a_repository_above_the_limit_is_reported():
     assert retention.over_limit(280, 280) == retention.over_limit(280, 0) == ()
     (alert,) = retention.over_limit(281, 280)
     assert alert.code == "over_limit" and "take 281 bytes, 1 more than they may" in alert.what
@@ -256,7 +256,7 @@ def test_the_commands_are_those_that_were_recorded():
     assert called[-1][2:] == ["--repo1-retention-archive-type=full", "--repo1-retention-archive=1", "expire"]
 
 
-def test_the_wal_that_stays_begins_where_pgbackrest_says():
+def test_the_kept_wal_begins_where_pgbackrest_reports():
     # The oldest is what the first of the days is restored from.
     made = database_plan("three-fulls", policy=Policy(window=True, days=20))
     assert made.fulls_left == 2
@@ -264,8 +264,8 @@ def test_the_wal_that_stays_begins_where_pgbackrest_says():
     assert made.wal_from == {"17-1": "00000001000000000000000D"}
     segments = sorted(name[:24] for name in left_in("expire-2-archive.txt", "wal"))
     assert segments[0] == made.wal_from["17-1"]
-    said = (RECORDED / "expire-2-archive.txt").read_text()
-    assert "remove archive, start = 000000010000000000000001, stop = 00000001000000000000000C" in said
+    output = (RECORDED / "expire-2-archive.txt").read_text()
+    assert "remove archive, start = 000000010000000000000001, stop = 00000001000000000000000C" in output
 
 
 def test_the_number_for_the_archive_is_that_of_all_full_backups_that_are_left():
@@ -282,9 +282,9 @@ def test_each_database_of_a_repository_has_its_own_beginning():
     made = database_plan("history", policy=Policy(days=1000))
     assert made.fulls_left == 4
     assert made.wal_from == {"17-1": "000000010000000000000002", "17-2": "000000010000000000000002"}
-    said = (RECORDED / "expire-history-archive.txt").read_text()
+    output = (RECORDED / "expire-history-archive.txt").read_text()
     for name, segment in made.wal_from.items():
-        (stop,) = re.findall(r"%s remove archive, start = \w+, stop = (\w+)" % name, said)
+        (stop,) = re.findall(r"%s remove archive, start = \w+, stop = (\w+)" % name, output)
         assert int(stop[8:], 16) + 1 == int(segment[8:], 16)
 
 
@@ -313,7 +313,7 @@ def test_without_a_full_backup_there_is_no_number_for_the_archive():
     assert retention.commands("shiftmaster", made) == []
 
 
-def test_in_doubt_not_even_old_wal_goes():
+def test_with_doubtful_evidence_not_even_old_wal_is_removed():
     made = database_plan("three-fulls", policy=Policy(fresh_days=-1))
     assert made.doubt and made.fulls_left == 3 and retention.commands("shiftmaster", made) == []
 
@@ -347,11 +347,11 @@ def test_snapshots_without_a_tag_are_a_group_too():
 
 
 @pytest.mark.parametrize(
-    "answer", ["", "{", '{"x": 1}', '[{"id": "x"}]', '[{"time": "soon", "hostname": "h", "id": "x"}]', "null", "[1]"]
+    "response", ["", "{", '{"x": 1}', '[{"id": "x"}]', '[{"time": "soon", "hostname": "h", "id": "x"}]', "null", "[1]"]
 )
-def test_what_is_no_list_of_snapshots_raises(answer):
+def test_an_invalid_list_of_snapshots_raises(response):
     with pytest.raises(ValueError):
-        retention.snapshots(answer)
+        retention.snapshots(response)
 
 
 # ----------------------------------------------------------------------------------------------------- simulated years
@@ -448,7 +448,7 @@ class Year:
     def day(self):
         self.true += DAY + self.chance.uniform(-600, 600)
         if not self.offset and self.happens(0.015):
-            # A clock that is put on by less than the gap of the policy is trusted: nobody could detect it.
+            # A clock that is put on by less than the gap of the policy is trusted: it cannot be detected.
             self.offset = self.chance.choice([-400, -40, -3, 4, 40, 400, 4000]) * DAY
         elif self.offset and self.happens(0.3):
             self.offset = 0.0
@@ -511,11 +511,11 @@ class Year:
         self.true_time[label] = self.true
         if self.happens(0.04):
             self.rotten.add(label)
-        whole = {label, *(one.label for one in chain)}
-        # Now and then nobody comes to test it.
+        complete = {label, *(one.label for one in chain)}
+        # Sometimes it is not tested.
         if not self.happens(0.05):
-            errors = any(one.error for one in self.repository.backups if one.label in whole)
-            self.verifications[label] = not errors and not whole & self.rotten and not self.season
+            errors = any(one.error for one in self.repository.backups if one.label in complete)
+            self.verifications[label] = not errors and not complete & self.rotten and not self.season
         return label
 
     def verified(self):
@@ -594,14 +594,14 @@ class Year:
     by_hand = frozenset()
 
     def admin(self):
-        """Somebody set the clock right, read the alert, and expires what was made in the future."""
+        """An operator corrects the clock and expires backups that were made in the future."""
         late = [one for one in self.repository.backups if one.stopped > self.clock() + 300]
         for one in reversed(late):
             self.by_hand |= {one.label}
             if len(self.repository.fulls()) > 1 or one.kind != "full":
                 self.repository.expire(one.label)
                 self.by_hand |= {label for label in self.true_time if label not in self.labels()}
-        self.seen = [moment for moment in self.seen if moment <= self.clock()]
+        self.seen = [timestamp for timestamp in self.seen if timestamp <= self.clock()]
 
     def labels(self):
         return {one.label for one in self.repository.backups}

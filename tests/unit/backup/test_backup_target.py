@@ -75,7 +75,7 @@ def test_a_time_begins_from_the_last_backup_before_it_and_leaves_it_out():
     assert choose(at(NOW - 100)).label == "F1_I1"
 
 
-def test_a_backup_that_was_under_way_at_that_time_is_too_young():
+def test_a_backup_running_at_that_time_is_too_young():
     assert choose(at(NOW - 3060)).label == "F1"
 
 
@@ -102,12 +102,12 @@ def test_a_transaction_is_left_out():
         ("20250101T000000Z-cccccc", "there is no verified backup"),
     ],
 )
-def test_what_cannot_be_reached_is_reported(wanted, text):
+def test_unreachable_targets_are_reported(wanted, text):
     with pytest.raises(target.TargetError, match=text):
         choose(wanted)
 
 
-def test_what_is_not_verified_or_gone_is_never_taken():
+def test_unverified_and_missing_backups_are_never_selected():
     runs = [
         *RUNS,
         run("20260103T000000Z-cccccc", "F2", NOW - 1000, verified=False),
@@ -134,7 +134,7 @@ def test_files_have_no_position_of_the_wal(wanted):
         target.snapshot("files", wanted, RUNS)
 
 
-def test_files_of_a_backup_that_is_not_there_are_not_taken_for_a_time():
+def test_files_of_a_missing_backup_are_not_selected_by_time():
     with pytest.raises(target.TargetError, match="there is no good backup of files for 20260101-000000F$"):
         target.snapshot("files", "20260101-000000F", RUNS)
 
@@ -150,7 +150,7 @@ def test_rows_may_differ_by_what_was_written_meanwhile(after, low, high):
     assert verification.bounds(verification.Table(50, 100, 10), after) == (low, high)
 
 
-class Answers:
+class Responses:
     def __init__(self, rows):
         self.rows = rows
 
@@ -160,8 +160,8 @@ class Answers:
 
 def compare(rows, now=None):
     now = {"a": (100, 10)} if now is None else now
-    primary = Answers([[name, str(inserted), str(deleted)] for name, (inserted, deleted) in now.items()])
-    restored = Answers([[name, "0", "0", str(count)] for name, count in rows.items()])
+    primary = Responses([[name, str(inserted), str(deleted)] for name, (inserted, deleted) in now.items()])
+    restored = Responses([[name, "0", "0", str(count)] for name, count in rows.items()])
     return verification.compare_rows(primary, restored, {"app": {"a": verification.Table(50, 100, 10)}})
 
 
@@ -177,7 +177,7 @@ def test_a_table_that_was_dropped_meanwhile_is_not_missed():
     assert compare({}, now={}) == 0
 
 
-def test_every_plan_that_is_made_is_taken_from_the_backup_server():
+def test_every_generated_plan_is_accepted_from_the_backup_server():
     label = "20260101-000000F_20260102-000000I"
     runs, stanza = [run(NEW, label, NOW - 3000)], SimpleNamespace(backups=(backup(label, NOW - 3050),))
     for wanted in ("latest", NEW, "0/5A001D8", "xid:1234", at(NOW - 10)):
@@ -212,7 +212,7 @@ def test_nothing_else_of_the_backup_server_becomes_an_option_of_pgbackrest(chang
         target.plan_of({**plan, **change})
 
 
-@pytest.mark.parametrize("answer", [None, [], "x", {}])
-def test_a_response_that_is_no_plan_is_rejected(answer):
+@pytest.mark.parametrize("response", [None, [], "x", {}])
+def test_an_invalid_plan_is_rejected(response):
     with pytest.raises(target.TargetError):
-        target.plan_of(answer)
+        target.plan_of(response)

@@ -87,7 +87,7 @@ def test_names_are_numbers(name, size, expected):
         ("00000002.history", 16 * MIB),
     ],
 )
-def test_what_is_no_segment(name, size):
+def test_invalid_segments(name, size):
     with pytest.raises(wal.WalError):
         wal.place_of(name, size)
 
@@ -115,7 +115,7 @@ def test_a_name_is_three_hexadecimal_numbers(name, size, place):
 @pytest.mark.parametrize(
     ("name", "size"), [("0" * 23, 16), ("0" * 25, 16), ("0" * 21 + "100", 16), ("0" * 23 + "4", 1024)]
 )
-def test_what_is_no_name_of_a_segment_is_refused(name, size):
+def test_an_invalid_name_of_a_segment_is_rejected(name, size):
     with pytest.raises(wal.WalError):
         wal.place_of(name, size * MIB)
 
@@ -172,10 +172,10 @@ def test_two_contents_of_one_segment_are_found():
     assert [(one.code, one.where) for one in wal.judge(found, [], "17-1").problems] == [("wal_twice", "17-1")]
 
 
-@pytest.mark.parametrize("answer", ["", "[]", "{", '{"x": 1}', '{"x": {}}', "null"])
-def test_what_is_no_list_raises(answer):
+@pytest.mark.parametrize("response", ["", "[]", "{", '{"x": 1}', '{"x": {}}', "null"])
+def test_an_invalid_list_raises(response):
     with pytest.raises(wal.WalError):
-        wal.archive(answer, {})
+        wal.archive(response, {})
 
 
 # --------------------------------------------------------------------------------------------------------- one timeline
@@ -198,19 +198,19 @@ def test_a_gap_within_the_backup(number, consistent):
     assert found.consistent == consistent and bool(found.gaps) == (number != 1)
 
 
-def test_nothing_at_all():
+def test_an_empty_archive():
     found = reach([], backup(2, 4))
     assert found.gaps == (Gap(seg(2), seg(4), 3),) and not found.consistent
     assert (found.last, found.until) == (None, None)
 
 
 def test_an_end_that_never_came():
-    """Of a backup whose last segments are gone, and nothing after them is there."""
+    """A backup without its last segments, and without any after them."""
     found = reach([seg(number) for number in (1, 2, 3)], backup(2, 5))
     assert found.gaps == (Gap(seg(4), seg(5), 2),) and not found.consistent and found.last == seg(3)
 
 
-def test_the_end_of_the_archive_is_what_the_database_says():
+def test_the_database_reports_the_end_of_the_archive():
     names = [seg(number) for number in range(1, 8)]
     assert reach(names, backup(2)).gaps == ()
     assert reach(names, backup(2), newest=seg(7)).gaps == ()
@@ -234,8 +234,8 @@ def test_the_next_one_of_each_size(size):
     numbers = range(per_file - 2, per_file + 3)
     names = [wal.name_of(wal.Place(1, number), size) for number in numbers]
     one = replace(BACKUPS[0], wal_start=names[0], wal_stop=names[1])
-    whole = wal.archive(listing(names), {}, size)
-    assert wal.reaches(whole, [one])[0].gaps == ()
+    complete = wal.archive(listing(names), {}, size)
+    assert wal.reaches(complete, [one])[0].gaps == ()
     holed = wal.archive(listing(names[:2] + names[3:]), {}, size)
     assert wal.reaches(holed, [one])[0].gaps == (Gap(names[2], names[2], 1),)
 
@@ -268,7 +268,7 @@ def test_the_recorded_archive_has_no_gap_over_its_timelines():
     assert {one.last for one in found.values()} == {seg(0x23, 2)} and all(one.current for one in found.values())
 
 
-def test_the_way_is_that_of_the_recovery():
+def test_the_path_is_that_of_the_recovery():
     """PostgreSQL's own log, of a recovery over the change of the timeline that came to a missing segment."""
     log = (RECORDED / "recovery-missing-wal.log").read_text()
     read = re.findall(r'restored log file "([0-9A-F]{24})"', log)
@@ -279,7 +279,7 @@ def test_the_way_is_that_of_the_recovery():
     assert one.wal_start == min(read)
 
 
-def test_the_segments_that_the_old_timeline_went_on_with_are_not_needed():
+def test_segments_of_the_old_timeline_after_the_branch_are_not_needed():
     """Its own 21 to 23 belong to what was given up."""
     found = wal.reaches(recorded([seg(0x21), seg(0x22), seg(0x23)]), BACKUPS)
     assert {one.gaps for one in found} == {()}
@@ -293,7 +293,7 @@ def test_a_gap_on_the_new_timeline_is_one_of_the_old_backups_too():
     assert found[BACKUPS[-1].label].gaps == ()  # It began after it.
 
 
-def test_a_backup_of_what_was_given_up_reaches_the_end_of_its_own_timeline():
+def test_a_backup_of_an_abandoned_timeline_reaches_the_end_of_its_own_timeline():
     late = backup(0x22, 0x23)
     found = wal.reaches(recorded(), [late])[0]
     assert (found.current, found.gaps, found.last, found.problem) == (False, (), seg(0x23), "")
@@ -322,7 +322,7 @@ def test_three_timelines():
         assert found.last == seg(missing - 1, timeline)
 
 
-def test_a_timeline_that_comes_of_another_branch():
+def test_a_timeline_of_another_branch():
     """Restored twice to a time of timeline 1: timeline 3 does not come of timeline 2."""
     histories = {3: "1\t0/4000100\tx\n"}
     names = [seg(number) for number in range(1, 8)] + [seg(5, 2), seg(6, 2), seg(4, 3), seg(5, 3)]
@@ -346,7 +346,7 @@ def test_two_timelines_left_in_one_segment():
         ([seg(1), seg(2), seg(9, 255)], {}, seg(2)),
         ([seg(1), seg(2), seg(9, 255)], {255: "7\t0/1000000\tno\n"}, seg(2)),
         ([seg(1), seg(2), seg(9, 255)], {255: "none\n"}, seg(2)),
-        # A promotion; what the old primary went on with is not read.
+        # A promotion; later segments of the old primary are not read.
         ([seg(1), seg(2), seg(3), seg(2, 2), seg(4, 2)], {2: "1\t0/2000080\tno\n"}, seg(4, 2)),
         ([seg(1), seg(2), seg(3)], {2: "1\t0/2000080\tno\n"}, seg(1)),
         # Promoted twice, and named in any order.
@@ -365,7 +365,7 @@ def test_the_last_segment_is_found_by_the_histories(names, histories, expected):
     assert wal.last_of(held(names, histories), backup(1)) == expected
 
 
-def test_a_name_or_history_that_is_none_is_reported_and_keeps_nothing_from_being_read():
+def test_an_invalid_name_or_history_is_reported_and_the_others_are_read():
     found = held([seg(1), "0000000100000000FFFFFFFF"], {2: "x"}, **{"00000002.history": {"type": "file"}})
     assert len(found.segments) == len(found.odd) == 1 and found.histories == {}
     codes = [problem.code for problem in wal.judge(found, [], "17-1").problems]
@@ -373,14 +373,14 @@ def test_a_name_or_history_that_is_none_is_reported_and_keeps_nothing_from_being
 
 
 @pytest.mark.parametrize("line", ["1\t123456789/0\tx", "1" * 5000 + "\t0/1\tx", "1\t0/" + "F" * 9 + "\tx"])
-def test_a_history_of_a_hostile_database_host_keeps_nothing_from_being_restored(line):
+def test_a_history_of_a_hostile_database_host_prevents_no_restore(line):
     found = held([seg(1), seg(2)], {2: line})
     assert found.histories == {}
     assert wal.last_of(found, backup(1)) == seg(2)
     wal.reaches(found, [backup(1)], timeline=2)
 
 
-def test_without_the_history_the_way_is_not_known():
+def test_without_the_history_the_path_is_unknown():
     text = (RECORDED / "ls-timelines.json").read_bytes()
     unread = wal.archive(text, {})
     found = wal.reaches(unread, BACKUPS)
@@ -393,49 +393,49 @@ def test_without_the_history_the_way_is_not_known():
 # ------------------------------------------------------------------------------------------------------------- results
 
 
-def judge(names, backups, **more):
+def evaluate(names, backups, **more):
     verified = more.pop("verified", "")
     archive = held(names)
     return wal.judge(archive, wal.reaches(archive, backups, **more), "17-1", verified)
 
 
-def test_what_is_without_gaps_is_good():
+def test_backups_without_gaps_are_good():
     names = [seg(number) for number in range(1, 20)]
-    assert judge(names, [backup(2), backup(9)], verified=seg(12), newest=seg(19)).good
+    assert evaluate(names, [backup(2), backup(9)], verified=seg(12), newest=seg(19)).good
     assert wal.judge(recorded(), wal.reaches(recorded(), BACKUPS), "17-1").good
 
 
 def test_a_gap_is_a_problem_of_the_backups_before_it():
     names = [seg(number) for number in range(1, 20) if number not in (7, 8)]
-    judged = judge(names, [backup(2), backup(9)])
-    assert [(one.code, one.where) for one in judged.problems] == [("wal_missing", "B2")]
-    assert judged.concerning(["B9", "17-1"]).good
-    assert str(judged) == "backup B2 can be restored up to segment %s only: 2 are missing or damaged: %s to %s" % (
+    evaluated = evaluate(names, [backup(2), backup(9)])
+    assert [(one.code, one.where) for one in evaluated.problems] == [("wal_missing", "B2")]
+    assert evaluated.concerning(["B9", "17-1"]).good
+    assert str(evaluated) == "backup B2 can be restored up to segment %s only: 2 are missing or damaged: %s to %s" % (
         seg(6), seg(7), seg(8),
     )  # fmt: skip
 
 
 def test_a_backup_that_cannot_be_opened():
-    judged = judge([seg(number) for number in (1, 2, 4)], [backup(2, 3)])
-    assert [(one.code, one.where) for one in judged.problems] == [("wal_own_missing", "B2")]
+    evaluated = evaluate([seg(number) for number in (1, 2, 4)], [backup(2, 3)])
+    assert [(one.code, one.where) for one in evaluated.problems] == [("wal_own_missing", "B2")]
 
 
 def test_many_gaps_are_not_all_named():
-    judged = judge([seg(number) for number in range(1, 40, 2)], [backup(1)])
-    assert "19 are missing" in str(judged) and str(judged).endswith(" and others") and len(str(judged)) < 300
-    assert [name for name in map(seg, range(2, 40, 2)) if name in str(judged)] == [seg(2), seg(4), seg(6)]
+    evaluated = evaluate([seg(number) for number in range(1, 40, 2)], [backup(1)])
+    assert "19 are missing" in str(evaluated) and str(evaluated).endswith(" and others") and len(str(evaluated)) < 300
+    assert [name for name in map(seg, range(2, 40, 2)) if name in str(evaluated)] == [seg(2), seg(4), seg(6)]
 
 
 def test_the_verified_point_must_be_reached():
     names = [seg(number) for number in range(1, 10)]
-    assert judge(names, [backup(2)], verified=seg(9)).good
-    judged = judge(names, [backup(2)], verified=seg(10))
-    assert [(one.code, one.where) for one in judged.problems] == [("verification_not_reached", "B2")]
+    assert evaluate(names, [backup(2)], verified=seg(9)).good
+    evaluated = evaluate(names, [backup(2)], verified=seg(10))
+    assert [(one.code, one.where) for one in evaluated.problems] == [("verification_not_reached", "B2")]
     assert "verification_not_reached" in [
-        one.code for one in judge(names[:4] + names[5:], [backup(2)], verified=seg(8)).problems
+        one.code for one in evaluate(names[:4] + names[5:], [backup(2)], verified=seg(8)).problems
     ]
-    assert not judge(names, [backup(2)], verified=seg(3, 2)).good
-    assert not judge([], [backup(2)], verified=seg(3)).good
+    assert not evaluate(names, [backup(2)], verified=seg(3, 2)).good
+    assert not evaluate([], [backup(2)], verified=seg(3)).good
 
 
 def test_gaps_are_counted_once():

@@ -80,28 +80,28 @@ def refused(_setting):
     raise probe.ProbeError("down", "refused", "nobody listens")
 
 
-def test_parts_run_at_once_and_three_that_hang_are_given_up():
+def test_parts_run_at_once_and_three_that_hang_time_out():
     never = threading.Event()
     parts = {f"hangs{number}": part(lambda _setting: never.wait(60) and {}, 0.4) for number in range(3)}
     parts.update(
         good=part(lambda _setting: {"x": 1}), bad=part(lambda _setting: 1 / 0), none=part(absent), no=part(refused)
     )
     began = time.monotonic()
-    answer = engine.collect(parts, Setting({}), 15)
+    response = engine.collect(parts, Setting({}), 15)
     never.set()
     assert time.monotonic() - began < 30  # far less than they hang, on a busy machine too
-    assert [answer[f"hangs{number}"]["status"] for number in range(3)] == ["hung"] * 3
-    assert answer["good"]["status"] == "ok" and answer["good"]["x"] == 1
-    assert answer["bad"]["status"] == "failed" and "ZeroDivisionError" in answer["bad"]["error"]
-    assert answer["none"]["status"] == "absent" and answer["no"]["reason"] == "refused"
-    assert list(answer) == list(parts)
+    assert [response[f"hangs{number}"]["status"] for number in range(3)] == ["hung"] * 3
+    assert response["good"]["status"] == "ok" and response["good"]["x"] == 1
+    assert response["bad"]["status"] == "failed" and "ZeroDivisionError" in response["bad"]["error"]
+    assert response["none"]["status"] == "absent" and response["no"]["reason"] == "refused"
+    assert list(response) == list(parts)
 
 
-def test_the_whole_has_a_limit():
+def test_the_complete_report_has_a_limit():
     never = threading.Event()
-    answer = engine.collect({"slow": part(lambda _setting: never.wait(60), 50)}, Setting({}), 0.3)
+    response = engine.collect({"slow": part(lambda _setting: never.wait(60), 50)}, Setting({}), 0.3)
     never.set()
-    assert answer["slow"]["status"] == "hung" and "0.3" in answer["slow"]["error"]
+    assert response["slow"]["status"] == "hung" and "0.3" in response["slow"]["error"]
 
 
 # --- secrets -----------------------------------------------------------------------------------------------------------
@@ -213,11 +213,11 @@ def test_shapes_of_secrets_are_hidden(text, hidden, kept):
         "ssh: connect to host db1 port 22: Connection refused",
     ],
 )
-def test_what_an_administrator_needs_stays(text):
+def test_text_that_an_administrator_needs_is_kept(text):
     assert redact(text) == text
 
 
-# What a pattern begins to match again and again, and never ends.
+# Text that a pattern begins to match repeatedly without an end.
 REPEATED = (
     "a.", "a", "a-", "x@", "a@a.", "/a", "/a?", "1/", "password", "password=", "password='", 'password="\\', "token_", "token.",
     '"', "'", "\\", " ", "=", ":", "@", ",", "a://", "https://a", "cookie: a=b;", "--a-", "eyJ-", "eyJaaaaaa.", "basic ", "a:b@",
@@ -227,7 +227,7 @@ REPEATED = (
 
 
 def seconds_of(text) -> float:
-    """How long a text takes of this thread's own time, whatever else the machine does."""
+    """How long a text takes of this thread's own time, regardless of other load."""
     taken = []
     for _number in range(3):
         began = time.thread_time()
@@ -237,7 +237,7 @@ def seconds_of(text) -> float:
 
 
 @pytest.mark.parametrize("unit", REPEATED)
-def test_a_text_of_four_times_the_length_takes_no_more_than_some_four_times_as_long(unit):
+def test_the_time_grows_in_proportion_to_the_length_of_a_text(unit):
     """Sixteen times, if each place of it were read from each other."""
     once, fourfold = (seconds_of((unit * length)[:length]) for length in (2500, 10000))
     assert fourfold < 8 * once + 0.005, (once, fourfold)
@@ -295,22 +295,22 @@ def test_a_key_that_was_printed_line_by_line_is_hidden():
     assert (shown[0], shown[-1], len(shown)) == ("before", "after", len(words))
 
 
-def test_nothing_that_a_terminal_obeys_is_in_the_evidence():
+def test_the_evidence_contains_no_control_characters_of_a_terminal():
     assert redact_tree(["\x1b[2Jgone\x00\x9b31m", "two\nlines\there"]) == ["?[2Jgone??31m", "two\nlines\there"]
 
 
-def test_a_mount_that_is_read_only_keeps_everybody_from_writing(tmp_path, monkeypatch):
+def test_a_read_only_mount_prevents_all_writes(tmp_path, monkeypatch):
     """Its modes are right, and its filesystem is written to elsewhere."""
     me = pwd.getpwuid(os.getuid()).pw_name
     assert application.obstacle(str(tmp_path), me, 7) is None
     monkeypatch.setattr(application.os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
     found = application.obstacle(str(tmp_path), me, 7)
     assert (found["path"], found["problem"]) == (str(tmp_path), "read-only") and os.path.isabs(found["mount"])
-    # Who only reads is kept from nothing.
+    # Reading processes are not blocked.
     assert application.obstacle(str(tmp_path), me, 5) is None
 
 
-def test_the_code_of_the_release_is_looked_for(tmp_path):
+def test_the_code_of_the_release_is_searched(tmp_path):
     root = tmp_path / "app"
     release = root / "releases" / "20261101T000000Z-aaaaaaa"
     for directory in (release / "source", root / "shared" / "state", root / "slots" / "blue"):
@@ -334,10 +334,10 @@ def test_no_seeded_secret_leaves_a_host(tmp_path):
     (root / "active").symlink_to("slots/blue")
     (release / "env").write_text("".join(f'{name}="{value}"\n' for name, value in ENVIRONMENT.items()))
     (release / "manifest.json").write_text(json.dumps({"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}))
-    moment = time.strftime("%Y-%m-%d %H:%M:%S")
-    said = f"{moment},123 [ERROR] django: login with {SECRET} and password=correct horse battery\n"
-    (log_dir / "error.log").write_text(said + "Traceback\nValueError: bad key p@ss-word-9 in p%40ss-word-9\n")
-    (log_dir / "celery.log").write_text(said)
+    timestamp = time.strftime("%Y-%m-%d %H:%M:%S")
+    output = f"{timestamp},123 [ERROR] django: login with {SECRET} and password=correct horse battery\n"
+    (log_dir / "error.log").write_text(output + "Traceback\nValueError: bad key p@ss-word-9 in p%40ss-word-9\n")
+    (log_dir / "celery.log").write_text(output)
     audit = {"event": "live", "time": "2026-11-01T00:00:00Z", "reason": f"with {SECRET}"}
     (root / "shared" / "state" / "audit.jsonl").write_text(json.dumps(audit) + "\n")
     options = parameters(
@@ -385,8 +385,8 @@ def test_process_names_with_blanks_and_brackets_are_read():
     assert found["memory"] == 50 * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_cpu_says_who_uses_it(tmp_path, monkeypatch):
-    """Between the two looks one process works, and one number is taken again by another process."""
+def test_cpu_names_the_processes_that_use_it(tmp_path, monkeypatch):
+    """Between the two samples one process works, and one number is reused by another process."""
     (tmp_path / "7").mkdir()
     (tmp_path / "8").mkdir()
     (tmp_path / "7" / "stat").write_text(stat_line(7, "worker", ticks=100))
@@ -429,7 +429,7 @@ def test_kills_of_a_unit_and_of_the_host_are_distinguished():
     ]
 
 
-def test_what_systemd_says_of_a_kill_for_the_entire_host_is_no_limit_of_a_unit():
+def test_an_out_of_memory_kill_of_the_entire_host_is_no_limit_of_a_unit():
     text = (
         "1800.5 h kernel: Out of memory: Killed process 72 (gunicorn) total-vm:1kB\n"
         "1801.5 h systemd[1]: shiftmaster-web@blue.service: A process of this unit has been killed by the OOM killer.\n"
@@ -442,7 +442,7 @@ def test_what_systemd_says_of_a_kill_for_the_entire_host_is_no_limit_of_a_unit()
 
 
 def of_kernel(at: float, place: str, pid: int) -> str:
-    """What the kernel logs of a kill by the limit of a control group."""
+    """Lines of the kernel about a kill by the limit of a control group."""
     return (
         f"{at} h kernel: oom-kill:constraint=CONSTRAINT_MEMCG,nodemask=(null),cpuset=/,mems_allowed=0,oom_memcg={place},"
         f"task_memcg={place},task=python3,pid={pid},uid=0\n"
@@ -471,7 +471,7 @@ def test_a_unit_that_is_killed_again_and_again_is_one_fault():
         ("190.1 h systemd[1]: leaky.service: Main process exited, code=killed, status=9/KILL\n", ""),
     ],
 )
-def test_a_unit_in_a_container_is_reported_by_what_its_own_systemd_says(words, unit):
+def test_a_unit_in_a_container_is_reported_by_its_own_systemd(words, unit):
     (kill,) = host.parse_kills(of_kernel(101, "/docker/40cd/system.slice/leaky.service", 8) + words)
     assert (kill["name"], kill["unit"]) == ("python3", unit)
 
@@ -485,17 +485,17 @@ def test_the_journal_shows_the_newest_kill_first(monkeypatch):
     ]  # fmt: skip
 
 
-def test_whether_a_unit_that_was_killed_still_runs(monkeypatch):
+def test_the_state_of_a_unit_after_a_kill(monkeypatch):
     text = of_kernel(100, "/system.slice/export.service", 7) + of_kernel(900, "/system.slice/report.service", 8)
-    answers = {"journalctl": "\n".join(reversed(text.splitlines())), "systemctl": "inactive\n\nactive\n"}
-    monkeypatch.setattr(probe, "run", lambda argv, *_more: (0, answers[argv[0]], ""))
+    responses = {"journalctl": "\n".join(reversed(text.splitlines())), "systemctl": "inactive\n\nactive\n"}
+    monkeypatch.setattr(probe, "run", lambda argv, *_more: (0, responses[argv[0]], ""))
     assert {kill["unit"]: kill["active"] for kill in host.kills(Setting({}))["kills"]} == {
         "export.service": "inactive", "report.service": "active",
     }  # fmt: skip
 
 
 def test_kills_are_reported_by_the_kernel_and_systemd_alone(monkeypatch):
-    """Whatever a service prints is in the same journal."""
+    """All output of a service is in the same journal."""
     printed = "900.0 h celery[7]: Out of memory: Killed process 1 (postgres) total-vm:1kB\n"
 
     def journalctl(argv, *_arguments):
@@ -520,7 +520,7 @@ def test_the_name_of_a_process_is_no_complaint_of_the_kernel(line):
         assert not {"io_error", "read_only"} & set(host.parse_kernel(line % name)), name
 
 
-def test_the_kernels_own_words_for_a_disk():
+def test_messages_of_the_kernel_for_a_disk():
     for line in (
         "blk_update_request: I/O error, dev vda, sector 2048 op 0x0:(READ) flags 0x0 phys_seg 1 prio class 2",
         "Buffer I/O error on dev sda1, logical block 0, async page read",
@@ -533,7 +533,7 @@ def test_the_kernels_own_words_for_a_disk():
     assert list(host.parse_kernel("EXT4-fs (sda1): Remounting filesystem read-only")) == ["read_only"]
 
 
-def test_what_lies_on_a_filesystem(tmp_path):
+def test_directories_on_a_filesystem(tmp_path):
     """Also where a cluster's directory, or its write-ahead log, is a filesystem of its own."""
     setting = Setting({"functions": ["database"]})
     setting.writers = {"postgresql": "/var/lib/postgresql", "logs": "/var/log/shiftmaster", "system": "/var/log"}
@@ -559,8 +559,8 @@ def test_swaps_with_their_sizes():
     assert host.parse_swaps("") == []
 
 
-def test_parts_of_a_health_response_have_the_migrations_that_the_code_lacks(monkeypatch):
-    """Whatever else an application calls so."""
+def test_parts_of_a_health_response_contain_migrations_missing_from_the_code(monkeypatch):
+    """Other things that an application calls so."""
     parts = {
         "migrations": {"status": "healthy", "unknown": ["roster.0099_later"]},
         "other": {"status": "unhealthy", "unknown": 3},
@@ -597,8 +597,8 @@ def test_logs_that_logrotate_knows(tmp_path):
 
 def test_headers_of_a_response_are_shown_but_for_cookies(monkeypatch):
     headers = {"server": "nginx", "content-type": "application/json", "set-cookie": "sessionid=abc"}
-    answer = probe.HttpResult(200, 0.01, "{}", None, "", headers)
-    monkeypatch.setattr(probe, "http_get", lambda *_arguments, **_more: answer)
+    response = probe.HttpResult(200, 0.01, "{}", None, "", headers)
+    monkeypatch.setattr(probe, "http_get", lambda *_arguments, **_more: response)
     found = network.http(Setting({"http": {"site": {"url": "https://localhost"}}}))
     assert found["site"]["headers"] == {"server": "nginx", "content-type": "application/json"}
     assert found["site"]["status"] == 200
@@ -677,7 +677,7 @@ def test_complete_disks_alone_are_counted():
 # --- logs --------------------------------------------------------------------------------------------------------------
 
 
-def test_moments_of_our_logs():
+def test_timestamps_of_our_logs():
     assert logs.moment("2026-01-31 08:00:00.123 UTC [7] FATAL:  x") == 1769846400.123
     assert logs.moment("2026-01-31T17:00:00+09:00 x") == 1769846400.0
     local = time.mktime((2026, 1, 31, 8, 0, 0, 0, 0, -1))
@@ -727,12 +727,12 @@ def test_problems_are_grouped_by_what_was_raised():
         ("812:M 31 Jan 2026 08:00:00.123 * Background saving terminated with success", False),
     ],
 )
-def test_what_is_a_complaint(line, bad):
+def test_lines_that_are_errors(line, bad):
     assert logs.is_bad(line) is bad
 
 
-def test_a_very_long_line_keeps_nobody_waiting():
-    """A dump in hexadecimal: while one expression looks at it no other part gets a word in."""
+def test_a_very_long_line_causes_no_delay():
+    """A dump in hexadecimal: while one expression processes it no other part runs."""
     line = time.strftime("%Y-%m-%d %H:%M:%S [ERROR] payload ") + "0f" * 50000 + "_end\n"
     began = time.monotonic()
     (found,) = logs.problems(line, time.time() - 3600)
@@ -767,7 +767,7 @@ def test_a_log_is_read_back_over_its_rotation(tmp_path):
     os.utime(tmp_path / "error.log-20260101.gz", (now - 9 * 3600, now - 9 * 3600))
     assert read() == (True, 2)
     assert list(logs.logs(setting)["files"]) == ["application"]
-    # More than is read, and none of it from before the night; a file that nobody can read.
+    # More than is read, and none of it from before the night; an unreadable file.
     path.write_text(line_of(now - 60, "[INFO] fine") * (logs._MOST // 30))
     assert read() == (False, 0)
     path.unlink()
@@ -778,16 +778,16 @@ def test_a_log_is_read_back_over_its_rotation(tmp_path):
     assert read() == (False, 0)
 
 
-def test_answers_of_the_web_server():
+def test_responses_of_the_web_server():
     now = 1800000000.0
     lines = [json.dumps({"time": "x", "msec": now - age, "status": status, "request_time": seconds})
              for age, status, seconds in ((20000, 200, 9), (100, 200, 0.1), (50, 500, 0.2), (40, 200, 3.0))]  # fmt: skip
-    # What binary garbage may hold.
+    # Possible content of binary garbage.
     garbage = ["7", "[]", '{"time": 1e999, "status": "200"}', '{"time": %r, "status": 1e999}' % now, "[" * 100000]
     found = logs.summary(logs.answers([*lines, "not json", "{}", *garbage], now - 3600), now, 1.0, 6)
     assert found["requests"] == 3 and found["by_status"] == {"200": 2, "500": 1}
     assert found["recent"].pop("failing")[0]["errors"] == 1
-    # Too few requests of before to be slower than them.
+    # Too few earlier requests for a comparison.
     assert not found["recent"].pop("slower") and found["recent"].pop("usual_p95_seconds") == 0
     assert found["recent"] == {"requests": 3, "errors": 1, "p95_seconds": 3.0, "by_status": {"200": 2, "500": 1}}
     assert [slot["requests"] for slot in found["series"]] == [0, 0, 0, 0, 0, 3]
@@ -809,7 +809,7 @@ def test_listeners():
     assert found[0]["pids"] == [71, 72] and found[1]["waiting"] == 5
 
 
-def test_who_holds_the_ports(monkeypatch):
+def test_processes_that_hold_the_ports(monkeypatch):
     monkeypatch.setattr(network.probe, "run", lambda argv, timeout: (0, SS, ""))
     found = network.ports(
         Setting({"ports": {"443": "nginx", "5432": "postgres", "6379": "redis-server", "80": "nginx"}})
@@ -819,7 +819,7 @@ def test_who_holds_the_ports(monkeypatch):
     ]  # fmt: skip
 
 
-def test_the_rightful_program_may_hold_one_address_of_a_port_that_another_has(monkeypatch):
+def test_the_expected_program_may_hold_one_address_of_a_port_that_another_has(monkeypatch):
     both = (
         SS.splitlines()[0].replace("nginx", "python3")
         + "\n"
@@ -830,7 +830,7 @@ def test_the_rightful_program_may_hold_one_address_of_a_port_that_another_has(mo
     assert network.ports(Setting({"ports": {"443": "nginx"}}))["expected"] == [
         {"port": 443, "program": "nginx", "listens": True, "by": ["python3"], "foreign": True}
     ]
-    # What has an address of its own is somebody else's business.
+    # A rule with an address of its own concerns other hosts.
     monkeypatch.setattr(
         network.probe, "run", lambda argv, timeout: (0, both.replace("0.0.0.0:443", "192.0.2.9:443"), "")
     )
@@ -850,13 +850,13 @@ def chain(name="input", table="other", policy="accept"):
 
 
 @pytest.mark.parametrize(
-    ("entries", "verdicts"),
+    ("entries", "results"),
     [
         ([chain(), rule(port(5432), {"drop": None})], [("drop", [5432])]),
         ([chain(), rule(port({"set": [443, {"range": [5400, 5500]}]}), {"reject": {}})], [("reject", [443, 5432])]),
         ([chain(), rule({"counter": {"packets": 7}}, {"drop": None})], [("drop", [])]),
         ([chain(policy="drop")], [("policy drop", [])]),
-        # What refuses something else, or is our own.
+        # Rules that refuse something else, or are our own.
         ([chain(), rule(port(23), {"drop": None})], []),
         ([chain(table="shiftmaster", policy="drop"), rule({"drop": None}, table="shiftmaster")], []),
         ([chain(table="shiftmaster"), rule(port(443), {"drop": None}, table="shiftmaster")], [("drop", [443])]),
@@ -864,9 +864,9 @@ def chain(name="input", table="other", policy="accept"):
         ([chain(), rule(port(5432), {"accept": None})], []),
     ],
 )  # fmt: skip
-def test_rules_that_refuse_what_is_needed(entries, verdicts):
+def test_rules_that_refuse_what_is_needed(entries, results):
     found = network.refusals({"nftables": entries}, [443, 5432])
-    assert [(one["verdict"], one["ports"]) for one in found] == verdicts
+    assert [(one["verdict"], one["ports"]) for one in found] == results
 
 
 def test_an_address_that_is_shut_out_counts_for_every_port():
@@ -897,7 +897,7 @@ def address(field, right, op="=="):
         ([port(443), {"xt": {"type": "match", "name": "string"}}], False),
     ],
 )  # fmt: skip
-def test_a_rule_is_surely_meant_for_the_hosts_of_this_inventory(expressions, sure):
+def test_a_rule_is_certain_to_match_the_hosts_of_this_inventory(expressions, sure):
     found = network.refusals({"nftables": [chain(), rule(*expressions, {"drop": None})]}, [443, 5432], ["192.0.2.7"])
     assert [one["sure"] for one in found] == [sure]
 
@@ -914,7 +914,7 @@ def test_addresses_of_names_without_a_name_server():
     assert network.addresses_of(["db1", "192.0.2.9", "gone"], text) == ["192.0.2.7", "192.0.2.9"]
 
 
-def test_a_name_server_that_is_silent_and_one_that_answers(monkeypatch):
+def test_a_name_server_that_does_not_respond_and_one_that_does(monkeypatch):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         address = server.getsockname()
@@ -924,7 +924,7 @@ def test_a_name_server_that_is_silent_and_one_that_answers(monkeypatch):
         assert (silent["answers"], silent["seconds"], silent["lost"]) == (False, None, 1)
         server.recvfrom(512)
 
-        def answer():
+        def response():
             time.sleep(0.3)
             for number in range(4):
                 query, client = server.recvfrom(512)
@@ -932,7 +932,7 @@ def test_a_name_server_that_is_silent_and_one_that_answers(monkeypatch):
                 if number:
                     server.sendto(query[:2] + b"\x81\x83", client)
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=response)
         thread.start()
         lossy = network.name_server("127.0.0.1", 9, count=4)
         assert lossy["answers"] and lossy["seconds"] is not None and (lossy["tried"], lossy["lost"]) == (4, 1)
@@ -976,11 +976,11 @@ def test_a_certificate_is_for_its_names():
         "192.0.2.8",
     )
     assert [probe.certified(certificate, name) for name in names] == [True] * 4 + [False] * 3
-    # One that is cut off, and one without names, which no client accepts but which says nothing either.
+    # One that is cut off, and one without names, which no client accepts but which names nothing either.
     assert probe._names(der[:-3]) == probe._names(b"") == () and probe.certified(certificate._replace(names=()), "x")
 
 
-def test_what_was_edited_since_the_deploy_is_known(tmp_path, monkeypatch):
+def test_files_edited_since_the_deploy_are_known(tmp_path, monkeypatch):
     layout = services.Layout(str(tmp_path / "www"))
     release, configuration = tmp_path / "www" / "releases" / "x", tmp_path / "etc" / "nginx"
     for directory in (release / "source" / "views", configuration, Path(layout.state), tmp_path / "www/slots/blue"):
@@ -1050,13 +1050,13 @@ def configured(tmp_path, monkeypatch):
     )
     site = tmp_path / "etc/nginx/sites-enabled/shiftmaster"
     site.write_text("server { listen 80; }\n")
-    said = '2026/11/27 15:01:25 [emerg] 1015#1015: unknown directive "nonsense" in /x:3\nnginx: configuration test failed\n'
-    monkeypatch.setattr(probe, "run", lambda argv, *_rest: ran.append(argv) or (1, "", said))
+    output = '2026/11/27 15:01:25 [emerg] 1015#1015: unknown directive "nonsense" in /x:3\nnginx: configuration test failed\n'
+    monkeypatch.setattr(probe, "run", lambda argv, *_rest: ran.append(argv) or (1, "", output))
     setting = Setting({"proc_path": str(tmp_path / "proc")}, root=str(tmp_path))
     return SimpleNamespace(setting=setting, ran=ran, site=site, root=tmp_path)
 
 
-def test_a_broken_configuration_is_said_in_the_words_of_nginx(configured):
+def test_a_broken_configuration_is_reported_with_the_message_of_nginx(configured):
     found = network.nginx(configured.setting)["configuration"]
     assert found == {"tested": True, "error": '[emerg] unknown directive "nonsense" in /x:3'}
     # Its errors go into no log.
@@ -1078,7 +1078,7 @@ def test_nginx_is_not_queried_where_it_would_write(configured, line, made):
     assert (found["tested"], configured.ran) == (False, []) and made in found["why_not"]
 
 
-def test_nginx_is_not_queried_where_it_would_give_its_directories_away_or_does_not_run(configured):
+def test_nginx_is_not_queried_where_it_would_change_owners_or_does_not_run(configured):
     main = configured.root / "etc/nginx/nginx.conf"
     text = main.read_text()
     main.write_text(text.replace("user ", "user other-"))
@@ -1094,7 +1094,7 @@ def test_a_path_that_is_known_only_when_a_page_is_requested_is_not_made(configur
     assert network.nginx(configured.setting)["configuration"]["tested"]
 
 
-def test_nginx_that_takes_long_keeps_nothing_else_from_the_report(configured, monkeypatch):
+def test_a_slow_nginx_removes_nothing_else_from_the_report(configured, monkeypatch):
     def slow(argv, seconds):
         raise probe.ProbeError("down", "timeout", "nginx did not end within %g s" % seconds)
 
@@ -1119,7 +1119,7 @@ def test_roots_of_lock_trees():
     assert database.blockers([session(1, [2]), session(2, [1])]) == []
 
 
-def test_answers_of_psql_lose_their_literals():
+def test_output_of_psql_contains_no_literals():
     text = (
         'activity\t@@\t[{"pid": 1, "query": "SELECT \'Yamada\'"}]\nserver\t@@\t[{"version": "17.6"}]\nnoise\nbad\t@@\t{'
     )
@@ -1139,37 +1139,37 @@ def test_answers_of_psql_lose_their_literals():
         ("FATAL: something new", "refused"),
     ],
 )
-def test_why_the_server_refuses(message, reason):
+def test_the_reason_why_the_server_refuses(message, reason):
     assert database.refusal(message) == reason
 
 
 def test_a_server_that_is_stopped_is_distinguished_from_a_missing_psql(monkeypatch):
     stopped = 'psql: error: connection to server on socket "/x" failed: No such file or directory'
-    for answer, reason in (
+    for response, reason in (
         ((2, "", stopped), "stopped"),
         ((127, "", "env: 'psql': No such file or directory"), "missing"),
     ):
-        monkeypatch.setattr(database.probe, "run", lambda *_arguments, answer=answer: answer)
+        monkeypatch.setattr(database.probe, "run", lambda *_arguments, response=response: response)
         with pytest.raises(probe.ProbeError) as error:
             database.ask(Setting({}), "shiftmaster", database.QUERIES, 5)
         assert error.value.reason == reason
 
 
-def nothing_said(_setting):
+def no_message(_setting):
     raise probe.ProbeError("error", "strange", "")
 
 
-def test_what_cannot_be_read_has_a_reason(monkeypatch):
+def test_unreadable_sources_have_a_reason(monkeypatch):
     """Not an empty pair of brackets: psql and nft may be something else, with output that no program reads."""
     monkeypatch.setattr(probe, "run", lambda *_arguments: (0, "\x00 not what was \n asked for", ""))
     for function in (lambda setting: database.ask(setting, "x", database.QUERIES, 5), network.firewall):
-        answer = engine.ask(part(function), Setting({}))
-        assert (answer["status"], answer["reason"]) == ("failed", "garbage")
-        assert "no response that can be read" in answer["error"] and "asked for" in answer["error"]
-    for strange in ("[]", "null", '{"nftables": 3}', "{}"):
-        monkeypatch.setattr(probe, "run", lambda *_arguments, strange=strange: (0, strange, ""))
+        response = engine.ask(part(function), Setting({}))
+        assert (response["status"], response["reason"]) == ("failed", "garbage")
+        assert "no response that can be read" in response["error"] and "asked for" in response["error"]
+    for unknown in ("[]", "null", '{"nftables": 3}', "{}"):
+        monkeypatch.setattr(probe, "run", lambda *_arguments, unknown=unknown: (0, unknown, ""))
         assert engine.ask(part(network.firewall), Setting({}))["reason"] == "garbage"
-    assert engine.ask(part(nothing_said), Setting({}))["error"] == "it ended without a reason"
+    assert engine.ask(part(no_message), Setting({}))["error"] == "it ended without a reason"
 
 
 def table(name, rows, scans, read, index_scans=0, indexed=()):
@@ -1184,7 +1184,7 @@ def table(name, rows, scans, read, index_scans=0, indexed=()):
     }
 
 
-def test_slow_statements_that_read_whole_tables():
+def test_slow_statements_that_read_complete_tables():
     slow = {"query": "SELECT * FROM roster WHERE staff = $1", "mean_ms": 2000.0, "calls": 10}
     large = table("roster", 90000, 100, 9000000)
     found = database.scanning({"tables": [large], "slowest_on_average": [slow],
@@ -1236,8 +1236,8 @@ def test_slow_statements_that_read_whole_tables():
 )
 def test_a_slow_statement_names_the_column_without_an_index(query, indexed, columns):
     slow = {"query": query, "mean_ms": 2000.0, "calls": 10}
-    answers = {"tables": [table("roster", 90000, 100, 9000000, indexed=indexed)], "slowest_on_average": [slow]}
-    assert [one["column"] for one in database.scanning(answers)] == columns
+    responses = {"tables": [table("roster", 90000, 100, 9000000, indexed=indexed)], "slowest_on_average": [slow]}
+    assert [one["column"] for one in database.scanning(responses)] == columns
 
 
 def test_summary_counts_connections_against_what_can_be_used():
@@ -1248,7 +1248,7 @@ def test_summary_counts_connections_against_what_can_be_used():
     assert found["oldest_age"] == 9
 
 
-def test_what_a_question_did_not_answer_is_not_known():
+def test_a_query_without_a_response_is_unknown():
     found = database.summary({"server": [{"max_connections": 100, "reserved": 3}]})
     assert found["oldest_age"] is None and found["worst_dead_percent"] is None
     assert database.summary({"tables": []})["worst_dead_percent"] == 0.0
@@ -1259,12 +1259,12 @@ def test_what_a_question_did_not_answer_is_not_known():
     assert not any("--" in query for query in database.QUERIES.values())
 
 
-def test_questions_are_one_line_and_one_select_each():
+def test_queries_are_one_line_and_one_select_each():
     for argument in database.script(dict(database.QUERIES, **database.STATEMENTS)):
         assert argument.startswith("--command=SELECT ") and "\n" not in argument and ";" not in argument
 
 
-def test_clusters_as_debian_keeps_them(tmp_path):
+def test_clusters_in_the_layout_of_debian(tmp_path):
     directory = tmp_path / "etc" / "postgresql" / "17" / "main"
     (directory / "conf.d").mkdir(parents=True)
     (directory / "postgresql.conf").write_text("port = 5432\ndata_directory = '/data/17'\n")
@@ -1297,13 +1297,13 @@ def test_rights_by_mode(tmp_path):
     assert not application.may(status, 4711, {4711}, 4)
 
 
-def test_the_directory_that_stands_in_the_way_is_named(tmp_path, monkeypatch):
+def test_the_blocking_directory_is_named(tmp_path, monkeypatch):
     inner = tmp_path / "closed" / "log"
     inner.mkdir(parents=True)
     inner.chmod(0o707)
     mine, really = {(tmp_path / "closed").stat().st_ino, inner.stat().st_ino}, application.may
     monkeypatch.setattr(application, "groups_of", lambda user: (4711, {4711}))
-    # What lies above the directory of this test is not what it is about.
+    # Directories above that of this test do not matter.
     monkeypatch.setattr(application, "may", lambda status, *how: status.st_ino not in mine or really(status, *how))
     (tmp_path / "closed").chmod(0o700)
     found = application.obstacle(str(inner), "shiftmaster", 7)
@@ -1324,7 +1324,7 @@ CELERY_LOG = """[2026-01-31 08:00:00,000: INFO/MainProcess] Connected to redis:/
 """
 
 
-def test_what_the_worker_did_last(tmp_path):
+def test_the_last_task_of_the_worker(tmp_path):
     path = tmp_path / "celery.log"
     path.write_text(CELERY_LOG)
     found = application.worker_log(str(path))
@@ -1336,14 +1336,14 @@ def test_what_the_worker_did_last(tmp_path):
 
 def test_the_worker_s_lines_are_in_the_journal_where_the_application_logs_by_itself(tmp_path, monkeypatch):
     journal = "".join(f"1769846403.5 app1 celery[77]: {line}\n" for line in CELERY_LOG.splitlines())
-    asked = []
+    requested = []
     monkeypatch.setattr(
-        application.probe, "run", lambda command, _seconds: (asked.append(command), (0, journal, ""))[1]
+        application.probe, "run", lambda command, _seconds: (requested.append(command), (0, journal, ""))[1]
     )
     found = application.worker_log(str(tmp_path / "gone"), "shiftmaster-worker@blue.service")
     assert (found["received"], found["ended"], found["broker_lost"]) == (1, 1, True)
     assert found["path"] == "journalctl -u shiftmaster-worker@blue.service" and found["last"].endswith("Error 111")
-    assert "--unit=shiftmaster-worker@blue.service" in asked[0]
+    assert "--unit=shiftmaster-worker@blue.service" in requested[0]
     # A file with nothing in it is as good as none.
     (tmp_path / "empty").touch()
     assert application.worker_log(str(tmp_path / "empty"), "shiftmaster-worker@blue.service")["received"] == 1
@@ -1351,7 +1351,7 @@ def test_the_worker_s_lines_are_in_the_journal_where_the_application_logs_by_its
     assert "problem" in application.worker_log(str(tmp_path / "gone"), "shiftmaster-worker@blue.service")
 
 
-def test_what_a_worker_complains_about_in_the_journal_is_read_with_its_traceback(monkeypatch):
+def test_errors_of_a_worker_in_the_journal_are_read_with_their_traceback(monkeypatch):
     journal = (
         "Started shiftmaster-worker@blue.service - ShiftMaster Celery worker (blue).\n"
         "2026-11-29 20:35:27,084 [ERROR] celery.worker: Received unregistered task of type 'gone'.\n"
@@ -1449,15 +1449,15 @@ def test_the_unit_of_a_process():
 
 @pytest.mark.parametrize("collect", [upkeep.logins, upkeep.rights_changed, host.kills, host.kernel])
 def test_a_journal_that_cannot_be_read_is_not_empty(monkeypatch, collect):
-    for answer in ((1, "", "No journal files were opened due to insufficient permissions."), (3, "", "")):
-        monkeypatch.setattr(probe, "run", lambda *_arguments, answer=answer: answer)
+    for response in ((1, "", "No journal files were opened due to insufficient permissions."), (3, "", "")):
+        monkeypatch.setattr(probe, "run", lambda *_arguments, response=response: response)
         with pytest.raises(probe.ProbeError):
             collect(Setting({}))
     monkeypatch.setattr(probe, "run", lambda *_arguments: (1, "", ""))
     assert collect(Setting({}))
 
 
-def test_backups_are_what_their_manifests_say():
+def test_backups_are_read_from_their_manifests():
     def run(hour, *parts):
         entries = {
             name: {"result": result, "ended": "2026-11-26T%02d:30:00Z" % hour, "size_bytes": size,
@@ -1561,7 +1561,7 @@ def test_an_access_log_is_summed_up_by_slot_and_status():
         "requests": 3, "errors": 1, "p95_seconds": 0.5, "usual_p95_seconds": 9.0, "slower": False, "by_status": {"200": 1, "499": 1, "500": 1},
     }  # fmt: skip
     assert [one["p95_seconds"] for one in made["series"]] == [1, 0, 0, 9]
-    # What is older than the first slot is counted there.
+    # Older requests are counted in the first slot.
     assert [(one["requests"], one["errors"], one["at"]) for one in made["series"]] == [
         (1, 0, 94600), (0, 0, 96400), (0, 0, 98200), (4, 2, 100000),
     ]  # fmt: skip
@@ -1659,7 +1659,7 @@ def test_a_packed_log_that_is_damaged_is_an_error(tmp_path):
         logs.unpacked(str(path), 1 << 20)
 
 
-def test_a_problem_of_a_log_is_no_longer_than_a_person_reads():
+def test_a_problem_of_a_log_has_a_length_limit():
     line = "2026-11-26 12:00:00 [ERROR] %s" % ("x" * 999)
     text = '%s\n  File "/%s", line 1\nValueError: %s\n' % (line, "f" * 999, "y" * 999)
     (problem,) = logs.problems(text, 0)

@@ -23,16 +23,21 @@ class Server:
     """Responds as Prometheus does: one sample each step at which a series was there."""
 
     def __init__(self, **spans):
-        self.spans, self.asked = spans, []
+        self.spans, self.requested = spans, []
 
     def over(self, query, start, end, step):
-        self.asked.append((query, start, end, step))
-        moments = [start + step * number for number in range(int((end - start) / step))]
+        self.requested.append((query, start, end, step))
+        timestamps = [start + step * number for number in range(int((end - start) / step))]
         if "ALERTS" in query:
             spans = self.spans.get("alerts", [])
-            return [(labels, [(at, 1.0) for at in moments if begin <= at <= until]) for labels, begin, until in spans]
+            return [
+                (labels, [(at, 1.0) for at in timestamps if begin <= at <= until]) for labels, begin, until in spans
+            ]
         value = 95.04 if "cpu" in query else float("nan")
-        return [({"instance": "app1"}, [(at, value) for at in moments]), ({"instance": "db"}, [(moments[-1], 1.0)])]
+        return [
+            ({"instance": "app1"}, [(at, value) for at in timestamps]),
+            ({"instance": "db"}, [(timestamps[-1], 1.0)]),
+        ]
 
 
 def test_alerts_with_what_is_known_of_their_beginning_and_end():
@@ -53,7 +58,7 @@ def test_alerts_with_what_is_known_of_their_beginning_and_end():
     assert found["alerts"][0]["severity"] == "critical" and found["source"] == "prometheus"
 
 
-def test_an_alert_that_comes_again_is_told_again():
+def test_a_repeated_alert_is_listed_again():
     samples = [(START + 600, 1.0), (START + 660, 1.0), (START + 1200, 1.0)]
     assert [one["start"] for one in history.alerts([(HIGH, samples)], START, END)] == [START + 1200, START + 600]
 
@@ -66,7 +71,7 @@ def test_alerts_are_bounded():
 def test_the_watchdog_is_no_alert():
     server = Server()
     history.of_prometheus(server, NOW, 6.0)
-    assert all('severity!="none"' in query for query, *_when in server.asked if "ALERTS" in query)
+    assert all('severity!="none"' in query for query, *_when in server.requested if "ALERTS" in query)
 
 
 def test_usage_of_each_host_and_what_was_not_measured():
@@ -82,7 +87,7 @@ def setting(tmp_path):
     return Setting({"prometheus": place, "hours": 6})
 
 
-def test_a_prometheus_that_does_not_respond_is_no_quiet_one(setting, monkeypatch):
+def test_a_prometheus_that_does_not_respond_is_not_one_without_alerts(setting, monkeypatch):
     def refuse(*_arguments):
         raise PrometheusError("Prometheus at x returns 401")
 
@@ -107,10 +112,10 @@ def test_sysstats_metrics_are_used_where_there_is_no_prometheus(tmp_path, monkey
     os.utime(path, (NOW, NOW))
     monkeypatch.setattr(history.time, "time", lambda: NOW)
     monkeypatch.setattr(history.probe, "run", lambda command, seconds: (0, json.dumps(SADF), ""))
-    # Its clock is UTC, whatever the host's.
+    # Its clock is UTC, regardless of the host's.
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     found = history.history(Setting({}, root=str(tmp_path)))
-    # Of 8000 in all 6000 are available. What lies before the hours that were requested is left out.
+    # Of 8000 in all 6000 are available. Earlier hours than requested are left out.
     assert found == {
         "source": "sysstat", "alerts": [], "usage": {"": {"cpu": [[1799999400, 26.0]], "memory": [[1799999400, 25.0]]}},
     }  # fmt: skip
@@ -119,6 +124,6 @@ def test_sysstats_metrics_are_used_where_there_is_no_prometheus(tmp_path, monkey
         history.history(Setting({}, root=str(tmp_path)))
 
 
-def test_a_host_that_keeps_nothing_says_so(tmp_path):
+def test_a_host_without_a_history_reports_it(tmp_path):
     with pytest.raises(Absent):
         history.history(Setting({}, root=str(tmp_path)))

@@ -55,7 +55,7 @@ def test_documentation_and_argument_spec_agree():
     assert yaml.safe_load(shiftmaster_health.EXAMPLES) and yaml.safe_load(shiftmaster_health.RETURN)
 
 
-def test_no_parameter_takes_a_password():
+def test_no_parameter_accepts_a_password():
     assert not [name for name in shiftmaster_health.CHECK_OPTIONS if "password" in name or "token" in name]
 
 
@@ -88,7 +88,7 @@ def test_the_module_checks_in_check_mode_and_never_changes(run_module):
         ([{"name": "a", "kind": "memory", "timeout": 3}], "timeout"),
     ],
 )
-def test_mistakes_of_the_caller_are_one_sentence(run_module, checks, words):
+def test_errors_of_the_caller_are_one_sentence(run_module, checks, words):
     result = run_module(shiftmaster_health, check_mode=True, checks=checks)
     assert result["failed"] and words in result["msg"]
 
@@ -118,7 +118,7 @@ def test_checks_run_at_the_same_time(kinds):
     assert [outcome.status for _options, outcome, _attempts in results] == ["healthy"] * 5
 
 
-def test_a_check_that_hangs_holds_nobody_up(kinds):
+def test_a_hung_check_delays_no_other(kinds):
     kinds("tcp", lambda _options, _context: time.sleep(30))
     kinds("fine", lambda _options, _context: Outcome("healthy"))
     started = time.monotonic()
@@ -205,26 +205,26 @@ def disk(path="/", space=10.0, inodes=10.0, **more):
     )
 
 
-def judged(mounts):
+def evaluated(mounts):
     outcome = health_checks.judge_disks(mounts, 80, 90)
     return engine.describe(options("disk"), outcome, 1, "en", Context())
 
 
 def test_disks_by_space_and_by_inodes():
-    assert judged([disk(), disk("/var", 50)])["usage_percent"] == 50
-    result = judged([disk(), disk("/var", 85), disk("/srv", 20, 95)])
+    assert evaluated([disk(), disk("/var", 50)])["usage_percent"] == 50
+    result = evaluated([disk(), disk("/var", 85), disk("/srv", 20, 95)])
     assert result["status"] == "critical"
     assert result["detail"] == "/srv: 95% of its inodes used, 5 left; /var: 85% of its space used, 1 GiB free"
     assert "du --inodes -x --max-depth=2 /srv" in result["hint"]
-    assert judged([disk(inodes=None)])["status"] == "healthy"
+    assert evaluated([disk(inodes=None)])["status"] == "healthy"
 
 
 def test_disks_that_do_not_respond_or_became_read_only():
     assert (
-        judged([disk(), {"path": "/nas", "kind": "nfs", "error": "stat did not end", "reason": "timeout"}])["status"]
+        evaluated([disk(), {"path": "/nas", "kind": "nfs", "error": "stat did not end", "reason": "timeout"}])["status"]
         == "down"
     )
-    result = judged([disk(), {"path": "/srv", "kind": "ext4", "error": "read-only", "reason": "readonly"}])
+    result = evaluated([disk(), {"path": "/srv", "kind": "ext4", "error": "read-only", "reason": "readonly"}])
     assert result["status"] == "critical" and "dmesg" in result["hint"]
 
 
@@ -339,18 +339,18 @@ def test_clock():
 
 
 def http(monkeypatch, status, body="", seconds=0.1, error=None, reason=""):
-    asked = []
+    requested = []
 
     def get(*args, **_kwargs):
-        asked.append(args)
+        requested.append(args)
         return probe.HttpResult(status, seconds, body, error, reason)
 
     monkeypatch.setattr(probe, "http_get", get)
-    return asked
+    return requested
 
 
 @pytest.mark.parametrize(
-    "answer,more,status",
+    "reply,more,status",
     [
         ((200,), {}, "healthy"),
         ((503,), {}, "unhealthy"),
@@ -363,20 +363,20 @@ def http(monkeypatch, status, body="", seconds=0.1, error=None, reason=""):
         ((None, "", 0, "not HTTP", "protocol"), {}, "unhealthy"),
     ],
 )
-def test_http(monkeypatch, answer, more, status):
-    http(monkeypatch, *answer)
+def test_http(monkeypatch, reply, more, status):
+    http(monkeypatch, *reply)
     wanted = options("http", url="http://localhost:8000", path="/health/", **more)
     assert health_checks.check_http(wanted, Context()).status == status
 
 
 def deep(monkeypatch, status, checks, parts=(), kind="deep_health", **more):
-    asked = http(monkeypatch, status, json.dumps(dict({"status": "x", "checks": checks}, **more)))
+    requested = http(monkeypatch, status, json.dumps(dict({"status": "x", "checks": checks}, **more)))
     wanted = options(kind, url="unix:/x.sock", parts=list(parts))
     outcome = health_checks.KINDS[kind].function(wanted, Context())
-    return outcome, asked[0][1], engine.describe(wanted, outcome, 1, "en", Context())["hint"]
+    return outcome, requested[0][1], engine.describe(wanted, outcome, 1, "en", Context())["hint"]
 
 
-def test_deep_health_judges_the_parts_that_it_is_asked_for(monkeypatch):
+def test_deep_health_evaluates_the_requested_parts(monkeypatch):
     parts = {
         "database": {"status": "healthy"},
         "worker": {"status": "unhealthy", "error": "no worker responded"},
@@ -388,7 +388,7 @@ def test_deep_health_judges_the_parts_that_it_is_asked_for(monkeypatch):
     assert (outcome.status, path) == ("healthy", "/health/deep/?checks=database,cache")
 
 
-def test_pending_migrations_and_unreadable_ones_get_different_hints(monkeypatch):
+def test_pending_migrations_and_unreadable_ones_have_different_hints(monkeypatch):
     pending = {"migrations": {"status": "unhealthy", "error": "1 pending: a.0002_x", "pending": ["a.0002_x"]}}
     outcome, _path, hint = deep(monkeypatch, 503, pending, kind="migrations")
     assert outcome.status == "unhealthy" and "deploy.yml" in hint
@@ -482,7 +482,7 @@ def test_redis(monkeypatch, metrics, status):
     assert health_checks.check_redis(options("redis"), Context()).status == status
 
 
-def test_a_redis_that_asks_for_a_password_is_alive(monkeypatch):
+def test_a_redis_that_requires_a_password_is_alive(monkeypatch):
     redis(monkeypatch, probe.ProbeError("unhealthy", "noauth", "NOAUTH"))
     assert health_checks.check_redis(options("redis", allow_noauth=True), Context()).status == "healthy"
     assert engine.attempt(options("redis"), Context()).status == "unhealthy"
@@ -545,7 +545,7 @@ def test_celery_without_a_release_or_without_celery(release, tmp_path_factory):
     assert celery_check(release[0]).status == "error"
 
 
-def test_the_maintenance_page_is_seen_where_no_release_is(tmp_path):
+def test_the_maintenance_page_is_detected_where_no_release_is(tmp_path):
     wanted, context = options("maintenance"), Context(app_root=str(tmp_path))
     assert health_checks.check_maintenance(wanted, context).status == "healthy"
     (tmp_path / "shared" / "maintenance").mkdir(parents=True)
@@ -650,7 +650,7 @@ def test_report_as_data_is_json():
         ("never", []),
     ],
 )
-def test_what_fails(fail_on, names):
+def test_results_that_fail_a_run(fail_on, names):
     assert [result["name"] for result in engine.failing(results()("en"), fail_on)] == names
 
 
@@ -661,7 +661,7 @@ def test_a_hint_of_the_site_replaces_ours():
 
 def test_several_hosts_in_one_report(run_module):
     healthy = engine.make_report([results()("en")[0]], "web1", NOW)
-    answer = run_module(
+    reply = run_module(
         shiftmaster_health_report,
         check_mode=True,
         results=[
@@ -673,14 +673,14 @@ def test_several_hosts_in_one_report(run_module):
         ],
         timezone="Asia/Tokyo",
     )
-    text = answer["report_text"]
-    assert answer["report_lines"][1].endswith(" JST")
+    text = reply["report_text"]
+    assert reply["report_lines"][1].endswith(" JST")
     assert text.count("=== ShiftMaster System Health Report ===") == 1
     assert "Host: gone\n\n❌ unreachable\n   Error: no route to host\n   Hint: the host did not respond" in text
     assert "Host: odd\n\n❌ could not be checked\n   Error: MODULE FAILURE" in text
     assert text.endswith("Hosts: 1/5 healthy, 1 unreachable\nOverall health: 2/5 services healthy")
-    assert answer["failing"] == ["app1: database", "app1: clock"]
-    assert answer["report"]["unreachable"] == ["gone"] and answer["report"]["worst"] == "down"
+    assert reply["failing"] == ["app1: database", "app1: clock"]
+    assert reply["report"]["unreachable"] == ["gone"] and reply["report"]["worst"] == "down"
 
 
 @pytest.mark.parametrize(
@@ -692,14 +692,14 @@ def test_several_hosts_in_one_report(run_module):
 )  # fmt: skip
 def test_a_host_whose_report_is_not_valid_hides_no_other(run_module, theirs):
     given = [{"host": "backup1", "result": {"report": theirs}}, {"host": "app1", "result": {"report": report()}}]
-    answer = run_module(shiftmaster_health_report, check_mode=True, results=given)
-    assert "app1: database" in answer["failing"] and "backup1: unchecked" in answer["telling"]["told"]["unwell"]
+    reply = run_module(shiftmaster_health_report, check_mode=True, results=given)
+    assert "app1: database" in reply["failing"] and "backup1: unchecked" in reply["telling"]["told"]["unwell"]
 
 
-def test_a_host_does_not_say_itself_how_bad_its_checks_are(run_module):
+def test_a_host_cannot_set_the_severity_of_its_checks(run_module):
     given = [{"host": "app1", "result": {"report": dict(report(), worst="healthy", healthy=99)}}]
-    answer = run_module(shiftmaster_health_report, check_mode=True, results=given)
-    assert (answer["worst"], answer["report"]["healthy"]) == (report()["worst"], report()["healthy"])
+    reply = run_module(shiftmaster_health_report, check_mode=True, results=given)
+    assert (reply["worst"], reply["report"]["healthy"]) == (report()["worst"], report()["healthy"])
 
 
 @pytest.mark.parametrize("name", ["health", "diagnose", "checklist"])
@@ -720,7 +720,7 @@ def test_a_host_adds_no_line_to_the_report_of_another_one():
     assert not [text for text in engine.unwell([merged], "critical", "en").values() if "\n" in text]
 
 
-def test_what_is_unwell_is_a_line_each():
+def test_each_unhealthy_part_is_one_line():
     reports = [report(), engine.report_of("gone", {"unreachable": True, "msg": "no route"})]
     assert engine.unwell(reports, "critical", "en") == {
         "app1: database": "❌ app1: DATABASE: down, localhost:5432: connection refused",
@@ -730,13 +730,13 @@ def test_what_is_unwell_is_a_line_each():
     assert set(engine.unwell(reports, "never", "en")) == {"gone: unreachable"}
 
 
-def test_people_are_told_once_again_after_hours_of_more_and_of_the_end():
+def test_notifications_are_sent_once_then_after_hours_for_more_problems_and_for_the_end():
     def at(minutes, *names):
         nonlocal told
-        moment = NOW + datetime.timedelta(minutes=minutes)
-        answer = engine.telling(dict.fromkeys(names, ""), told, moment, 4 * 3600)
-        told = json.loads(json.dumps(answer["told"]))
-        return answer["status"]
+        timestamp = NOW + datetime.timedelta(minutes=minutes)
+        reply = engine.telling(dict.fromkeys(names, ""), told, timestamp, 4 * 3600)
+        told = json.loads(json.dumps(reply["told"]))
+        return reply["status"]
 
     told = {}
     assert at(0) == ""
@@ -753,7 +753,7 @@ def test_people_are_told_once_again_after_hours_of_more_and_of_the_end():
     assert at(310, "a") == "failed"
 
 
-def test_the_module_says_whom_to_tell(run_module):
+def test_the_module_returns_what_to_notify(run_module):
     given = [{"host": "app1", "result": {"report": report()}}]
     first = run_module(shiftmaster_health_report, check_mode=True, results=given)["telling"]
     assert (first["status"], first["hosts"]) == ("failed", ["app1"]) and len(first["lines"]) == 2
@@ -775,18 +775,18 @@ def fields(text):
 
 
 def test_each_text_of_a_check_is_in_the_catalogue():
-    said_keys = {
+    output_keys = {
         node.args[0].value
         for module in (health_checks, engine)
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("said", "Said")
         if node.args and isinstance(node.args[0], ast.Constant)
     }
-    assert "redis.plain" in said_keys and said_keys - set(health_text.CATALOG) == set()
+    assert "redis.plain" in output_keys and output_keys - set(health_text.CATALOG) == set()
 
 
 @offenders.each(health_text.CATALOG)
-def test_both_languages_say_the_same(key):
+def test_texts_of_both_languages_have_the_same_fields(key):
     texts = health_text.CATALOG[key]
     assert len(texts) == len(health_text.LANGUAGES)
     assert fields(texts[0]) == fields(texts[1])
@@ -802,14 +802,14 @@ def test_every_kind_has_a_hint_of_its_own(kind):
 WIRED = yaml.safe_load((ROOT / "group_vars" / "all" / "health.yml").read_text())["shiftmaster_health_checks"]
 
 
-def test_the_play_checks_the_guides_seven():
+def test_the_play_runs_the_seven_checks_of_the_guide():
     names = [check["name"] for checks in WIRED.values() for check in checks]
     assert {"web", "database", "redis", "celery", "nginx", "disk_space", "memory"} <= set(names)
     assert len(names) == len(set(names)), "one host may be in all groups"
 
 
 @offenders.each([check for checks in WIRED.values() for check in checks], lambda check: check["name"])
-def test_wired_checks_use_options_that_exist(check):
+def test_checks_of_the_group_variables_use_options_that_exist(check):
     assert set(check) <= set(shiftmaster_health.CHECK_OPTIONS)
     assert check["kind"] in health_checks.KINDS
 
@@ -824,12 +824,12 @@ def test_wired_checks_use_options_that_exist(check):
     ],
 )
 def test_deep_health_is_queried_with_the_token_of_the_environment(environment, monkeypatch, tmp_path, text, token):
-    """Without it the application hides its parts from everybody but the private socket."""
-    asked = http(monkeypatch, 200, '{"status": "healthy", "checks": {}}')
+    """Without it the application hides its parts from all but the private socket."""
+    requested = http(monkeypatch, 200, '{"status": "healthy", "checks": {}}')
     context = environment(text) if text else Context(str(tmp_path / "none"), app_root=str(tmp_path))
     wanted = options("deep_health", url="https://shift.example", headers={"X-Other": "1"})
     assert health_checks.check_deep_health(wanted, context).status == "healthy"
-    assert asked[0][4] == ({"X-Other": "1", "X-Health-Token": token} if token else {"X-Other": "1"})
+    assert requested[0][4] == ({"X-Other": "1", "X-Health-Token": token} if token else {"X-Other": "1"})
     # The options of the check stay as they are.
     assert wanted["headers"] == {"X-Other": "1"}
 
@@ -838,7 +838,7 @@ def test_deep_health_is_queried_with_the_token_of_the_environment(environment, m
 
 
 def test_every_option_of_an_http_check_reaches_the_request(monkeypatch):
-    asked = http(monkeypatch, 200, '{"status": "healthy", "checks": {}}')
+    requested = http(monkeypatch, 200, '{"status": "healthy", "checks": {}}')
     more = {"host_header": "h", "timeout_seconds": 3, "headers": {"A": "1"}, "ca_file": "/ca"}
     health_checks.check_http(options("http", url="http://x", path="/p", validate_certs=False, **more), Context())
     health_checks.check_http(options("http", url="http://x", timeout_seconds=3), Context())
@@ -847,19 +847,19 @@ def test_every_option_of_an_http_check_reaches_the_request(monkeypatch):
     health_checks.check_deep_health(
         options("deep_health", path="/d?checks=a", parts=["b"], timeout_seconds=3), Context()
     )
-    assert asked[:4] == [
+    assert requested[:4] == [
         ("http://x", "/p", "h", 3, {"A": "1"}, False, "/ca"), ("http://x", "/", None, 3, None, True, None),
         ("http://x", "/health/deep/", "h", 3, {"A": "1"}, False, "/ca"),
         ("unix:/app/active/socket", "/health/deep/", None, 3, {}, True, None),
     ]  # fmt: skip
-    assert asked[4][1] == "/d?checks=a"
+    assert requested[4][1] == "/d?checks=a"
 
 
 @pytest.mark.parametrize(
     "reason,status",
     [("tls", "unhealthy"), ("certificate", "unhealthy"), ("protocol", "unhealthy"), ("refused", "down")],
 )
-def test_what_gives_no_response_has_its_status(monkeypatch, reason, status):
+def test_a_missing_response_has_its_status(monkeypatch, reason, status):
     http(monkeypatch, None, "", 0.2, "it failed", reason)
     outcome = health_checks.check_http(options("http", url="http://x:81/"), Context())
     assert (outcome.status, outcome.reason, outcome.error) == (
@@ -872,7 +872,7 @@ def test_what_gives_no_response_has_its_status(monkeypatch, reason, status):
     assert outcome.hint_values["socket"] == "/s" and outcome.data["latency_ms"] is None
 
 
-def test_reasons_of_http_answers(monkeypatch):
+def test_reasons_of_http_responses(monkeypatch):
     http(monkeypatch, 500, "x", 0.2)
     outcome = health_checks.check_http(options("http", url="http://x"), Context())
     assert (outcome.reason, outcome.error, outcome.data) == (
@@ -906,7 +906,7 @@ def test_parts_of_deep_health_have_their_codes(monkeypatch):
 
 
 @pytest.mark.parametrize("depth", [500, 3000, 30_000])
-def test_a_deeply_nested_answer_ends_no_report(monkeypatch, depth):
+def test_a_deeply_nested_response_ends_no_report(monkeypatch, depth):
     """Ansible goes through results by recursion: the report of all checks would be lost."""
     nested = "[" * depth + "]" * depth
     for body in (
@@ -920,13 +920,13 @@ def test_a_deeply_nested_answer_ends_no_report(monkeypatch, depth):
         assert len(json.dumps(outcome.data)) < 200
 
 
-def test_a_tcp_check_asks_what_it_is_given(monkeypatch):
-    asked = []
-    monkeypatch.setattr(probe, "tcp_connect", lambda *words: asked.append(words) or {"latency_ms": 1})
+def test_a_tcp_check_sends_its_options(monkeypatch):
+    requested = []
+    monkeypatch.setattr(probe, "tcp_connect", lambda *words: requested.append(words) or {"latency_ms": 1})
     outcome = health_checks.check_tcp(options("tcp", port=25, timeout_seconds=3), Context())
     assert (outcome.status, outcome.data) == ("healthy", {"latency_ms": 1})
     health_checks.check_tcp(options("tcp", host="h", socket="/s", timeout_seconds=3), Context())
-    assert asked == [("localhost", 25, None, 3), ("h", None, "/s", 3)]
+    assert requested == [("localhost", 25, None, 3), ("h", None, "/s", 3)]
 
 
 @pytest.mark.parametrize("percent,status", [(80, "healthy"), (85, "warning"), (95, "critical")])
@@ -959,7 +959,7 @@ def access_log(tmp_path, statuses):
         (200, None, [500] * 4, ("healthy", "")),  # Too few for a result.
     ],
 )
-def test_pages_as_users_get_them(monkeypatch, tmp_path, status, error, statuses, expected):
+def test_pages_as_users_receive_them(monkeypatch, tmp_path, status, error, statuses, expected):
     """Each component may respond while pages hang or fail."""
     result = probe.HttpResult(status, 0.1, "", error, "timeout" if error else "")
     monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: result)
@@ -968,7 +968,7 @@ def test_pages_as_users_get_them(monkeypatch, tmp_path, status, error, statuses,
     assert (outcome.status, outcome.reason) == expected
 
 
-def test_behind_the_maintenance_page_pages_are_not_requested(monkeypatch, tmp_path):
+def test_during_maintenance_pages_are_not_requested(monkeypatch, tmp_path):
     monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: pytest.fail("requested"))
     (tmp_path / "shared/maintenance").mkdir(parents=True)
     (tmp_path / "shared/maintenance/on").touch()
@@ -984,18 +984,18 @@ def test_sessions_that_wait_for_a_lock_are_critical(monkeypatch):
     assert (outcome.status, outcome.reason) == ("critical", "locked")
 
 
-def test_a_redis_check_asks_what_it_is_given(monkeypatch, environment):
-    asked = []
-    monkeypatch.setattr(probe, "redis_ping", lambda target, seconds: asked.append((target, seconds)) or {})
+def test_a_redis_check_sends_its_options(monkeypatch, environment):
+    requested = []
+    monkeypatch.setattr(probe, "redis_ping", lambda target, seconds: requested.append((target, seconds)) or {})
     health_checks.check_redis(options("redis", timeout_seconds=3), Context())
     more = {"host": "h", "port": 1, "socket": "/s", "tls": True, "validate_certs": False, "ca_file": "/ca"}
     health_checks.check_redis(options("redis", timeout_seconds=3, **more), Context())
     health_checks.check_redis(
         options("redis", timeout_seconds=3, environment_key="U"), environment("U=redis://:pw@cache:6390/1\n")
     )
-    assert asked[0] == (probe.RedisTarget("localhost", 6379, None, tls=False, verify=True, ca_file=None), 3)
-    assert asked[1] == (probe.RedisTarget("h", 1, "/s", tls=True, verify=False, ca_file="/ca"), 3)
-    assert (asked[2][0].host, asked[2][0].port) == ("cache", 6390)
+    assert requested[0] == (probe.RedisTarget("localhost", 6379, None, tls=False, verify=True, ca_file=None), 3)
+    assert requested[1] == (probe.RedisTarget("h", 1, "/s", tls=True, verify=False, ca_file="/ca"), 3)
+    assert (requested[2][0].host, requested[2][0].port) == ("cache", 6390)
 
 
 def test_reasons_of_redis(monkeypatch):
@@ -1050,13 +1050,16 @@ def test_a_certificate_counts_from_its_first_second_and_what_is_served_is_reques
 
 
 def test_reasons_of_the_clock_and_of_units(monkeypatch):
-    def judged_clock(**state):
+    def evaluated_clock(**state):
         state = dict({"synchronised": True, "offset_seconds": 0.0, "source": "s", "container": False}, **state)
         return health_checks.judge_clock(state, 0.1, 1)
 
-    assert judged_clock(offset_seconds=0.5).reason == "offset" and judged_clock(synchronised=None).reason == "unknown"
-    assert judged_clock(synchronised=False).reason == "not"
-    assert judged_clock(offset_seconds=None).detail[0].key == "clock"
+    assert (
+        evaluated_clock(offset_seconds=0.5).reason == "offset"
+        and evaluated_clock(synchronised=None).reason == "unknown"
+    )
+    assert evaluated_clock(synchronised=False).reason == "not"
+    assert evaluated_clock(offset_seconds=None).detail[0].key == "clock"
     units(
         monkeypatch,
         {"Id": "nginx.service", "ActiveState": "active", "NRestarts": "3"},
@@ -1073,13 +1076,13 @@ def test_reasons_of_the_clock_and_of_units(monkeypatch):
     assert health_checks.check_systemd(options("systemd"), Context()).status == "healthy"
 
 
-def test_sizes_in_a_persons_unit_and_names_in_a_pattern():
+def test_sizes_have_readable_units_and_patterns_contain_names():
     sizes = [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1 << 20, "1 MiB"), (3 << 30, "3 GiB"), (1 << 41, "2 TiB")]
     assert [health_checks.size(count) for count, _text in sizes] == [text for _count, text in sizes]
     assert Context(app_root="/a").fill("{app_root}/{node}") == "/a/" + os.uname().nodename
 
 
-def test_disks_without_one_that_answers_are_an_error_and_full_inodes_are_named():
+def test_disks_without_a_response_are_an_error_and_full_inodes_are_named():
     with pytest.raises(probe.ProbeError):
         health_checks.judge_disks([], 80, 90)
     assert health_checks.judge_disks([disk(space=10, inodes=20)], 80, 90).detail[0].key == "disk.inodes"
@@ -1111,17 +1114,17 @@ def test_an_environment_names_the_authority_of_the_database(environment):
     assert health_checks.postgres_target(options("postgres", port=5), context) == probe.PostgresTarget(
         host="db", port="5", user="me", sslrootcert="/ca"
     )
-    # Of another user's database nothing is in the environment of the application.
+    # The environment of the application has nothing of another user's database.
     assert health_checks.postgres_target(options("postgres", run_as="postgres"), context) == probe.PostgresTarget(
         run_as="postgres"
     )
 
 
 def test_every_page_is_requested_with_the_options_of_its_check(monkeypatch, tmp_path):
-    asked = []
+    requested = []
 
     def get(target, **more):
-        asked.append((target, more["path"], more["host"], more["verify"]))
+        requested.append((target, more["path"], more["host"], more["verify"]))
         assert 0 < more["timeout"] <= 9
         return probe.HttpResult(200, 0.1, "", None)
 
@@ -1131,7 +1134,7 @@ def test_every_page_is_requested_with_the_options_of_its_check(monkeypatch, tmp_
     assert health_checks.check_pages(dict(wanted, validate_certs=False), context).status == "healthy"
     health_checks.check_pages(dict(wanted, pages=[]), context)
     target = "unix:%s/s" % tmp_path
-    assert asked == [(target, "/a", "h", False), (target, "/b", "h", False), (target, "/", "h", True)]
+    assert requested == [(target, "/a", "h", False), (target, "/b", "h", False), (target, "/", "h", True)]
 
 
 @pytest.mark.parametrize(
@@ -1222,7 +1225,7 @@ def test_celery_that_cannot_be_run_is_an_error(monkeypatch, tmp_path):
         ("x" * 301, "x" * 300),
     ],
 )
-def test_the_line_that_tells_why_celery_failed(text, line):
+def test_the_line_with_the_reason_why_celery_failed(text, line):
     assert health_checks.celery_failure(text) == line
 
 
@@ -1249,7 +1252,7 @@ def test_units_are_described_where_they_are_named_or_wrong(monkeypatch):
     assert outcome.detail[0].values == {"count": 1} and outcome.data["units"] == []
 
 
-def test_disks_are_requested_as_given_and_the_worst_comes_first(monkeypatch):
+def test_disks_are_checked_as_configured_and_the_worst_comes_first(monkeypatch):
     query = mock.create_autospec(probe.disk_usage, return_value=[disk("/a", 85), disk("/b", 91, 50), disk("/c", 5, 85)])
     monkeypatch.setattr(probe, "disk_usage", query)
     wanted = options("disk", paths=["/a"], exclude=["/x"], timeout_seconds=3, warning=80, critical=90)
@@ -1273,20 +1276,20 @@ def test_disks_are_requested_as_given_and_the_worst_comes_first(monkeypatch):
 
 
 def test_dates_of_certificates(monkeypatch):
-    def judge_at(days, served=None, start=-10, **more):
+    def evaluate_at(days, served=None, start=-10, **more):
         monkeypatch.setattr(probe, "certificate_file", lambda _path: [certificate(days, start)])
         monkeypatch.setattr(probe, "certificate_served", lambda *_words: served)
         return health_checks.check_certificate(options("certificate", file="/c", **more), Context(), NOW)
 
-    outcome = judge_at(-2.5)
+    outcome = evaluate_at(-2.5)
     assert (outcome.detail[0].key, outcome.detail[0].values["days"]) == ("certificate.expired", 2)
     # It begins and ends at this second.
-    assert judge_at(0).detail[0].key == "certificate" and judge_at(9, start=0).detail[0].key == "certificate"
-    assert judge_at(50).detail[0].values == {"date": "2026-03-22", "days": 50}
+    assert evaluate_at(0).detail[0].key == "certificate" and evaluate_at(9, start=0).detail[0].key == "certificate"
+    assert evaluate_at(50).detail[0].values == {"date": "2026-03-22", "days": 50}
     # Another certificate is served: the one that ends first counts, and determines the action.
-    newer = judge_at(300, served=certificate(200), url="localhost")
+    newer = evaluate_at(300, served=certificate(200), url="localhost")
     assert (newer.status, newer.reason, newer.data["served_differs"]) == ("warning", "differs", True)
-    older = judge_at(3, served=certificate(200), url="localhost")
+    older = evaluate_at(3, served=certificate(200), url="localhost")
     assert (older.status, older.reason) == ("critical", "expiry")
     assert [one.key for one in older.detail] == ["certificate", "certificate.differs"]
 

@@ -47,7 +47,7 @@ def test_pages_are_distinguished_without_numbers_and_queries():
         ("xxxx" + "." * 90, False),
     ],
 )
-def test_errors_go_on_until_enough_requests_have_succeeded(failed, more):
+def test_errors_continue_until_enough_requests_have_succeeded(failed, more):
     assert symptoms.goes_on([one == "x" for one in failed]) == more
 
 
@@ -68,7 +68,7 @@ def test_a_page_that_always_fails_and_is_seldom_requested_still_fails(restart):
     assert [(one["page"], one["errors"]) for one in symptoms.failing(requests)] == [("/bad/", 10)]
 
 
-def test_a_page_that_fails_among_good_ones_is_found_with_its_numbers():
+def test_a_page_that_fails_sometimes_is_found_with_its_numbers():
     requests = [request(at, 500 if at % 10 == 0 else 200, "/bad/" if at % 10 == 0 else "/") for at in range(100)]
     (page,) = symptoms.failing(requests)
     assert (page["page"], page["errors"], page["requests"], page["own_errors"], page["last"], page["often"]) == (
@@ -83,11 +83,11 @@ def test_a_page_that_fails_among_good_ones_is_found_with_its_numbers():
         ({"/": (9, 0)}, False),  # Too little.
         ({"/": (10, 0)}, True),
         ({"/": (100, 0)}, True),  # The page is new.
-        ({"/bad/": (100, 1)}, True),  # An outage of before.
+        ({"/bad/": (100, 1)}, True),  # An earlier outage.
         ({"/bad/": (10, 6), "/": (10, 0)}, False),
     ],
 )
-def test_only_what_the_release_before_did_not_show_is_new(before, new):
+def test_only_failures_that_the_release_before_did_not_show_are_new(before, new):
     assert symptoms.failing([request(at, 500, "/bad/") for at in range(9)], before)[0]["new"] == new
 
 
@@ -119,7 +119,7 @@ def test_the_time_of_a_request_is_the_first_that_can_be_read(fields, at):
     ["{}", "7", "[]", "[" * 100000, '{"msec": 5}', '{"msec": 5, "status": "-"}', '{"msec": Infinity, "status": 200}',
      '{"msec": NaN, "status": 200}', '{"status": 200}', '{"msec": 5, "status": 200, "request_time": "x"}'],
 )  # fmt: skip
-def test_what_is_no_request_is_left_out(line):
+def test_invalid_requests_are_skipped(line):
     assert symptoms.parse(line) is None
 
 
@@ -141,11 +141,11 @@ def test_a_page_is_a_path_of_200_characters_at_most(fields, page):
     [(500, {}, True), (500, {"upstream_status": "599"}, True), (500, {"upstream_status": "600"}, False),
      (500, {"upstream_status": "499"}, False), (404, {"upstream_status": "500"}, False)],
 )  # fmt: skip
-def test_only_a_5xx_of_the_application_is_its_own(status, upstream, own):
+def test_only_a_5xx_of_the_application_counts_for_it(status, upstream, own):
     assert symptoms.parse(json.dumps({"msec": 5, "status": status, **upstream})).by_application is own
 
 
-def test_no_more_than_a_few_megabytes_of_a_log_are_read(monkeypatch):
+def test_at_most_a_few_megabytes_of_a_log_are_read(monkeypatch):
     limits = []
     monkeypatch.setattr(symptoms.safe_files, "read_tail", lambda _path, limit: limits.append(limit) or b"")
     assert symptoms.logged("/log") == [] and 1 << 20 <= limits[0] <= 16 << 20
@@ -162,7 +162,7 @@ def test_requests_of_a_time_are_read_from_a_log(tmp_path):
 # --- pages ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_more_pages_are_counted_than_the_limit(monkeypatch):
+def test_the_number_of_pages_has_a_limit(monkeypatch):
     monkeypatch.setattr(symptoms, "_MOST_PAGES", 2)
     found = symptoms.counts([request(1, page=page, status=500) for page in ("/a/", "/b/", "/c/", "/a/")])
     assert found == {"/a/": (2, 2), "/b/": (1, 1)}
@@ -173,7 +173,7 @@ def test_a_page_failed_before_if_at_least_half_as_often(before, result):
     assert symptoms.failed_before("/", 6, 6, {"/": before} if before else {}) is result
 
 
-def test_the_pages_that_fail_most_come_first_and_are_twenty_at_most():
+def test_the_pages_that_fail_most_come_first_and_are_at_most_twenty():
     requests = [request(at, 503, page) for at in range(9) for page in ("/a/", "/b/")]
     requests += [request(at, 500, "/b/") for at in (20, 21)]
     requests += [request(at, 502, "/x%s/" % chr(97 + at)) for at in range(25)]
@@ -218,7 +218,7 @@ def site(monkeypatch):
     return Site(monkeypatch)
 
 
-def test_a_page_is_requested_as_a_user_behind_tls_does(site):
+def test_a_page_is_requested_like_a_user_request_over_tls(site):
     assert site.get((200, None)) == (200, ["/"])
     ((target, sent),) = site.requests
     assert (target, sent["host"], sent["headers"], sent["verify"]) == (
@@ -230,26 +230,26 @@ def test_a_page_is_requested_as_a_user_behind_tls_does(site):
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_the_page_that_another_leads_to_is_requested(site, status):
+def test_the_target_of_a_redirect_is_requested(site, status):
     assert site.get((status, "/login/?next=/"), (200, None)) == (200, ["/", "/login/?next=/"])
     assert site.get((status, "https://shift.example.jp/login/"), (200, None)) == (200, ["/", "/login/"])
 
 
 @pytest.mark.parametrize("location", ["https://elsewhere.example.jp/", "login/", "", None])
-def test_no_other_site_is_requested(site, location):
+def test_other_sites_are_not_requested(site, location):
     assert site.get((302, location), (200, None)) == (302, ["/"])
     assert site.get((302, location), (200, None), host=None) == (302, ["/"])
 
 
-def test_a_page_that_leads_back_to_itself_is_not_served(site):
-    """As behind a proxy that says http to an application which wants https."""
+def test_a_page_that_redirects_to_itself_is_not_served(site):
+    """As after a proxy that uses http to an application which requires https."""
     assert site.get((301, "https://shift.example.jp/")) == (None, ["/"])
     assert site.get((302, "/login/"), (302, "/"), (302, "/login/")) == (None, ["/", "/login/"])
     assert symptoms.page_problem("http://localhost", "/", "shift.example.jp", 9.0)
     assert site.get((304, "/")) == (304, ["/"])
 
 
-def test_a_page_may_lead_to_itself_with_a_cookie(site):
+def test_a_page_may_redirect_to_itself_with_a_cookie(site):
     site.more = {"set-cookie": "a=b"}
     assert site.get((302, "/")) == (302, ["/"] * 3)
 
@@ -263,7 +263,7 @@ def test_a_page_is_not_waited_for_beyond_the_deadline(site):
     ("status", "problem"),
     [(200, ""), (404, ""), (499, ""), (500, "/: HTTP 500"), (503, "/: HTTP 503"), (None, "/: refused")],
 )
-def test_a_user_does_not_get_a_page_without_a_response_or_with_5xx(site, status, problem):
+def test_a_page_without_a_response_or_with_5xx_is_not_served(site, status, problem):
     site.responses = [(status, None)]
     assert symptoms.page_problem("http://localhost", "/", "host", 9.0) == problem
     assert site.requests[0][1]["verify"] is True

@@ -23,7 +23,7 @@ AWKWARD = {
 }
 
 
-def test_every_value_comes_back_as_it_was():
+def test_every_value_is_read_back_unchanged():
     assert envfile.parse(envfile.render(AWKWARD)) == AWKWARD
 
 
@@ -51,7 +51,7 @@ def test_a_file_is_sorted_and_quoted():
         ("A=1\nA=2\n", "2"),
     ],
 )
-def test_what_people_write_is_read_as_systemd_reads_it(text, wanted):
+def test_manual_edits_are_read_as_systemd_reads_them(text, wanted):
     assert envfile.parse(text) == {"A": wanted}
 
 
@@ -60,6 +60,6 @@ def test_comments_and_lines_that_are_no_assignment_are_passed_over():
 
 
 @pytest.mark.parametrize("environment", [{"A B": "x"}, {"1A": "x"}, {"": "x"}, {"A": 1}, {"A": None}, {"A": "x\0y"}])
-def test_what_no_environment_can_hold_is_refused(environment):
+def test_values_that_no_environment_can_contain_are_rejected(environment):
     with pytest.raises(ValueError):
         envfile.render(environment)

@@ -1,4 +1,4 @@
-"""What runs as root reads no file of root's for a less privileged user, waits for no FIFO and fills no memory."""
+"""Processes of root read no file of root for a less privileged user, wait for no FIFO and fill no memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ansible.module_utils.shiftmaster.reports import findings
 from support import in_time
 
 SECRET = "SECRET_KEY=only-for-root"
-# Each reader looks for something else: a traceback, a task of Celery, an assignment, a name server.
+# Each reader searches for something else: a traceback, a task of Celery, an assignment, a name server.
 CONTENT = (
     "ValueError: %s\n" % SECRET
     + "%s\n" % SECRET
@@ -115,10 +115,10 @@ def context_environment(path):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
-def test_no_reader_follows_or_waits(place, monkeypatch, reader, attack):
+def test_no_reader_follows_a_link_or_blocks(place, monkeypatch, reader, attack):
     path = attack(place, "nginx.conf")
-    answer = str(in_time(lambda: reader(path, place.tmp, monkeypatch)))
-    assert not [trace for trace in TRACES if trace in answer]
+    response = str(in_time(lambda: reader(path, place.tmp, monkeypatch)))
+    assert not [trace for trace in TRACES if trace in response]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -153,14 +153,14 @@ def test_a_log_that_an_administrator_links_elsewhere_is_still_read(place):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_the_canary_appends_to_nothing_of_roots(place, attack):
+def test_the_canary_appends_to_nothing_of_root(place, attack):
     path = attack(place, "canary.log")
     assert isinstance(in_time(lambda: canary.write(path, "line\n")), OSError)
     assert attack is fifo or (place.root / "canary.log").read_text() == CONTENT
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_metrics_and_the_queue_of_a_cutover_overwrite_nothing_of_roots(place, monkeypatch, attack):
+def test_metrics_and_the_queue_of_a_cutover_overwrite_nothing_of_root(place, monkeypatch, attack):
     monkeypatch.setattr(cutover, "RUN", str(place.theirs))
     made = cutover.Cutover(Layout(str(place.tmp / "app")), None, {"logs": []})
     for name, write in (
@@ -233,7 +233,7 @@ def large(place):
     return disk.largest(options)
 
 
-def test_the_largest_files_are_not_looked_for_where_a_directory_became_a_link(place, monkeypatch):
+def test_the_search_for_the_largest_files_skips_a_directory_that_became_a_link(place, monkeypatch):
     (place.root / "secret-name").write_bytes(b"x" * 100_000)
     victim = place.theirs / "below"
     victim.mkdir()
@@ -261,7 +261,7 @@ class Entries(list):
         pass
 
 
-def test_directories_below_each_other_without_end_are_left(place):
+def test_endlessly_nested_directories_are_skipped(place):
     here = os.open(place.theirs, os.O_RDONLY)
     for _level in range(1500):
         os.mkdir("d", dir_fd=here)
@@ -319,18 +319,18 @@ def read_or_nothing(path):
         return b""
 
 
-def test_what_a_log_says_to_a_terminal_is_not_repeated(place, monkeypatch):
+def test_control_characters_in_a_log_are_not_printed(place, monkeypatch):
     path = place.theirs / "error.log"
     path.write_text("ValueError: \x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\n")
-    said = evidence(str(path), place.tmp, monkeypatch)
-    assert "ValueError: ?]0;owned??[2J?31m?gnp.exe" in said
+    message = evidence(str(path), place.tmp, monkeypatch)
+    assert "ValueError: ?]0;owned??[2J?31m?gnp.exe" in message
     assert str(cutover.CutoverError("line\n\ttab \x1b[2J\rover")) == "line\n\ttab ?[2J?over"
 
 
 ESCAPE = "x\x1b]52;c;b3duZWQ=\x07\x9b2J\u202ey"
 
 
-def test_a_host_that_was_taken_over_reaches_no_terminal_mail_or_chat():
+def test_output_of_a_compromised_host_reaches_no_terminal_mail_or_chat_unescaped():
     found = [
         findings.host_of("app1", [], {"evidence": {"parts": {"logs": {"files": {ESCAPE: [ESCAPE]}}}}}),
         findings.host_of("app1", [], {"msg": ESCAPE}),
@@ -347,7 +347,7 @@ def test_a_host_that_was_taken_over_reaches_no_terminal_mail_or_chat():
     assert found[2]["host"] == "app1" and "not valid" in found[2]["problem"]
 
 
-def test_what_a_release_prints_and_calls_itself_reaches_no_terminal(monkeypatch, run_module, tmp_path):
+def test_output_and_names_of_a_release_reach_no_terminal_unescaped(monkeypatch, run_module, tmp_path):
     done = releasecode.Completed(0, ESCAPE, "")
     monkeypatch.setattr(releasecode.ReleaseCode, "shell", lambda *_arguments, **_options: done)
     hook = {"name": "warm", "phase": "after_build", "command": "true"}
@@ -355,8 +355,8 @@ def test_what_a_release_prints_and_calls_itself_reaches_no_terminal(monkeypatch,
     migration = {"app": ESCAPE, "name": ESCAPE, "describe": [ESCAPE]}
     result = {"changed": False, "pending": [migration], "reason": ESCAPE, "warnings": [ESCAPE]}
     monkeypatch.setattr(shiftmaster_migrations.Runner, "run", lambda _runner: result)
-    answer = run_module(shiftmaster_migrations, mode="plan", release=str(tmp_path))
-    for one in (output, answer, str(shiftmaster_dump.DumpError("could not lock " + ESCAPE))):
+    response = run_module(shiftmaster_migrations, mode="plan", release=str(tmp_path))
+    for one in (output, response, str(shiftmaster_dump.DumpError("could not lock " + ESCAPE))):
         assert not set("".join(texts_of(one))) & set("\x1b\x07\x9b\u202e"), one
 
 
@@ -373,7 +373,7 @@ def texts_of(value):
     )
 
 
-def test_the_audit_log_holds_no_control_characters(tmp_path):
+def test_the_audit_log_contains_no_control_characters(tmp_path):
     layout = Layout(str(tmp_path))
     os.makedirs(layout.state)
     state.audit(layout, "gate_failed", reason=ESCAPE)
@@ -417,7 +417,7 @@ def test_a_fifo_in_place_of_a_file_of_a_service_is_not_waited_for(place):
     assert in_time(lambda: configuration.read_state(fifo(place, "redis.conf"))) == ("other",)
 
 
-def test_no_directory_of_roots_is_given_to_a_service(place):
+def test_no_directory_of_root_is_changed_to_belong_to_a_service(place):
     (place.theirs / "conf.d").symlink_to(place.root)
     uid = os.stat(place.root).st_uid
     with pytest.raises(OSError):

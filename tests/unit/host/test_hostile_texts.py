@@ -54,7 +54,7 @@ def test_a_module_without_a_migration(text):
         ("import Migrations\n", False),
     ],
 )
-def test_what_counts_as_a_migration(text, is_one):
+def test_files_that_count_as_a_migration(text, is_one):
     assert bool(migrations.classify_files({"a/migrations/0001_x.py": text})) is is_one
 
 
@@ -134,7 +134,7 @@ def test_events_are_grouped_in_a_short_time():
     assert group["count"] == 1000
 
 
-def test_what_differs_from_one_event_to_the_next_is_no_part_of_the_group():
+def test_variable_parts_of_an_event_are_not_part_of_the_group():
     text = "\n".join("2026-11-29 05:00:00 ERROR request %s failed" % one for one in ("17", "0x1f", "deadbeef0", "a1"))
     assert [group["count"] for group in logs.problems(text, 0)] == [4]
     assert len(logs.problems(text.replace("17", "feed").replace("a1", "cafe"), 0)) == 3

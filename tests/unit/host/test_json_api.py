@@ -19,7 +19,7 @@ class Response(io.BytesIO):
 
 
 class Opener:
-    """What urllib opens requests with: it notes them and gives one response."""
+    """An opener for urllib: it records requests and returns one response."""
 
     def __init__(self, monkeypatch):
         self.handlers, self.opened, self.response, self.made = [], [], (200, b"{}"), 0
@@ -109,7 +109,7 @@ def test_a_response_is_json_or_text(data, value):
 
 
 @pytest.mark.parametrize(
-    ("answer", "text"),
+    ("reply", "text"),
     [
         ({"error": {"reason": "r", "message": "m"}, "message": "x"}, "r"),
         ({"error": {"message": "m"}, "message": "x"}, "m"),
@@ -124,8 +124,8 @@ def test_a_response_is_json_or_text(data, value):
         ("x" * 301, "x" * 300),
     ],
 )
-def test_an_error_is_one_line_of_its_reason(answer, text):
-    assert json_api.said(answer) == text
+def test_an_error_is_one_line_of_its_reason(reply, text):
+    assert json_api.said(reply) == text
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_an_error_is_one_line_of_its_reason(answer, text):
         (Failed("403"), True, ["a"], {"failed": True, "msg": "x: 403", "done": ["a"]}),
     ],
 )  # fmt: skip
-def test_the_result_of_a_module_that_keeps_what_a_service_holds(raised, check_mode, done, result):
+def test_the_result_of_a_module_that_manages_objects_of_a_service(raised, check_mode, done, result):
     class Instance:
         def run(self):
             if raised:

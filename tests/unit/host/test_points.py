@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[3]
 CODE = [*(ROOT / "module_utils/shiftmaster").rglob("*.py"), *(ROOT / "library").rglob("*.py")]
 
 
-def test_every_phase_of_the_cutover_is_a_point():
+def test_every_phase_of_the_cutover_is_a_fault_injection_point():
     """The scenario takes its list from POINTS: a phase that is not there would never be killed."""
     assert [name for name in cutover.PHASES if name not in points.POINTS] == []
 
 
-def test_every_point_is_reached_somewhere_and_none_is_unknown():
+def test_every_fault_injection_point_is_reached_and_none_is_unknown():
     written = []
     for path in CODE:
         written += re.findall(r'\breach\("([a-z_]+)"\)', path.read_text(encoding="utf-8"))
@@ -36,13 +36,13 @@ def test_the_driver_inside_a_release_goes_by_the_same_directory_and_time():
     assert '"%s/" + point' % points.DIRECTORY in source and "+ %d\n" % points.HOLD_SECONDS in source
 
 
-def test_nobody_waits_where_nothing_is_to_be_held(tmp_path, monkeypatch):
+def test_a_run_does_not_wait_without_a_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(points, "DIRECTORY", str(tmp_path / "none"))
     points.reach("gate")
     assert not (tmp_path / "none").exists()
 
 
-def test_a_run_waits_at_its_point_until_it_is_let_go(tmp_path, monkeypatch):
+def test_a_run_waits_at_its_fault_injection_point_until_it_is_released(tmp_path, monkeypatch):
     monkeypatch.setattr(points, "DIRECTORY", str(tmp_path))
     (tmp_path / "gate").touch()
     run = threading.Thread(target=points.reach, args=("gate",))

@@ -53,7 +53,7 @@ def server(talk, path=None, tls=None, backlog=5):
             connection.close()
 
 
-def answer(data):
+def response(data):
     def talk(connection):
         connection.recv(65536)
         connection.sendall(data)
@@ -73,14 +73,14 @@ def url(address, scheme="http"):
 
 
 def test_http_get_returns_status_body_and_headers():
-    with server(answer(HELLO)) as address:
+    with server(response(HELLO)) as address:
         result = probe.http_get(url(address), "/x")
     assert (result.status, result.body, result.error) == (200, "hello", None)
     assert result.headers["x-thing"] == "yes"
     assert 0 < result.seconds < 5
 
 
-def test_http_get_sends_the_host_and_headers_it_is_told():
+def test_http_get_sends_the_given_host_and_headers():
     seen = []
 
     def talk(connection):
@@ -96,15 +96,15 @@ def test_http_get_sends_the_host_and_headers_it_is_told():
 
 
 def test_http_get_over_a_unix_socket(tmp_path):
-    with server(answer(HELLO), path=str(tmp_path / "web.sock")) as path:
+    with server(response(HELLO), path=str(tmp_path / "web.sock")) as path:
         assert probe.http_get("unix:" + path, "/health/").status == 200
 
 
-def test_a_link_in_the_place_of_a_unix_socket_leads_nowhere(tmp_path):
+def test_a_link_in_place_of_a_unix_socket_is_not_followed(tmp_path):
     """The service owns the directory: root would send its request to another service's socket."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
-    with server(answer(HELLO), path=str(tmp_path / "other.sock")) as path:
+    with server(response(HELLO), path=str(tmp_path / "other.sock")) as path:
         os.symlink(path, theirs / "web.sock")
         # A link of root's own leads to the socket of the active slot.
         assert probe.http_get("unix:%s" % (theirs / "web.sock"), "/health/").status == 200
@@ -116,7 +116,7 @@ def test_a_link_in_the_place_of_a_unix_socket_leads_nowhere(tmp_path):
 
 def test_http_get_keeps_64_kib_of_a_large_body():
     body = b"x" * 300000
-    with server(answer(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + body)) as address:
+    with server(response(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n" + body)) as address:
         assert len(probe.http_get(url(address)).body) == 65536
 
 
@@ -150,7 +150,7 @@ def test_a_redirect_to_what_is_no_address_is_a_response(leads_to):
 
 
 def test_a_status_of_500_is_a_response():
-    with server(answer(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")) as address:
+    with server(response(b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n")) as address:
         assert probe.http_get(url(address)).status == 500
 
 
@@ -160,7 +160,7 @@ def closed_port():
         return free.getsockname()[1]
 
 
-def test_nobody_listens(tmp_path):
+def test_a_port_without_a_listener(tmp_path):
     refused = probe.http_get("http://127.0.0.1:%d" % closed_port())
     assert (refused.status, refused.reason) == (None, "refused")
     missing = probe.http_get("unix:%s" % (tmp_path / "none.sock"))
@@ -168,7 +168,7 @@ def test_nobody_listens(tmp_path):
     assert "there is no such socket" in missing.error
 
 
-def test_a_socket_that_accepts_and_never_answers():
+def test_a_socket_that_accepts_and_never_responds():
     with server(silent) as address:
         started = time.monotonic()
         result = probe.http_get(url(address), timeout=0.5)
@@ -219,14 +219,14 @@ def test_a_unix_socket_whose_queue_is_full_is_waited_for(tmp_path):
             connection.close()
 
 
-def test_what_is_not_http():
-    with server(answer(b"220 mail ready\r\n")) as address:
+def test_responses_that_are_not_http():
+    with server(response(b"220 mail ready\r\n")) as address:
         result = probe.http_get(url(address))
     assert (result.status, result.reason) == (None, "protocol")
 
 
 @pytest.mark.parametrize("target", ["ftp://x", "unix:relative", "localhost:80", ""])
-def test_a_target_that_cannot_be_read_is_a_mistake_of_the_caller(target):
+def test_an_unreadable_target_is_an_error_of_the_caller(target):
     with pytest.raises(ValueError):
         probe.http_get(target)
 
@@ -272,8 +272,8 @@ def server_tls(pair):
     return context
 
 
-def test_https_verifies_unless_told_otherwise(pair):
-    with server(answer(HELLO), tls=server_tls(pair)) as address:
+def test_https_verifies_unless_disabled(pair):
+    with server(response(HELLO), tls=server_tls(pair)) as address:
         target = url(address, "https")
         refused = probe.http_get(target, host="shift.example")
         trusted = probe.http_get(target, host="shift.example:8443", ca_file=pair[0])
@@ -329,7 +329,7 @@ def test_files_that_are_no_certificates(tmp_path):
 # --- Redis -----------------------------------------------------------------------------------------------------------
 
 
-def redis_server(answers):
+def redis_server(responses):
     """A server that responds by command: PING, AUTH, INFO, SELECT."""
     seen = []
 
@@ -344,7 +344,7 @@ def redis_server(answers):
                 stream.readline()
                 words.append(stream.readline().strip().decode())
             seen.append(words)
-            connection.sendall(answers.get(words[0], b"+OK\r\n"))
+            connection.sendall(responses.get(words[0], b"+OK\r\n"))
 
     return talk, seen
 
@@ -368,7 +368,7 @@ def test_redis_logs_in_selects_and_pings():
     assert not metrics["evicts"]
 
 
-def test_redis_without_the_right_to_info_is_well():
+def test_redis_without_the_right_to_info_is_healthy():
     talk, _seen = redis_server({"PING": b"+PONG\r\n", "INFO": b"-NOPERM no\r\n"})
     with server(talk) as address:
         assert "version" not in probe.redis_ping(target(address))
@@ -393,7 +393,7 @@ def test_redis_that_refuses(command, words, reason):
     assert "s3cret" not in str(error.value)
 
 
-def test_redis_that_never_answers():
+def test_redis_that_never_responds():
     with server(silent) as address, pytest.raises(probe.ProbeError) as error:
         probe.redis_ping(target(address), timeout=0.4)
     assert (error.value.state, error.value.reason) == ("down", "timeout")
@@ -442,7 +442,7 @@ def psql(tmp_path, monkeypatch):
     return install
 
 
-def test_psql_gets_the_password_by_environment_only(psql):
+def test_psql_receives_the_password_by_environment_only(psql):
     directory = psql('cd "$(dirname "$0")"; echo "$@" > argv; env > env; printf "17.2 (Debian)\\tf\\t5\\t97\\t2\\n"')
     metrics = probe.postgres_ping(probe.PostgresTarget("db", "5433", "app", "me", "hunter2", "require"))
     assert (metrics["version"], metrics["recovery"], metrics["connections"]) == ("17.2", False, 5)
@@ -470,7 +470,7 @@ def test_a_database_that_refuses(psql, words, reason):
     assert "hunter2" not in str(error.value)
 
 
-def test_words_in_another_language_are_distinguished_by_the_port(psql):
+def test_messages_in_another_language_are_distinguished_by_the_port(psql):
     psql("echo 'psql: Fehler' >&2; exit 2")
     with server(silent) as address, pytest.raises(probe.ProbeError) as alive:
         probe.postgres_ping(probe.PostgresTarget("127.0.0.1", str(address[1])))
@@ -501,7 +501,7 @@ def alive_process(pid):
         return False
 
 
-def test_no_client_at_all(tmp_path):
+def test_a_missing_client(tmp_path):
     with pytest.raises(probe.ProbeError) as error:
         probe.run([str(tmp_path / "psql")], 1)
     assert (error.value.state, error.value.reason) == ("error", "missing")
@@ -594,7 +594,7 @@ def test_paths_that_are_not_there():
     assert probe.disk_usage(paths=["/no/such"])[0]["reason"] == "missing"
 
 
-def test_what_root_keeps_counts_as_not_there():
+def test_space_reserved_for_root_counts_as_used():
     metrics = probe.usage_metrics(probe._Usage(4096, 100, 20, 10, 0, 0))
     assert metrics["space_percent"] == 88.9
     assert metrics["inodes_percent"] is None
@@ -633,11 +633,11 @@ def test_chrony():
     assert probe.parse_chrony("506 Cannot talk to daemon\n") == {}
 
 
-def commands(monkeypatch, answers):
+def commands(monkeypatch, responses):
     def run(argv, _timeout, env=None):
-        if argv[0] not in answers:
+        if argv[0] not in responses:
             raise probe.ProbeError("error", "missing", "not installed")
-        return answers[argv[0]]
+        return responses[argv[0]]
 
     monkeypatch.setattr(probe, "run", run)
 
@@ -652,7 +652,7 @@ def test_clock_falls_back_to_timedatectl_and_forgives_a_container(monkeypatch):
     assert probe.clock_state(container=False)["synchronised"] is None
 
 
-def test_celery_answers_are_found_behind_other_output():
+def test_celery_responses_are_found_after_other_output():
     text = 'warning: {"not": json\n{"worker-blue@a": {"ok": "pong"}, "b": {"error": "x"}, "c": {"ok": "pong"}}\n\n'
     assert probe.parse_celery_ping(text) == ["c", "worker-blue@a"]
     assert probe.parse_celery_ping("Error: No nodes replied within time constraint\n") == []
@@ -666,14 +666,14 @@ def test_run_kills_what_does_not_end():
     assert time.monotonic() - started < 4
 
 
-def test_in_thread_gives_up_and_passes_errors_on():
+def test_in_thread_times_out_and_passes_errors_on():
     with pytest.raises(probe.ProbeError):
         probe.in_thread(lambda: time.sleep(5), 0.2, "it")
     with pytest.raises(KeyError):
         probe.in_thread(lambda: {}["x"], 5, "it")
 
 
-def test_the_question_to_postgresql_runs_no_function_of_the_applications(monkeypatch):
+def test_the_query_of_postgresql_runs_no_function_of_the_application(monkeypatch):
     """The application owns its database and can set a search_path for it; the probe may query as a superuser."""
     seen = {}
 

@@ -16,7 +16,7 @@ def ended():
     return child.pid
 
 
-def test_who_changes_the_host_ends_what_a_killed_module_left(monkeypatch, tmp_path, ended):
+def test_a_run_that_changes_the_host_ends_processes_of_a_killed_module(monkeypatch, tmp_path, ended):
     running = [
         f"shiftmaster-code-{ended}-1.service loaded active running migrations",
         f"shiftmaster-hook-{ended}-2.service loaded active running hook",

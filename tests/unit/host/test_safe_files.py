@@ -1,4 +1,4 @@
-"""Files below directories that others can write to: no link is followed, no FIFO blocks, nothing outside is changed."""
+"""Files below directories that others can write to: no link is followed, no FIFO blocks, no other file is changed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_a_link_in_a_directory_of_our_own_is_followed(tmp_path):
 
 @pytest.mark.parametrize("use", READ_AND_WRITE.values(), ids=READ_AND_WRITE)
 def test_below_a_directory_of_hostile_content_no_link_is_followed(tmp_path, use):
-    """What a build left belongs to root once the release is complete; its links stay the build's."""
+    """Files of a build belong to root once the release is complete; its links stay the build's."""
     (tmp_path / "secret").write_text("root's")
     (tmp_path / "real").mkdir()
     (tmp_path / "alias").symlink_to("real")
@@ -110,7 +110,7 @@ def test_a_link_that_others_left_in_what_is_ours_by_now_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["relative", "/a/../b", ""])
-def test_only_plain_absolute_paths_are_taken(path):
+def test_only_plain_absolute_paths_are_accepted(path):
     with pytest.raises(ValueError, match="absolute"):
         safe_files.read_text(path)
 
@@ -165,7 +165,7 @@ def test_an_owner_is_changed_of_the_tree_alone(theirs):
     assert os.stat(tree / "hard").st_uid == 0
 
 
-def test_a_path_that_is_swapped_all_the_time_never_leads_outside(theirs):
+def test_a_path_that_is_exchanged_all_the_time_never_leads_outside(theirs):
     (theirs / "real").mkdir()
     (theirs / "real" / "secret").write_text("theirs")
     (theirs / "link").symlink_to(theirs.parent)
@@ -194,7 +194,7 @@ def test_a_path_that_is_swapped_all_the_time_never_leads_outside(theirs):
     assert found == {"theirs"}
 
 
-def test_directories_are_made_with_their_mode_whatever_the_umask_is(tmp_path):
+def test_directories_are_created_with_their_mode_under_any_umask(tmp_path):
     (tmp_path / "there").mkdir(mode=0o700)
     before = os.umask(0o027)
     try:
@@ -271,7 +271,7 @@ def test_parts_of_a_file_are_its_first_and_its_last_bytes(theirs):
     assert path.read_bytes() == b""
 
 
-def test_a_file_gets_another_name_in_its_own_directory(theirs):
+def test_a_file_is_renamed_in_its_own_directory(theirs):
     (theirs / "a").write_text("a")
     safe_files.rename(str(theirs / "a"), "b")
     assert os.listdir(theirs) == ["b"]
@@ -280,7 +280,7 @@ def test_a_file_gets_another_name_in_its_own_directory(theirs):
     assert (theirs / "c").is_symlink() and secret(theirs).exists()
 
 
-def test_a_walk_goes_through_no_link(theirs):
+def test_a_walk_follows_no_link(theirs):
     (theirs / "below").mkdir()
     (theirs / "below/file").write_text("x")
     (theirs / "below/link").symlink_to(theirs.parent)
@@ -290,7 +290,7 @@ def test_a_walk_goes_through_no_link(theirs):
     assert seen == {".": (["below"], [], True), "./below": (["link"], ["file"], False)}
 
 
-def test_a_sealed_tree_has_plain_modes_and_holds_regular_files_alone(theirs):
+def test_a_sealed_tree_has_plain_modes_and_contains_only_regular_files(theirs):
     tree = theirs / "tree"
     (tree / "below").mkdir(parents=True, mode=0o777)
     for name, mode in (("setuid", 0o4755), ("plain", 0o666), ("program", 0o701)):
@@ -330,7 +330,7 @@ def test_the_first_directory_that_others_can_change_is_named(public_dir, monkeyp
     assert safe_files.untrusted_parent("%s/ours/%d/x" % (root, most + 1)) == root + "/ours/0"
 
 
-def test_what_a_killed_run_left_of_a_link_is_removed(theirs):
+def test_temporary_links_of_a_killed_run_are_removed(theirs):
     (theirs / ".link.new").write_text("x")
     safe_files.replace_link(str(theirs / "link"), "target", 1234, 1235)
     assert os.listdir(theirs) == ["link"] and os.readlink(theirs / "link") == "target"
@@ -338,7 +338,7 @@ def test_what_a_killed_run_left_of_a_link_is_removed(theirs):
     assert (status.st_uid, status.st_gid) == (1234, 1235)
 
 
-def test_a_tree_that_cannot_be_removed_is_an_error_and_a_log_is_not_for_everybody(theirs, monkeypatch):
+def test_a_tree_that_cannot_be_removed_is_an_error_and_a_log_is_not_world_readable(theirs, monkeypatch):
     safe_files.append(str(theirs / "log"), b"x")
     assert (theirs / "log").stat().st_mode & 0o007 == 0
     failed = subprocess.CompletedProcess([], 1, b"", b"rm: busy")

@@ -55,8 +55,8 @@ def specs():
 
 
 def test_every_default_is_accepted_and_what_is_left_out_exists():
-    wiring = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
-    elsewhere, names = wiring["preflight_other_directories"], dict(specs())
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
+    elsewhere, names = group_variables["preflight_other_directories"], dict(specs())
     assert set(elsewhere) <= set(names)
     defaults = {
         name: option.get("default")
@@ -99,7 +99,7 @@ def test_an_option_of_a_run_names_no_directory_of_the_system():
         assert options.refusal("into", into, value) == ""
 
 
-# What another user could exchange: a directory above that this user can write to, however it is reached.
+# Paths that another user could exchange: a directory above them is writable for this user.
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def trusted(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_nobody_can_exchange_what_is_roots(trusted):
+def test_others_cannot_replace_files_of_root(trusted):
     (trusted / "a/b").mkdir(parents=True)
     assert safe_files.untrusted_parent(str(trusted / "a/b")) == ""
     assert safe_files.untrusted_parent(str(trusted / "a/not-there/either")) == ""
@@ -135,7 +135,7 @@ def test_a_directory_of_another_user_is_found(trusted):
     assert safe_files.untrusted_parent(str(trusted / "a/b")) == str(trusted / "a")
 
 
-def test_links_are_followed_to_where_they_lead(trusted):
+def test_links_are_resolved(trusted):
     (trusted / "open/x").mkdir(parents=True)
     (trusted / "open").chmod(0o777)
     (trusted / "way").symlink_to("open/x")

@@ -51,7 +51,7 @@ def test_documentation_is_complete():
     offenders.check_each(MODULES, check, lambda path: path.stem)
 
 
-def test_pages_for_people_render():
+def test_documentation_pages_render():
     shown = set(re.findall(r"^> MODULE (\S+)", of_modules(), re.M))
     assert {path.stem for path in MODULES} - shown == set()
 

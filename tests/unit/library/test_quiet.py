@@ -1,4 +1,4 @@
-"""What a module of ours writes to the host's log when it is called."""
+"""Lines that our modules write to the host's log when they are called."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_no_argument_is_logged(monkeypatch, secret):
     assert logged(monkeypatch, QuietModule, secret) == "Invoked"
 
 
-def test_why_that_is_needed(monkeypatch):
+def test_ansible_logs_secrets_without_it(monkeypatch):
     """When this fails, Ansible has fixed it, and QuietModule may go."""
     found = [secret for secret in SECRETS if "secret" in logged(monkeypatch, AnsibleModule, secret)]
     assert found == SECRETS[1:]
 
 
 @offenders.each(MODULES, lambda path: path.stem)
-def test_a_module_with_secrets_is_quiet(path):
+def test_a_module_with_secrets_logs_nothing(path):
     text = path.read_text()
     assert ("no_log" in text) <= ("QuietModule(" in text and " AnsibleModule(" not in text)

@@ -42,11 +42,11 @@ from verify_report import verify_report
         ({"a": False}, {"a": True}, ["a"]),
     ],
 )
-def test_what_is_there_is_compared_with_what_is_wanted(wanted, present, where):
+def test_existing_objects_are_compared_with_the_wanted_ones(wanted, present, where):
     assert elastic.lacks(wanted, present) == where
 
 
-def test_what_was_said_of_an_error_is_one_line():
+def test_an_error_message_is_one_line():
     assert json_api.said({"error": {"reason": "no\nsuch  index"}, "status": 404}) == "no such index"
     assert json_api.said({"message": "x"}) == "x" and json_api.said("a\nb") == "a b"
     assert len(json_api.said({"error": "x" * 1000})) == 300
@@ -114,7 +114,7 @@ class Server:
     """Responses of Elasticsearch and Kibana, as far as the modules query them; the requests are kept."""
 
     def __init__(self):
-        self.held, self.streams, self.objects, self.asked, self.lines = {}, set(), {}, [], []
+        self.held, self.streams, self.objects, self.requested, self.lines = {}, set(), {}, [], []
         self.health, self.nodes, self.settings = "green", 1, {}
         self.indices, self.disk = {".ds-logs-shiftmaster.app-demo-2026.11.29-000001": "yellow"}, "green"
         self.passwords = {"admin": "admin-password", "writer": "writer-password"}
@@ -130,8 +130,8 @@ class Server:
             def do_any(self):
                 size = int(self.headers.get("Content-Length") or 0)
                 data = self.rfile.read(size)
-                status, answer = outer.answer(self.command, self.path, data, self.headers)
-                text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+                status, response = outer.respond(self.command, self.path, data, self.headers)
+                text = (response if isinstance(response, str) else json.dumps(response)).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
@@ -143,11 +143,11 @@ class Server:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def answer(self, method, path, data, headers):
+    def respond(self, method, path, data, headers):
         user, _, password = base64.b64decode(headers.get("Authorization", "")[6:]).decode().partition(":")
         if not user or self.passwords.get(user) != password:
             return 401, {"error": {"reason": "unable to authenticate user"}}
-        self.asked.append((method, path))
+        self.requested.append((method, path))
         body = json.loads(data) if data.startswith(b"{") and b"\r\n" not in data else data
         if path == "/_cluster/health?level=indices":
             indices = {name: {"status": status} for name, status in self.indices.items()}
@@ -255,11 +255,11 @@ def test_objects_are_written_once(server, run_module):
     assert check["changed"] and not server.held and not server.streams
     first = run_module(elasticsearch_objects, **given(server))
     assert first["changed"] and len(first["done"]) == 6 and first["version"] == "9.2.1", first
-    before = list(server.asked)
+    before = list(server.requested)
     second = run_module(elasticsearch_objects, **given(server))
     assert not second["changed"] and second["done"] == []
-    assert not [one for one in server.asked[len(before) :] if one[0] == "PUT"]
-    # Somebody has changed one by hand.
+    assert not [one for one in server.requested[len(before) :] if one[0] == "PUT"]
+    # One was changed by hand.
     server.held["_ilm/policy", "p"]["policy"]["phases"]["delete"]["min_age"] = "1d"
     third = run_module(elasticsearch_objects, **given(server))
     assert third["done"] == ["lifecycle policy p: policy.phases.delete.min_age"]
@@ -269,16 +269,16 @@ def test_objects_are_written_once(server, run_module):
 def test_a_user_with_more_rights_than_its_own_is_a_failure(server, run_module):
     for may in (lambda *_: True, lambda *_: False):
         server.may = may
-        answer = run_module(elasticsearch_objects, **given(server))
-        assert answer["failed"] and "the user writer may" in answer["msg"]
+        response = run_module(elasticsearch_objects, **given(server))
+        assert response["failed"] and "the user writer may" in response["msg"]
     server.passwords["writer"] = "another"
     assert "the user writer cannot log in" in run_module(elasticsearch_objects, **given(server))["msg"]
     server.passwords["admin"] = "another"
-    answer = run_module(elasticsearch_objects, **given(server))
-    assert "admin cannot log in" in answer["msg"] and "admin-password" not in json.dumps(answer)
+    response = run_module(elasticsearch_objects, **given(server))
+    assert "admin cannot log in" in response["msg"] and "admin-password" not in json.dumps(response)
 
 
-def test_what_was_written_a_moment_ago_is_waited_for(server, run_module, monkeypatch):
+def test_recent_writes_are_waited_for(server, run_module, monkeypatch):
     """Elasticsearch reads its files of users and roles every five seconds, and Kibana queries it."""
     monkeypatch.setattr(json_api, "REREAD_SECONDS", 20)
     server.passwords["admin"] = "the one before"
@@ -295,12 +295,12 @@ def test_what_was_written_a_moment_ago_is_waited_for(server, run_module, monkeyp
     assert not run_module(kibana_objects, objects=objects, **common).get("failed")
 
 
-def test_a_cluster_that_is_not_well_is_waited_for(server, run_module):
+def test_an_unhealthy_cluster_is_waited_for(server, run_module):
     server.health = "red"
-    answer = run_module(elasticsearch_objects, **given(server))
+    response = run_module(elasticsearch_objects, **given(server))
     assert (
-        answer["failed"]
-        and "the cluster is not healthy with 1 of 1 nodes (waited 1 s): it is red with 1" in answer["msg"]
+        response["failed"]
+        and "the cluster is not healthy with 1 of 1 nodes (waited 1 s): it is red with 1" in response["msg"]
     )
     server.health, server.nodes = "green", 1
     assert run_module(elasticsearch_objects, **given(server, nodes=2, all_nodes=2))["failed"]
@@ -320,10 +320,10 @@ def test_a_cluster_that_is_not_well_is_waited_for(server, run_module):
         ("green", 2, 3, 3, False), ("yellow", 2, 3, 3, False), ("yellow", 1, 1, 1, False), ("green", 1, 1, 1, True),
     ],
 )  # fmt: skip
-def test_how_well_a_cluster_has_to_be_while_nodes_come(server, run_module, health, there, nodes, all_nodes, fine):
+def test_the_required_health_of_a_cluster_while_nodes_join(server, run_module, health, there, nodes, all_nodes, fine):
     server.health, server.nodes = health, there
-    answer = run_module(elasticsearch_objects, **given(server, nodes=nodes, all_nodes=all_nodes, timeout_seconds=0))
-    assert answer.get("failed", False) is not fine, answer
+    response = run_module(elasticsearch_objects, **given(server, nodes=nodes, all_nodes=all_nodes, timeout_seconds=0))
+    assert response.get("failed", False) is not fine, response
 
 
 def verify_parameters(server):
@@ -368,20 +368,20 @@ def test_on_one_node_a_replica_of_another_index_is_no_fault(server, status, node
 )  # fmt: skip
 def test_a_node_is_restarted_where_the_cluster_can_do_without_it(server, run_module, health, there, fine):
     server.health, server.nodes = health, there
-    answer = run_module(elasticsearch_objects, **given(server, before_restart=True, timeout_seconds=0))
-    assert answer.get("failed", False) is not fine, answer
+    response = run_module(elasticsearch_objects, **given(server, before_restart=True, timeout_seconds=0))
+    assert response.get("failed", False) is not fine, response
     # Nothing is written.
-    assert not server.held and not server.streams and not answer.get("changed")
+    assert not server.held and not server.streams and not response.get("changed")
 
 
 def test_a_node_that_does_not_run_is_not_waited_for(run_module):
     nobody = {"url": "http://127.0.0.1:9", "user": "a", "password": "b", "timeout_seconds": 60}
     began = time.monotonic()
-    answer = run_module(elasticsearch_objects, before_restart=True, **nobody)
-    assert not answer.get("failed") and not answer["changed"] and time.monotonic() - began < 10
+    response = run_module(elasticsearch_objects, before_restart=True, **nobody)
+    assert not response.get("failed") and not response["changed"] and time.monotonic() - began < 10
 
 
-def test_one_that_does_not_run_yet_is_to_come(run_module):
+def test_a_part_that_does_not_run_yet_is_pending(run_module):
     nobody = {"url": "http://127.0.0.1:9", "user": "a", "password": "b", "timeout_seconds": 0}
     assert run_module(elasticsearch_objects, check_mode=True, **nobody)["changed"]
     assert run_module(elasticsearch_objects, **nobody)["failed"]
@@ -414,22 +414,22 @@ def test_kibanas_objects_are_imported_once(server, run_module):
     dashboard["kibanaSavedObjectMeta"]["more"] = 1
     assert not run_module(kibana_objects, **common)["changed"]
     dashboard["title"] = "by hand"
-    answer = run_module(kibana_objects, **common)
-    assert answer["done"] == ["dashboard ShiftMaster ログ differs: title"]
+    response = run_module(kibana_objects, **common)
+    assert response["done"] == ["dashboard ShiftMaster ログ differs: title"]
     assert server.objects["dashboard", "shiftmaster-logs"]["attributes"]["title"] == "ShiftMaster ログ"
 
 
 # --- verify and canary -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_there_has_not_run(run_module):
-    answer = run_module(logging_verify, parts=["elasticsearch", "logstash", "kibana", "filebeat"])
-    assert len(answer["checks"]) == 9
-    assert {check["result"] for check in answer["checks"]} == {"not run"}
-    assert {check["package"] for check in answer["checks"]} == {"absent"}
+def test_a_missing_part_has_not_run(run_module):
+    response = run_module(logging_verify, parts=["elasticsearch", "logstash", "kibana", "filebeat"])
+    assert len(response["checks"]) == 9
+    assert {check["result"] for check in response["checks"]} == {"not run"}
+    assert {check["package"] for check in response["checks"]} == {"absent"}
 
 
-def test_what_answers_is_evaluated(server, tmp_path, monkeypatch):
+def test_responses_of_the_parts_are_evaluated(server, tmp_path, monkeypatch):
     parameters = verify_parameters(server)
     program = tmp_path / "filebeat"
     program.write_text('#!/bin/sh\n[ "$2" = config ] || { echo "dial tcp: refused" >&2; exit 1; }\n')
@@ -469,7 +469,7 @@ def test_what_answers_is_evaluated(server, tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_the_report_says_what_has_not_run():
+def test_the_report_names_what_has_not_run():
     hosts = {
         "log1": {
             "verify_parts": {

@@ -117,7 +117,7 @@ class Parts:
             text = render(role, template, **self.variables).replace("/etc/ssl/shiftmaster", str(directory / "site"))
             (directory / path).write_text(text, encoding="utf-8")
 
-    def asked(self, role, expression):
+    def templated(self, role, expression):
         return templar(role, **self.variables).template(trust_as_template("{{ " + expression + " }}"))
 
     def command(self, name, *words):
@@ -138,7 +138,7 @@ class Parts:
         output = open(self.directory / f"{name}.out", "a", encoding="utf-8")
         environment = {
             **os.environ,
-            "STAND_IN_REREAD_SECONDS": "0.2",
+            "STUB_REREAD_SECONDS": "0.2",
             "LOGSTASH_ELASTICSEARCH_PASSWORD": PASSWORDS["writer"],
         }
         child = subprocess.Popen(self.command(name), stdout=output, stderr=output, env=environment)
@@ -146,19 +146,19 @@ class Parts:
         self.running[name] = child
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            assert child.poll() is None, self.said(name)
+            assert child.poll() is None, self.output(name)
             with socket.socket() as found:
                 if found.connect_ex(("127.0.0.1", port)) == 0:
                     return
             time.sleep(0.1)
-        raise AssertionError(self.said(name))
+        raise AssertionError(self.output(name))
 
     def stop(self, name):
         child = self.running.pop(name)
         child.kill()
         child.wait()
 
-    def said(self, name):
+    def output(self, name):
         return (self.directory / f"{name}.out").read_text(encoding="utf-8")
 
     def search(self, number):
@@ -185,9 +185,9 @@ def soon(monkeypatch, short_pauses):
 @pytest.fixture
 def run(run_module):
     def run(module, **parameters):
-        answer = run_module(module, **parameters)
-        assert not answer.get("failed"), answer
-        return answer
+        response = run_module(module, **parameters)
+        assert not response.get("failed"), response
+        return response
 
     return run
 
@@ -195,16 +195,16 @@ def run(run_module):
 def elasticsearch_parameters(parts):
     return {
         "url": parts.url, "ca_file": parts.ca, "user": "shiftmaster_admin", "password": PASSWORDS["admin"],
-        "settings": parts.asked("elasticsearch", "__elasticsearch_cluster_settings"),
-        **{name: parts.asked("elasticsearch", "__elasticsearch_" + name)
+        "settings": parts.templated("elasticsearch", "__elasticsearch_cluster_settings"),
+        **{name: parts.templated("elasticsearch", "__elasticsearch_" + name)
            for name in ("policies", "component_templates", "templates")},
-        "data_streams": parts.asked("elasticsearch", "__elasticsearch_streams"),
-        "users": parts.asked("elasticsearch", "__elasticsearch_verified"), "timeout_seconds": 30,
+        "data_streams": parts.templated("elasticsearch", "__elasticsearch_streams"),
+        "users": parts.templated("elasticsearch", "__elasticsearch_verified"), "timeout_seconds": 30,
     }  # fmt: skip
 
 
-def test_elasticsearch_gets_its_users_and_objects_and_proves_their_rights(parts, run):
-    users = parts.asked("elasticsearch", "__elasticsearch_users")
+def test_elasticsearch_gets_its_users_and_objects_and_verifies_their_rights(parts, run):
+    users = parts.templated("elasticsearch", "__elasticsearch_users")
     given = {
         "directory": str(parts.directory / "elasticsearch"),
         "group": grp.getgrgid(0).gr_name,
@@ -222,7 +222,7 @@ def test_elasticsearch_gets_its_users_and_objects_and_proves_their_rights(parts,
     assert not run(elasticsearch_objects, **elasticsearch_parameters(parts))["changed"]
 
 
-def test_a_snapshot_repository_is_kept_where_the_site_asks_for_one(parts, run):
+def test_a_snapshot_repository_is_managed_where_the_site_requests_one(parts, run):
     wanted = {"logs": {"type": "fs", "settings": {"location": "/mnt/snapshots"}}}
     (kept,) = (
         task["elasticsearch_objects"]
@@ -274,20 +274,20 @@ def with_role(parts, run_module, monkeypatch):
     [("shiftmaster_writer", "read"), ("shiftmaster_writer", "manage"), ("shiftmaster_canary", "create_doc")],
 )
 def test_a_role_with_a_right_too_many_is_found(parts, with_role, role, change):
-    answer = with_role(role, lambda rights: rights["privileges"].append(change))
-    assert answer.get("failed") and f"the user {role} may {change} in logs-shiftmaster" in answer["msg"]
+    response = with_role(role, lambda rights: rights["privileges"].append(change))
+    assert response.get("failed") and f"the user {role} may {change} in logs-shiftmaster" in response["msg"]
 
 
 def test_a_role_that_needs_a_paid_licence_counts_for_nothing(parts, run, with_role):
     query = '{"term": {"log.logger": "shiftmaster.canary"}}'
-    answer = with_role("shiftmaster_canary", lambda rights: rights.update(query=query))
-    assert answer.get("failed") and "the user shiftmaster_canary may not read in" in answer["msg"]
-    # What was written just now is waited for.
+    response = with_role("shiftmaster_canary", lambda rights: rights.update(query=query))
+    assert response.get("failed") and "the user shiftmaster_canary may not read in" in response["msg"]
+    # A recent write is waited for.
     assert not run(elasticsearch_objects, **elasticsearch_parameters(parts))["changed"]
 
 
 def test_a_changed_password_is_waited_for(parts, run):
-    users = parts.asked("elasticsearch", "__elasticsearch_users")
+    users = parts.templated("elasticsearch", "__elasticsearch_users")
     given = {"directory": str(parts.directory / "elasticsearch"), "group": grp.getgrgid(0).gr_name, "cost": 5}
     for password in ("another-password-1", PASSWORDS["admin"]):
         users[0]["password"] = password
@@ -342,11 +342,11 @@ def test_a_line_goes_from_the_file_to_the_search_once(parts, run, run_module):
         "user": "shiftmaster_canary", "password": PASSWORDS["canary"], "timeout_seconds": 60,
     }  # fmt: skip
     (check,) = run(logging_canary, **given)["checks"]
-    assert check["result"] == "passed", (check, parts.said("filebeat"), parts.said("logstash"))
+    assert check["result"] == "passed", (check, parts.output("filebeat"), parts.output("logstash"))
 
 
-def test_nothing_is_lost_while_a_part_is_away(parts, run_module):
-    """Of the stubs, not of Elastic's queue: that the roles' parts find each other again."""
+def test_no_event_is_lost_while_a_part_is_down(parts, run_module):
+    """Tests the stubs, not Elastic's queue: the roles' parts reconnect."""
     for away in ("elasticsearch", "logstash"):
         parts.stop(away)
         numbers = [f"{away}{number}" for number in range(5)]
@@ -361,31 +361,31 @@ def test_nothing_is_lost_while_a_part_is_away(parts, run_module):
 
 
 def test_a_certificate_of_another_authority_sends_nothing(parts, tmp_path):
-    strange = tmp_path / "filebeat"
-    strange.mkdir()
+    unknown = tmp_path / "filebeat"
+    unknown.mkdir()
     settings = yaml.safe_load((parts.directory / "filebeat/filebeat.yml").read_text(encoding="utf-8"))
     settings["output.logstash"]["ssl.certificate"] = str(parts.directory / "other/host.crt")
     settings["output.logstash"]["ssl.key"] = str(parts.directory / "other/host.key")
     settings["http.port"] = free_port()
-    (strange / "data").mkdir()
-    (strange / "filebeat.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    before = parts.said("logstash").count("input: ")
+    (unknown / "data").mkdir()
+    (unknown / "filebeat.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    before = parts.output("logstash").count("input: ")
     command = parts.command("filebeat")
-    command = [*command[:2], "--path.config", str(strange), "--path.data", str(strange / "data")]
+    command = [*command[:2], "--path.config", str(unknown), "--path.data", str(unknown / "data")]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         deadline = time.monotonic() + 30
-        while time.monotonic() < deadline and parts.said("logstash").count("input: ") == before:
+        while time.monotonic() < deadline and parts.output("logstash").count("input: ") == before:
             time.sleep(0.2)
-        said = parts.said("logstash").splitlines()
-        assert any("input: " in line and "certificate" in line.lower() for line in said), said[-5:]
-        assert not (strange / "data/stub.json").exists() or not json.loads((strange / "data/stub.json").read_text())
+        message = parts.output("logstash").splitlines()
+        assert any("input: " in line and "certificate" in line.lower() for line in message), message[-5:]
+        assert not (unknown / "data/stub.json").exists() or not json.loads((unknown / "data/stub.json").read_text())
     finally:
         child.kill()
         child.wait()
 
 
-def test_kibana_keeps_its_objects_and_says_when_it_cannot_log_in(parts, run):
+def test_kibana_stores_its_objects_and_reports_a_failed_login(parts, run):
     parts.start("kibana")
     objects = [json.loads(line) for line in (ROOT / "roles/kibana/files/objects.ndjson").open(encoding="utf-8")]
     given = {
@@ -396,7 +396,7 @@ def test_kibana_keeps_its_objects_and_says_when_it_cannot_log_in(parts, run):
     assert len(run(kibana_objects, **given)["done"]) == len(objects)
     # The stub has written the dashboard in a form of its own, as newer versions of Kibana do.
     assert not run(kibana_objects, **given)["changed"]
-    # A change of ours, and one of somebody else, are written all the same.
+    # A change of ours, and a foreign one, are both written.
     objects[-1]["attributes"]["title"] += "."
     assert run(kibana_objects, **given)["changed"] and not run(kibana_objects, **given)["changed"]
     parts.stop("kibana")
@@ -406,7 +406,7 @@ def test_kibana_keeps_its_objects_and_says_when_it_cannot_log_in(parts, run):
     assert run(kibana_objects, **given)["changed"] and not run(kibana_objects, **given)["changed"]
 
 
-def test_what_prometheus_is_told(parts):
+def test_metrics_for_prometheus(parts):
     login = {"ca_file": parts.ca, "user": "shiftmaster_canary", "password": PASSWORDS["canary"]}
     metrics = {}
     for part, url, more in (
@@ -446,12 +446,12 @@ def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_pat
     command = [sys.executable, "-S", "-E", str(tmp_path / "program"), str(tmp_path / "config.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    told = "".join(path.read_text() for path in (tmp_path / "textfiles").glob("*.prom"))
-    assert "shiftmaster_logstash_up 1\n" in told and "shiftmaster_log_canary_success 1\n" in told
+    reported = "".join(path.read_text() for path in (tmp_path / "textfiles").glob("*.prom"))
+    assert "shiftmaster_logstash_up 1\n" in reported and "shiftmaster_log_canary_success 1\n" in reported
     assert not list((tmp_path / "textfiles").glob("*.new"))
 
 
-def test_what_the_parts_say_is_evaluated(parts):
+def test_responses_of_the_parts_are_evaluated(parts):
     parameters = {
         "elasticsearch_url": parts.url, "elasticsearch_user": "shiftmaster_admin",
         "elasticsearch_password": PASSWORDS["admin"], "ca_file": parts.ca, "timeout_seconds": 20,

@@ -33,12 +33,12 @@ def load(name):
 
 
 def inputs() -> dict:
-    """Return {id: options} of all inputs, as role filebeat writes them from the wiring."""
-    wiring = load(ROOT / "group_vars/all/logging.yml")
-    files = [file for kind in wiring["logging_files"].values() for file in kind]
+    """Return {id: options} of all inputs, as role filebeat writes them from the group variables."""
+    group_variables = load(ROOT / "group_vars/all/logging.yml")
+    files = [file for kind in group_variables["logging_files"].values() for file in kind]
     for file in files:
         if file.get("begins") == "{{ logging_begins }}":
-            file["begins"] = wiring["logging_begins"]
+            file["begins"] = group_variables["logging_begins"]
     made = templar("filebeat", filebeat_files=files).template(trust_as_template("{{ __filebeat_inputs }}"))
     return {found["id"]: found for found in made}
 
@@ -82,7 +82,7 @@ def test_every_field_of_every_line(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_one_after_the_other_none_is_lost_or_doubled(name):
+def test_consecutive_lines_are_neither_lost_nor_doubled(name):
     corpus = load(name)
     cases = [case for case in corpus["cases"] if not case.get("alone")]
     data = "".join(case["lines"] + "\n" for case in cases).encode()
@@ -93,8 +93,8 @@ def test_one_after_the_other_none_is_lost_or_doubled(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_field_has_the_name_of_another_in_its_place(name):
-    """What Logstash writes where a field is not there."""
+def test_no_field_contains_an_unresolved_reference(name):
+    """The text that Logstash writes for a missing field."""
     corpus = load(name)
     for case in corpus["cases"]:
         for text in filebeat_model.events(INPUTS[corpus["input"]], case["lines"].encode() + b"\n"):
@@ -103,7 +103,7 @@ def test_no_field_has_the_name_of_another_in_its_place(name):
 
 
 def test_each_event_that_an_operation_records_is_in_the_corpus():
-    said = set()
+    output = set()
     for directory, pattern in (
         ("library", "*.py"),
         ("module_utils", "*.py"),
@@ -112,18 +112,18 @@ def test_each_event_that_an_operation_records_is_in_the_corpus():
     ):
         for path in (ROOT / directory).rglob(pattern):
             text = path.read_text(encoding="utf-8")
-            said |= set(re.findall(r'\b_?audit\(\s*(?:self\.layout,\s*)?"(\w+)"', text))
+            output |= set(re.findall(r'\b_?audit\(\s*(?:self\.layout,\s*)?"(\w+)"', text))
             if "state: audited" in text or "release_audit_event" in text:
-                said |= set(re.findall(r"(?m)^ +(?:release_audit_)?event: (\w+)$", text))
-    assert len(said) >= 15 and "restored" in said
+                output |= set(re.findall(r"(?m)^ +(?:release_audit_)?event: (\w+)$", text))
+    assert len(output) >= 15 and "restored" in output
     lines = [json.loads(case["lines"]) for case in load("audit.yml")["cases"]]
-    assert said == {line["event"] for line in lines if isinstance(line["event"], str)}
-    # Each is read as one of the operations' own, whose line nobody else's fields came from.
+    assert output == {line["event"] for line in lines if isinstance(line["event"], str)}
+    # Each is read as one of the operations' own, without fields of other lines.
     for line in lines:
         if isinstance(line["event"], str):
             made = fields("shiftmaster-operations", json.dumps(line))
             assert "tags" not in made and made["event.action"].endswith(line["event"]), line
-    # Somebody who writes such a line elsewhere has written somebody else's JSON.
+    # Such a line elsewhere is JSON of another program.
     assert "json_of_others" in fields(APP, json.dumps(lines[-1]))["tags"]
 
 
@@ -132,7 +132,7 @@ def test_there_are_enough_lines():
     assert sum(len(case["gives"]) for name in FILES for case in load(name)["cases"]) >= 150
 
 
-def test_what_is_an_error_is_tagged_alert_and_nothing_else_is():
+def test_errors_and_only_errors_are_tagged_alert():
     for name in FILES:
         for case in load(name)["cases"]:
             for event in case["gives"]:
@@ -148,9 +148,9 @@ APP = "shiftmaster-app"
 LINE = "2026-01-20 10:00:{:02d},000 [INFO] a: {}"
 
 
-def test_a_half_line_waits_for_its_other_half_whatever_the_pieces():
+def test_a_partial_line_waits_for_the_rest_in_any_pieces():
     data = "".join(case["lines"] + "\n" for case in load("tracebacks-3.13.yml")["cases"]).encode()
-    whole = filebeat_model.events(INPUTS[APP], data)
+    complete = filebeat_model.events(INPUTS[APP], data)
     dice = random.Random(7)
     for _ in range(20):
         reader, made, place = filebeat_model.Input(INPUTS[APP]), [], 0
@@ -158,7 +158,7 @@ def test_a_half_line_waits_for_its_other_half_whatever_the_pieces():
             size = dice.randrange(1, 400)
             made += reader.feed(data[place : place + size])
             place += size
-        assert made + reader.timeout() == whole
+        assert made + reader.timeout() == complete
 
 
 def test_a_rotation_between_two_halves_of_a_line():
@@ -224,13 +224,13 @@ def test_the_same_event_twice_has_the_same_number():
 
 
 @pytest.mark.parametrize("more", [{}, {"log": {"offset": 0, "file": {"path": "/a.log"}}}])
-def test_what_has_no_place_in_a_file_has_a_number_of_its_own(more):
+def test_events_without_a_position_in_a_file_have_their_own_number(more):
     """The journal's lines; and a file that is too short to be known, of which another one may have the name."""
     numbers = {PIPELINE.number(pipeline(APP, LINE.format(1, "x"), **more)) for _ in range(5)}
     assert len(numbers) == 5 and not [number for number in numbers if "%" in number]
 
 
-def test_the_journal_brings_a_text_and_nothing_that_passes_the_masks():
+def test_the_journal_adds_one_text_and_nothing_that_bypasses_the_masks():
     """As Filebeat's input journald writes its events."""
     text = "patient_id=4711999"
     event = {
@@ -297,12 +297,12 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_no_seeded_value_passes_the_second_wall(form):
+def test_no_seeded_value_passes_the_second_mask(form):
     left = []
     for name, text, values in seeded():
-        whole = "\n".join(str(value) for value in flat(pipeline(APP, FORMS[form](text))).items())
-        whole = re.sub(r"\('@metadata\.[^\n]*", "", whole)
-        left += [(name, value, whole) for value in values if value in whole.replace("\\\\", "\\")]
+        complete = "\n".join(str(value) for value in flat(pipeline(APP, FORMS[form](text))).items())
+        complete = re.sub(r"\('@metadata\.[^\n]*", "", complete)
+        left += [(name, value, complete) for value in values if value in complete.replace("\\\\", "\\")]
     assert left == []
 
 
@@ -317,7 +317,7 @@ def operation(**more):
     return json.dumps({"event": "recovered", "run_id": "r", "time": "2026-01-20T01:00:00Z", **more}, ensure_ascii=False)
 
 
-# How each other input's lines may have what somebody outside has filled in.
+# Lines of each other input with values that an external client has filled in.
 INPUT_FORMS = {
     "shiftmaster-audit": [as_json],
     "shiftmaster-canary": [as_json],
@@ -345,15 +345,15 @@ INPUT_FORMS = {
 
 def left_of(made, text, values):
     made.pop("@metadata", None)
-    whole = "\n".join(str(value) for value in flat(made).items()).replace("\\\\", "\\")
-    return [(value, whole) for value in values if value in whole]
+    complete = "\n".join(str(value) for value in flat(made).items()).replace("\\\\", "\\")
+    return [(value, complete) for value in values if value in complete]
 
 
 def test_every_input_has_its_forms():
     assert set(INPUT_FORMS) | {APP} == set(INPUTS)
 
 
-def test_no_line_passes_as_it_came():
+def test_no_event_contains_the_original_line():
     """Neither the codec's copy of the line nor one that a sender has added: the masks know no names of people."""
     for original in ({}, {"original": "田中太郎 様"}):
         event = PIPELINE.run({"message": "田中太郎 様", "event": {"dataset": "shiftmaster.app", **original}})
@@ -361,7 +361,7 @@ def test_no_line_passes_as_it_came():
 
 
 @pytest.mark.parametrize("source", INPUT_FORMS)
-def test_no_seeded_value_passes_the_second_wall_whatever_its_input(source):
+def test_no_seeded_value_passes_the_second_mask_from_any_input(source):
     forms = [
         *INPUT_FORMS[source],
         lambda text: text,
@@ -376,7 +376,7 @@ def test_no_seeded_value_passes_the_second_wall_whatever_its_input(source):
     assert left == []
 
 
-def test_no_seeded_value_passes_the_second_wall_from_the_journal():
+def test_no_seeded_value_passes_the_second_mask_from_the_journal():
     for name, text, values in seeded():
         event = {
             "message": text, "event": {"dataset": "shiftmaster.journal"}, "@timestamp": "read",
@@ -386,18 +386,18 @@ def test_no_seeded_value_passes_the_second_wall_from_the_journal():
         assert left_of(PIPELINE.run(event), text, values) == [], name
 
 
-def test_no_seeded_value_passes_the_first_wall():
+def test_no_seeded_value_passes_the_first_mask():
     for name, text, values in seeded():
         found = in_python(MASKS, text)
         assert not [value for value in values if value in found], name
 
 
-def test_no_seeded_value_passes_both_and_nothing_is_masked_twice():
+def test_no_seeded_value_passes_both_masks_and_nothing_is_masked_twice():
     for name, text, values in seeded():
         once = in_python(MASKS, text)
         both = fields(APP, LINE.format(1, once))
-        whole = " ".join(map(str, both.values()))
-        assert not [value for value in values if value in whole], name
+        complete = " ".join(map(str, both.values()))
+        assert not [value for value in values if value in complete], name
         assert in_oniguruma(MASKS, once) == once, name
 
 
@@ -419,14 +419,14 @@ def test_false_masks_are_counted_and_listed():
 
 
 def test_the_grammar_of_logstash_accepts_it():
-    """By a parser of somebody else, made from Logstash's own grammar."""
+    """By an independent parser, made from Logstash's own grammar."""
     parsed = Oracle(TEXT).parse()
     assert [section[0] for section in parsed] == ["input", "filter", "output"]
     with pytest.raises(Exception, match="Expected"):
         Oracle(TEXT.replace("=> true", "= true", 1)).parse()
 
 
-def test_both_readers_of_the_grammar_see_the_same_filters():
+def test_both_parsers_of_the_grammar_read_the_same_filters():
     def names(block):
         for name, body in block:
             if name == "if":

@@ -1,4 +1,4 @@
-"""What group_vars/all makes of an inventory with hosts for the logs, and of one without."""
+"""The values of group_vars/all for an inventory with hosts for the logs, and for one without."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ansible.template import Templar, trust_as_template
 from installed_package import installed_package
 
 ROOT = Path(__file__).resolve().parents[3]
-ASKED = (
+VARIABLES = (
     "shiftmaster_log_format", "shiftmaster_log_masks", "shiftmaster_log_environment", "filebeat_files",
     "filebeat_journal_units", "filebeat_logstash_hosts", "logstash_elasticsearch_urls", "logstash_masks",
     "logstash_version", "kibana_elasticsearch_urls", "elasticsearch_nodes", "elasticsearch_listen_address",
@@ -27,7 +27,7 @@ ASKED = (
 HOSTS = {"app1": 10, "log1": 21, "log2": 22, "log3": 23, "mon1": 30}
 
 
-def asked(directory: Path, names, groups) -> dict:
+def variables_of(directory: Path, names, groups) -> dict:
     """{host: {variable: value}} of an inventory with these hosts."""
     children = {name: {"hosts": dict.fromkeys(members)} for name, members in groups.items()}
     hosts = {name: {"private_address": f"192.0.2.{HOSTS[name]}"} for name in names}
@@ -40,7 +40,7 @@ def asked(directory: Path, names, groups) -> dict:
         "vault_elasticsearch_canary_password": "of-the-canary",
         "ansible_run_tags": ["all"],
     }
-    return inventories.variables(directory / "hosts.yml", ASKED, **extra)
+    return inventories.variables(directory / "hosts.yml", VARIABLES, **extra)
 
 
 APP = {name: ["app1"] for name in ("web", "app", "database", "cache")}
@@ -53,11 +53,11 @@ def topology(tmp_path_factory):
         **APP, "elasticsearch": logs, "logstash": ["log1"], "kibana": ["log1"], "filebeat": ["app1", "log1"],
         "monitoring": ["mon1"],
     }  # fmt: skip
-    return asked(tmp_path_factory.mktemp("topology"), HOSTS, groups)
+    return variables_of(tmp_path_factory.mktemp("topology"), HOSTS, groups)
 
 
-def test_without_hosts_for_the_logs_nothing_of_them_is_there(tmp_path):
-    found = asked(tmp_path, ["app1"], APP)["app1"]
+def test_without_logging_hosts_nothing_of_logging_is_configured(tmp_path):
+    found = variables_of(tmp_path, ["app1"], APP)["app1"]
     assert found["shiftmaster_log_format"] == "application"
     assert found["log_watch_parts"] == {} and found["log_watch_canary"] == {}
     assert not {"elasticsearch", "logstash", "kibana", "filebeat", "elastic_repository", "log_watch"} & set(
@@ -70,7 +70,7 @@ def test_without_hosts_for_the_logs_nothing_of_them_is_there(tmp_path):
 
 def test_one_host_with_all_of_it_is_local(tmp_path):
     groups = {**APP, **{name: ["app1"] for name in ("elasticsearch", "logstash", "kibana", "filebeat")}}
-    found = asked(tmp_path, ["app1"], groups)["app1"]
+    found = variables_of(tmp_path, ["app1"], groups)["app1"]
     assert found["logstash_elasticsearch_urls"] == ["https://localhost:9200"]
     assert found["filebeat_logstash_hosts"] == ["localhost:5044"]
     assert found["elasticsearch_nodes"] == {} and found["elasticsearch_listen_address"] == "127.0.0.1"
@@ -111,17 +111,17 @@ def rules(host) -> dict:
     return {rule["name"]: rule for rule in host["firewall_rules"]}
 
 
-def test_only_who_needs_it_is_let_in(topology):
+def test_only_hosts_that_need_access_are_allowed(topology):
     log1, log2 = rules(topology["log1"]), rules(topology["log2"])
     assert log1["logstash"] == {"name": "logstash", "ports": [5044], "sources": ["192.0.2.10"]}
     assert log2["elasticsearch"]["ports"] == [9200, 9300]
-    # Other nodes, Logstash and Kibana, and the application's host, which looks for the canary's line.
+    # Other nodes, Logstash and Kibana, and the application's host, which searches for the canary's line.
     assert sorted(log2["elasticsearch"]["sources"]) == ["192.0.2.10", "192.0.2.21", "192.0.2.23"]
     assert log1["logging-people"] == {"name": "logging-people", "ports": [5601], "sources": []}
     assert not {"elasticsearch", "logstash", "logging-people"} & set(rules(topology["app1"]))
 
 
-def test_what_is_watched_where(topology):
+def test_parts_watched_on_each_host(topology):
     assert set(topology["log1"]["log_watch_parts"]) == {"elasticsearch", "logstash", "filebeat"}
     assert set(topology["log2"]["log_watch_parts"]) == {"elasticsearch"}
     assert topology["log1"]["log_watch_canary"] == {}
@@ -130,7 +130,7 @@ def test_what_is_watched_where(topology):
     assert canary["password"] == "of-the-canary"
 
 
-def test_the_preflight_looks_at_what_a_host_gets(topology):
+def test_the_preflight_checks_what_a_host_installs(topology):
     here = {host: set(values["preflight_roles_here"]) for host, values in topology.items()}
     assert {"elastic_repository", "elasticsearch", "logstash", "kibana", "filebeat", "log_watch"} <= here["log1"]
     assert {"elastic_repository", "elasticsearch", "log_watch"} <= here["log2"] and "logstash" not in here["log2"]
@@ -146,7 +146,7 @@ def plays():
     return [play for play in found if "logging" in play.get("tags", [])]
 
 
-def test_an_update_goes_from_what_is_asked_to_what_asks_and_stops_at_the_first_host():
+def test_an_update_goes_from_servers_to_clients_and_stops_at_the_first_failed_host():
     order = [(play["tags"][-1], play.get("serial")) for play in plays()]
     assert order == [
         ("elasticsearch", 1), ("logstash", 1), ("kibana", 1), ("filebeat", [1, "100%"]), ("log_watch", None),
@@ -154,7 +154,7 @@ def test_an_update_goes_from_what_is_asked_to_what_asks_and_stops_at_the_first_h
     assert all(play["any_errors_fatal"] is True for play in plays())
 
 
-def test_repository_and_order_are_looked_at_before_the_first_part():
+def test_repository_and_order_are_checked_before_the_first_part():
     found = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
     names = [play["name"] for play in found]
     before = found[names.index(plays()[0]["name"]) - 1]
@@ -177,7 +177,7 @@ ALL = "elasticsearch logstash kibana filebeat"
         ({"ansible_run_tags": ["logging"]}, ALL, False),
         ({"ansible_run_tags": ["tls", "elasticsearch", "kibana"]}, "elasticsearch kibana", False),
         ({"ansible_run_tags": ["elasticsearch"]}, "elasticsearch", False),
-        # What leads past it.
+        # Runs that skip it.
         ({"ansible_run_tags": ["filebeat"]}, "filebeat", True),
         ({"ansible_run_tags": ["all"], "ansible_skip_tags": ["elasticsearch"]}, "logstash kibana filebeat", True),
         ({"ansible_run_tags": ["all"], "ansible_play_hosts_all": ["log1", "app1"]}, ALL, True),
@@ -188,14 +188,14 @@ ALL = "elasticsearch logstash kibana filebeat"
         ({"ansible_run_tags": ["all"], "ansible_skip_tags": ["logging"]}, "", False),
     ],
 )  # fmt: skip
-def test_which_parts_a_run_sets_up_and_whether_their_order_is_to_be_asked_for(given, parts, matters):
+def test_parts_that_a_run_configures_and_whether_their_order_is_checked(given, parts, matters):
     values = {
         "ansible_skip_tags": [], "ansible_play_hosts_all": ["log1", "log2", "app1"], "logging_hosts": ["log1", "log2"],
         "logging_version": "9.2.1", "elasticsearch_version": "{{ logging_version }}", **given,
     }  # fmt: skip
-    wiring = yaml.safe_load((ROOT / "group_vars/all/logging.yml").read_text(encoding="utf-8"))
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/logging.yml").read_text(encoding="utf-8"))
     for name in ("logging_parts", "logging_run_parts", "logging_order_matters"):
-        values[name] = wiring[name]
+        values[name] = group_variables[name]
     values = {name: trust_as_template(value) if isinstance(value, str) else value for name, value in values.items()}
     templar = Templar(loader=DataLoader(), variables=values)
     assert templar.template(values["logging_run_parts"]) == parts.split()
@@ -209,31 +209,35 @@ def test_which_parts_a_run_sets_up_and_whether_their_order_is_to_be_asked_for(gi
         (["nginx", "logging"], False),
     ],
 )  # fmt: skip
-def test_a_run_that_touches_no_release_asks_no_git_server(tags, asks):
-    wiring = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
-    wanted, run = (trust_as_template(wiring[name]) for name in ("run_asks_for_a_release", "__preflight_roles_run"))
-    known = {name: wiring[name] for name in ("preflight_roles", "preflight_roles_of_tags")}
+def test_a_run_without_a_release_queries_no_git_server(tags, asks):
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
+    wanted, run = (
+        trust_as_template(group_variables[name]) for name in ("run_asks_for_a_release", "__preflight_roles_run")
+    )
+    known = {name: group_variables[name] for name in ("preflight_roles", "preflight_roles_of_tags")}
     known |= {"ansible_run_tags": tags, "run_asks_for_a_release": wanted, "__preflight_roles_run": run}
     templar = Templar(loader=DataLoader(), variables=known)
     assert templar.template(wanted) is asks
-    # What such a run evaluates.
+    # Rules that such a run evaluates.
     everything = {"all", "tagged"} & {*tags}
     roles = (
-        wiring["preflight_roles"] if everything else [r for tag in tags for r in wiring["preflight_roles_of_tags"][tag]]
+        group_variables["preflight_roles"]
+        if everything
+        else [r for tag in tags for r in group_variables["preflight_roles_of_tags"][tag]]
     )
     assert set(templar.template(run)) == {*roles, "preflight"}
-    (look,) = (
+    (inspected,) = (
         task["vars"]["preflight_repository"]
         for play in yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
         for task in play["tasks"]
         if "preflight_repository" in task.get("vars", {})
     )
     templar.available_variables = {**templar.available_variables, "shiftmaster_git_url": "git@git.example.jp:rota.git"}
-    assert bool(templar.template(trust_as_template(look))) is asks
+    assert bool(templar.template(trust_as_template(inspected))) is asks
 
 
 @pytest.mark.parametrize(
-    ("said", "wanted", "installed", "missing", "held"),
+    ("output", "wanted", "installed", "missing", "held"),
     [
         ("kibana hold installed 9.2.1\n", "9.2.1", "9.2.1", False, True),
         ("kibana install installed 9.2.1\n", "9.*", "9.2.1", False, False),
@@ -246,13 +250,13 @@ def test_a_run_that_touches_no_release_asks_no_git_server(tags, asks):
         ("", "9.2.1", "", True, False),
     ],
 )  # fmt: skip
-def test_what_is_installed_and_what_is_missing(said, wanted, installed, missing, held):
-    found = installed_package({"name": "kibana", "version": wanted}, said.splitlines())
+def test_installed_and_missing_packages(output, wanted, installed, missing, held):
+    found = installed_package({"name": "kibana", "version": wanted}, output.splitlines())
     assert found == {"name": "kibana", "version": wanted, "installed": installed, "missing": missing, "held": held}
 
 
 ORDERS = [
-    # What is installed on the nodes of Elasticsearch, what is to be installed, whether that is refused.
+    # Installed versions of the nodes of Elasticsearch, the version to install, whether it is rejected.
     (["9.2.1", "9.2.1"], "9.2.1", False), (["9.2.1", "9.3.0"], "9.3.0", True), (["9.9.0"], "9.10.0", True),
     (["9.10.0"], "9.9.0", False), ([], "9.3.0", False),
 ]  # fmt: skip
@@ -305,7 +309,7 @@ def played(tmp_path_factory):
 
 
 def shown(report, number):
-    """What the task Show showed of a play."""
+    """The output of the task Show of a play."""
     # A task that runs once has failed on the other hosts of its play too, where nothing rescues it.
     first = report["stats"][f"play{number}-0"]
     assert (first["failures"], first["unreachable"]) == (0, 0), report["plays"][number]
@@ -313,7 +317,7 @@ def shown(report, number):
     return [host["msg"] for task in play["tasks"] if task["task"]["name"] == "Show" for host in task["hosts"].values()]
 
 
-def test_what_comes_along_is_missed_too(played):
+def test_a_missing_additional_package_is_reported_too(played):
     """By the role's own task."""
     logstash = {"name": "logstash", "version": "1:9.2.1-1", "with": ["python3-cryptography"]}
     (lines,) = shown(played, len(ORDERS))
@@ -322,10 +326,10 @@ def test_what_comes_along_is_missed_too(played):
     assert not installed_package(logstash, [*lines, "python3-cryptography install installed 43.0"])["missing"]
 
 
-def test_what_is_newer_than_elasticsearch_is_refused(played):
+def test_versions_newer_than_elasticsearch_are_rejected(played):
     def check(case):
-        answers = shown(played, case)
-        assert bool(answers) is ORDERS[case][2]
-        assert any("it goes first" in text for text in answers) is ORDERS[case][2]
+        responses = shown(played, case)
+        assert bool(responses) is ORDERS[case][2]
+        assert any("it goes first" in text for text in responses) is ORDERS[case][2]
 
     offenders.check_each(range(len(ORDERS)), check, lambda case: str(ORDERS[case]))

@@ -1,4 +1,4 @@
-"""What masks personal data in logs: one list of patterns for Python at the source and for Oniguruma in Logstash."""
+"""Masks of personal data in logs: one list of patterns for Python at the source and for Oniguruma in Logstash."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IDS = [mask["name"] for mask in MASKS]
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=IDS)
-def test_what_has_to_vanish_vanishes_and_the_rest_stays(mask):
+def test_seeded_values_are_masked_and_the_rest_is_kept(mask):
     for engine in (in_python, in_oniguruma):
         for alone in ([mask], MASKS):
             for line in mask["must"]:
@@ -56,8 +56,8 @@ def test_a_pattern_means_the_same_everywhere(mask):
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=IDS)
-def test_only_with_spares_no_line(mask):
-    """A text that a line must have to be looked at is part of whatever the pattern finds."""
+def test_only_with_skips_no_matching_line(mask):
+    """A text that a line must contain to be processed is part of every match of the pattern."""
     for line in mask["must"]:
         if mask.get("only_with"):
             found = re.search(mask["pattern"], seeds(line)[0]).group()
@@ -68,14 +68,14 @@ def test_only_with_spares_no_line(mask):
 
 
 @pytest.mark.parametrize("mask", MASKS, ids=IDS)
-def test_what_a_pattern_costs_has_a_bound(mask):
+def test_the_cost_of_a_pattern_has_a_bound(mask):
     assert steps(mask["pattern"]) <= MAX_STEPS
 
 
 @pytest.mark.parametrize(
     "pattern", ["(a+)+b", "(a|a)*b", ".*x", "[a-z]{1,64}[a-z]{1,64}[a-z]{1,64}!", "a+b", "(?:a{1,20}){1,20}b"]
 )
-def test_the_bound_finds_what_runs_away(pattern):
+def test_the_bound_detects_patterns_with_exponential_time(pattern):
     try:
         assert steps(pattern) > MAX_STEPS
     except Endless:
@@ -87,7 +87,7 @@ def test_the_masks_of_this_repository_have_no_problem():
 
 
 @pytest.mark.parametrize(
-    ("mask", "said"),
+    ("mask", "output"),
     [
         ({"pattern": "(a+)+b", "replace": r"\1"}, "may run for ever"),
         ({"pattern": "[a-z]{1,64}[a-z]{1,64}[a-z]{1,64}!", "replace": "x"}, "steps at one place"),
@@ -116,12 +116,12 @@ def test_the_masks_of_this_repository_have_no_problem():
         ({"pattern": "(?:a|b)(?(1)c)", "replace": "x"}, "mask own: "),
     ],
 )  # fmt: skip
-def test_a_mask_of_a_site_is_evaluated_before_it_is_used(mask, said):
+def test_a_mask_of_a_site_is_evaluated_before_it_is_used(mask, output):
     found = mask_problems([{"name": "own", **mask}])
-    assert any(said in sentence for sentence in found), found
+    assert any(output in sentence for sentence in found), found
 
 
-def test_the_mask_that_the_file_shows_is_a_good_one():
+def test_the_mask_in_the_documentation_is_valid():
     assert mask_problems([{"name": "own", "pattern": "P-[0-9]{8}(?![0-9])", "replace": "[patient]"}]) == []
     assert mask_problems([{"name": "own", "pattern": r"[$^]P[0-9]{8}\$", "replace": "[patient]"}]) == []
     assert mask_problems("x") and mask_problems(["x"])

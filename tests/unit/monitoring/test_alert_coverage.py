@@ -104,7 +104,7 @@ def test_alerts_that_a_reason_names_exist():
         assert names <= known, text
 
 
-def test_what_cannot_be_decided_has_a_reason():
+def test_undecidable_entries_have_a_reason():
     assert COVERAGE["not_decided"]
     assert [entry["what"] for entry in COVERAGE["not_decided"] if len(entry["reason"].split()) < 10] == []
 
@@ -114,7 +114,7 @@ def test_metrics_of_a_query_are_found():
 
 
 def test_each_metric_that_this_repository_writes_is_used_or_has_a_reason():
-    """What goes into node exporter's textfiles: an alert, a panel, or an entry of not_decided."""
+    """Metrics in node exporter's textfiles have an alert, a panel, or an entry of not_decided."""
     written = set(
         re.findall(
             r"\bshiftmaster_(?:backup|restore_test|health_check|log_canary|logstash|filebeat|elasticsearch|container|host)_\w+",

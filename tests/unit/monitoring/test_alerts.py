@@ -103,7 +103,7 @@ def texts(alert):
 
 
 @each_alert()
-def test_both_languages_say_the_same(alert):
+def test_texts_of_both_languages_have_the_same_fields(alert):
     for where, text in texts(alert):
         assert set(text) == {"en", "ja"}, where
         assert not JAPANESE.search(text["en"]), where
@@ -172,7 +172,7 @@ GUIDE = {
 }
 
 
-def test_the_guides_six_are_as_in_the_guide():
+def test_the_six_alerts_of_the_guide_are_as_in_the_guide():
     groups = alerts_script.groups(CATALOGUE)["shiftmaster.yml"]
     assert [group["name"] for group in groups] == ["shiftmaster.alerts"]
     rules = {rule["alert"]: rule for rule in groups[0]["rules"]}
@@ -208,7 +208,7 @@ def test_environments_are_never_put_together(alert):
 def test_rule_has_the_labels_and_annotations_that_notifications_need(alert):
     made = alerts_script.rule(alert)
     assert set(made["labels"]) <= {"severity", "service", "notify", "depends_on"}
-    # What is not critical pages nobody; a template gives one of two words.
+    # Alerts that are not critical page no one; a template gives one of two words.
     words = set(re.findall(r"\b(?:page|business_hours|report)\b", made["labels"].get("notify", "")))
     allowed = {"critical": [{"page"}, {"business_hours"}, {"page", "business_hours"}], "none": [set()]}
     assert words in allowed.get(alert["severity"], [{"report"}])
@@ -226,7 +226,7 @@ def test_rule_has_the_labels_and_annotations_that_notifications_need(alert):
 
 
 def test_recorded_series_are_those_that_are_used():
-    """A recording that nobody reads is dead, and so is an alert that reads what nobody records."""
+    """A recording without a reader is unused, and an alert on a missing recording never fires."""
     content = yaml.safe_load((MONITORING / "rules/recordings.yml").read_text(encoding="utf-8"))
     rules = [rule for group in content["groups"] for rule in group["rules"]]
     recorded = {rule["record"] for rule in rules}
@@ -234,11 +234,11 @@ def test_recorded_series_are_those_that_are_used():
     used = {found for alert in CATALOGUE for found in name.findall(alert["expr"])}
     used |= {found for rule in rules for found in name.findall(rule["expr"])}
     assert used - recorded == set()
-    # What is recorded for dashboards is used there.
+    # Recordings for dashboards are used there.
     assert {found for found in recorded - used if not found.startswith("slo:")} == set()
 
 
-def test_what_counts_as_an_outage_is_reported_by_alerts_that_exist():
+def test_outages_are_defined_by_alerts_that_exist():
     text = (MONITORING / "recordings.yml").read_text(encoding="utf-8")
     names = re.search(r'alertname=~"([^"]+)"', text)[1].split("|")
     assert [name for name in names if BY_NAME[name]["severity"] != "critical"] == []
@@ -337,15 +337,15 @@ def test_commands_are_shell():
 @each_alert()
 def test_variables_that_are_named_exist(alert):
     known = documents().variables()
-    said = " ".join([*commands(alert), *(text["en"] for _, text in texts(alert))])
+    output = " ".join([*commands(alert), *(text["en"] for _, text in texts(alert))])
     # Logs and metrics are files, not variables.
     roles = "shiftmaster|postgresql|redis|base|nginx|firewall|tls"
-    named = set(re.findall(rf"\b(?:{roles})_[a-z_]+\b(?!\.(?:log|prom))", said))
+    named = set(re.findall(rf"\b(?:{roles})_[a-z_]+\b(?!\.(?:log|prom))", output))
     assert named - known == set()
 
 
 @each_alert([alert for alert in CATALOGUE if alert["links"]])
-def test_links_lead_to_chapters_in_both_languages(alert):
+def test_links_point_to_chapters_in_both_languages(alert):
     for target in alert["links"]:
         for language in ("en", "ja"):
             path, anchor = re.search(r"\]\(\.\./([^#]+)#([^)]+)\)", alerts_script.link(target, language)).groups()
@@ -393,18 +393,18 @@ def test_mutants_change_offsets_and_the_labels_by_which_series_meet():
 
 
 def test_mutants_of_recordings_change_one_rule_of_all():
-    whole = yaml.safe_load((tests_script.RULES / "recordings.yml").read_text(encoding="utf-8"))
+    complete = yaml.safe_load((tests_script.RULES / "recordings.yml").read_text(encoding="utf-8"))
     made = list(tests_script.recorded_mutants())
     assert len(made) > 200
-    told = " ".join(what for what, _record, _rules in made)
+    reported = " ".join(what for what, _record, _rules in made)
     for part in ("0.001 → 0.0011", "0.05 → 0.045", 'le="0.2"', "5m → 600s", "label slo", "by (env) [env → nothing]"):
-        assert part in told, part
+        assert part in reported, part
 
     def rules(content):
         return [rule for group in content["groups"] for rule in group["rules"]]
 
     for what, record, changed in made:
-        differ = [one for one, other in zip(rules(whole), rules(changed)) if one != other]
+        differ = [one for one, other in zip(rules(complete), rules(changed)) if one != other]
         assert len(differ) == 1 and what.startswith(record) and differ[0]["record"] == record, what
 
 
@@ -412,7 +412,7 @@ def test_mutants_of_recordings_change_one_rule_of_all():
 def test_a_mutant_that_no_test_notices_is_named(monkeypatch):
     number, left = tests_script.survivors(["WebsiteDown"])
     assert (number, left) == (9, [])
-    # With the near cases taken away nobody notices that it fires too early.
+    # Without the near cases no test detects that it fires too early.
     test = tests_script.tests_of(BY_NAME["WebsiteDown"], tests_script.cases()["WebsiteDown"])
     test["tests"] = [{**test["tests"][0], "alert_rule_test": test["tests"][0]["alert_rule_test"][1:]}]
     monkeypatch.setattr(tests_script, "tests_of", lambda alert, case: test)
@@ -446,7 +446,7 @@ tests:
 """
 
 
-def test_of_recordings_and_their_tests_is_left_what_can_meet_the_changed_one():
+def test_only_recordings_and_tests_that_the_change_can_reach_are_kept():
     content, test = yaml.safe_load(RECORDINGS), yaml.safe_load(RECORDINGS_TEST)
 
     def left(record):
@@ -475,7 +475,7 @@ def test_mutants_of_recordings_that_a_fast_or_a_slow_test_notices_and_those_of_n
     for name, content in (("recordings.yml", fast), ("recordings_days.yml", slow)):
         (tmp_path / "tests" / name).write_text(yaml.safe_dump(content), encoding="utf-8")
     number, survived = tests_script.survivors(["recordings"])
-    # One environment is the same with and without the label; nobody queries c:max.
+    # One environment is the same with and without the label; no rule reads c:max.
     assert number == 9 and survived == [
         "b:sum: by (env) [env → nothing]", "c:max: …max(c) * [10 → 11]", "c:max: …max(c) * [10 → 9]",
     ], survived  # fmt: skip
@@ -538,7 +538,7 @@ def test_inhibition_names_alerts_and_labels_that_exist(rule):
         assert all(label in labels_of(target) for target in named), label
 
 
-def test_what_an_alert_depends_on_is_declared_by_an_inhibition():
+def test_dependencies_of_an_alert_are_declared_by_an_inhibition():
     named = {part for alert in CATALOGUE for part in alert.get("depends_on", [])}
     assert named == {"application", "cache", "database"}
     for part in named:
@@ -573,7 +573,7 @@ def test_a_slot_without_a_reader_is_reported_while_a_host_is_down_that_reads_non
     assert sent(firing) == [("HostDown", "app1"), ("ReplicationSlotInactive", "db1")]
 
 
-def test_a_standby_that_is_down_silences_nobody():
+def test_a_standby_that_is_down_silences_no_alert():
     firing = [fired("DatabaseConnectionError", instance="db2"), fired("WebsiteDown", instance="edge1")]
     assert sent(firing) == [("DatabaseConnectionError", "db2"), ("WebsiteDown", "edge1")]
 
@@ -599,7 +599,7 @@ def test_the_web_server_of_an_application_host_silences_nothing_of_the_site():
     assert sent(firing) == [("AvailabilityBudgetBurnFast", ""), ("NginxDown", "app2")]
 
 
-def test_watchdog_is_never_silent():
+def test_watchdog_always_fires():
     firing = [fired(name, instance="monitor1") for name in BY_NAME if name != "Watchdog"] + [fired("Watchdog")]
     assert ("Watchdog", "") in sent(firing)
 
@@ -625,8 +625,8 @@ def test_the_worse_of_two_is_sent():
     )
 
 
-def test_alerts_that_silence_others_do_not_come_later_than_those():
-    """Alertmanager collects for 10 seconds; whoever silences has to be there by then."""
+def test_alerts_that_silence_others_fire_no_later_than_those():
+    """Alertmanager collects for 10 seconds; the silencing alert must fire by then."""
 
     def latest(name):
         alert = BY_NAME[name]

@@ -20,8 +20,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
-FOLDER = ROOT / "monitoring" / "dashboards"
-FILES = sorted((FOLDER / "ja").glob("*.json"))
+DIRECTORY = ROOT / "monitoring" / "dashboards"
+FILES = sorted((DIRECTORY / "ja").glob("*.json"))
 NAMES = (
     "overview", "host", "application", "postgresql", "redis", "nginx", "celery", "containers", "backups", "deploys",
     "logs",
@@ -62,7 +62,7 @@ UNITS = {
 }  # fmt: skip
 BUILT_IN = {"__rate_interval", "__interval", "__range", "__url_time_range", "__field", "__value", "__all"}
 JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
-# What has one name in both languages.
+# Words with one name in both languages.
 PRODUCT = re.compile(r"^(ShiftMaster - )?(PostgreSQL|Redis|nginx|Celery|CPU|systemd|Elasticsearch|Logstash|Filebeat)$")
 WORDS = {
     "sum", "avg", "min", "max", "count", "topk", "rate", "increase", "clamp_min", "histogram_quantile", "abs", "time",
@@ -86,7 +86,7 @@ def strings_in(value):
 
 
 def query_problems(expr):
-    """What is wrong with one PromQL expression, beyond the errors of a parser."""
+    """Problems of one PromQL expression, beyond the errors of a parser."""
     found = []
     for selector in re.findall(r"[\w:]+\{[^{}]*\}", expr):
         if "env=~" not in selector:
@@ -170,8 +170,8 @@ def model_problems(model):
     for item in annotations:
         found += query_problems(item["expr"])
     targets = [target for panel in panels_of(model) for target in panel["targets"]]
-    asking = [item for item in model["templating"]["list"] if item["type"] == "query"]
-    for item in [*panels_of(model), *targets, *annotations, *asking]:
+    querying = [item for item in model["templating"]["list"] if item["type"] == "query"]
+    for item in [*panels_of(model), *targets, *annotations, *querying]:
         if item.get("datasource") != {"type": "prometheus", "uid": "${datasource}"}:
             found.append(f"{item.get('title') or item.get('name') or item.get('expr')}: datasource")
     # Variables: what is used is defined, what is defined is used, those of a choice work for all and for several.
@@ -179,9 +179,9 @@ def model_problems(model):
     used = set().union(*(variables_in(text) for text in strings_in(model)))
     if unknown := used - set(defined) - BUILT_IN:
         found.append(f"undefined variables {sorted(unknown)}")
-    asked = [target["expr"] for target in targets]
-    for item in asking:
-        if not any(item["name"] in variables_in(expr) for expr in asked):
+    requested = [target["expr"] for target in targets]
+    for item in querying:
+        if not any(item["name"] in variables_in(expr) for expr in requested):
             found.append(f"variable {item['name']} is not used")
         if not (item["multi"] and item["includeAll"] and item["allValue"] == ".*"):
             found.append(f"variable {item['name']} cannot show all")
@@ -189,7 +189,7 @@ def model_problems(model):
         if variables_in(item["definition"]) - set(before):
             found.append(f"variable {item['name']} depends on a later one")
     # A chosen value is a pattern: `=` would compare with "a|b".
-    for expr in asked:
+    for expr in requested:
         found += [f'{text} is not matched by "=~"' for text in re.findall(r'\w+(?:=|!=)"\$\w+[^"]*"', expr)]
     # Links to dashboards and runbooks.
     if not [item for item in annotations if "shiftmaster_release_info{" in item["expr"]]:
@@ -237,7 +237,7 @@ TEXTS = {"title", "description", "label", "legendFormat", "noValue", "text", "to
 
 @pytest.mark.parametrize("path", FILES, ids=ids(FILES))
 def test_languages_differ_in_their_texts_only(path):
-    ja, en = load(path), load(FOLDER / "en" / path.name)
+    ja, en = load(path), load(DIRECTORY / "en" / path.name)
     assert [text for text in strings_in(en) if JAPANESE.search(text)] == []
     assert same_in_both(ja) == same_in_both(en)
     assert [panel["options"].keys() for panel in panels_of(ja)] == [panel["options"].keys() for panel in panels_of(en)]
@@ -250,7 +250,7 @@ def test_languages_differ_in_their_texts_only(path):
     ("change", "message"),
     [({"widht": 4}, "widht"), ({"mappings": "nothing"}, "nothing"), ({"type": "graph"}, "graph")],
 )
-def test_an_unknown_word_is_an_error(change, message):
+def test_an_unknown_key_is_an_error(change, message):
     item = {"id": 11, "type": "stat", "title": "a", "description": "b", "queries": [{"expr": "up{}"}]}
     common = dashboards.load("common", "ja")
     assert dashboards.panel(item, common)["id"] == 11
@@ -258,7 +258,7 @@ def test_an_unknown_word_is_an_error(change, message):
         dashboards.panel({**item, **change}, common)
 
 
-def test_only_the_first_row_is_open_and_those_of_the_application_on_the_overview(models):
+def test_only_the_first_row_and_those_of_the_application_on_the_overview_are_open(models):
     for uid, model in models.items():
         rows = {panel["id"]: panel["collapsed"] for panel in model["panels"] if panel["type"] == "row"}
         first_row, *others = rows
@@ -293,7 +293,7 @@ def test_aggregates_come_before_series_by_host(models):
     assert not any(map(is_by_host, graphs))
 
 
-def test_each_has_its_pinned_name(models):
+def test_each_model_has_its_pinned_name(models):
     assert set(models) == {f"shiftmaster-{name}" for name in NAMES}
     assert {stem: model["uid"] for stem, model in models.items()} == {stem: stem for stem in models}
     assert len({model["title"] for model in models.values()}) == len(NAMES)
@@ -302,7 +302,7 @@ def test_each_has_its_pinned_name(models):
 
 
 @pytest.mark.parametrize("path", FILES, ids=ids(FILES))
-def test_rules_hold(path):
+def test_dashboards_follow_the_rules(path):
     assert model_problems(load(path)) == []
 
 
@@ -351,7 +351,7 @@ BREAKS = {
 
 
 @pytest.mark.parametrize("problem", BREAKS)
-def test_rules_notice(problem, models):
+def test_the_rules_detect_faults(problem, models):
     model = copy.deepcopy(models[OVERVIEW])
     BREAKS[problem](model)
     assert [found for found in model_problems(model) if problem in found], model_problems(model)
@@ -411,7 +411,7 @@ def test_a_runbook_is_that_of_an_alert(models, alerts):
     assert set().union(*map(runbooks_of, models.values())) - set(alerts) == set()
 
 
-def test_an_alert_can_be_seen_on_the_dashboard_that_it_names(models, alerts):
+def test_an_alert_is_visible_on_the_dashboard_that_it_names(models, alerts):
     # Watchdog always fires: there is nothing to see.
     blind = {alert for alert, uid in alerts.items() if alert not in runbooks_of(models[uid])} - {"Watchdog"}
     assert blind == set()
@@ -436,8 +436,8 @@ def test_states_of_tasks_are_those_that_are_counted():
     source = (ROOT / "shiftmaster_monitoring/shiftmaster_monitoring/tasks.py").read_text(encoding="utf-8")
     known = set(re.findall(r'"(\w+)"', re.search(r"^STATES = \((.*)\)$", source, re.M)[1]))
     rules = [path.read_text(encoding="utf-8") for path in (ROOT / "monitoring" / "rules").glob("*.yml")]
-    asked = "\n".join([one["expr"] for one in QUERIES] + rules)
-    found = re.findall(r'shiftmaster_celery_tasks_total\{[^}]*?\bstate=~?"([^"]*)"', asked)
+    requested = "\n".join([one["expr"] for one in QUERIES] + rules)
+    found = re.findall(r'shiftmaster_celery_tasks_total\{[^}]*?\bstate=~?"([^"]*)"', requested)
     assert found and {state for value in found for state in value.split("|")} <= known
 
 
@@ -459,10 +459,10 @@ def promtool():
     return found
 
 
-def parsed(expressions, folder):
+def parsed(expressions, directory):
     """promtool's output on the expressions, each as a recording rule of its own."""
     rules = [{"record": f"query:{number}", "expr": expr} for number, expr in enumerate(expressions)]
-    path = folder / "queries.yml"
+    path = directory / "queries.yml"
     path.write_text(json.dumps({"groups": [{"name": "queries", "rules": rules}]}), encoding="utf-8")
     return subprocess.run([promtool(), "check", "rules", str(path)], capture_output=True, text=True, check=False)
 
@@ -478,7 +478,7 @@ def test_every_query_parses(tmp_path):
 
 
 def lost(before, after, path=""):
-    """What Grafana's own types do not know or write otherwise; what they add by default is no loss."""
+    """Fields that Grafana's own types drop or change; added defaults do not count."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key, value in before.items():
             if key not in after:
@@ -509,14 +509,14 @@ def through_grafanas_types(model):
     return json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(copy.deepcopy(model))))
 
 
-def test_grafanas_own_types_know_everything_in_them():
-    found = {path: load(path) for path in FOLDER.glob("*/*.json")}
+def test_grafanas_own_types_contain_every_field():
+    found = {path: load(path) for path in DIRECTORY.glob("*/*.json")}
     assert len(found) == 2 * len(NAMES)
     problems = {str(path): list(lost(model, through_grafanas_types(model))) for path, model in found.items()}
     assert {path: lines for path, lines in problems.items() if lines} == {}
 
 
-def test_grafanas_own_types_notice_a_wrong_name(models):
+def test_grafanas_own_types_detect_a_wrong_name(models):
     model = copy.deepcopy(models[OVERVIEW])
     first(model)["options"]["tooltip"]["moode"] = "multi"
     first(model)["fieldConfig"]["defaults"]["custom"]["lineWith"] = 2

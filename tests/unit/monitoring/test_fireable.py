@@ -26,7 +26,7 @@ import fireable
         ("predict_linear(a[6h], 24 * 3600) < 0", "predict_linear(a[6h], 24 * 3600) >= -Inf"),
     ],
 )
-def test_thresholds_are_taken_away(expression, expected):
+def test_thresholds_are_removed(expression, expected):
     assert fireable.without_thresholds(expression) == expected
 
 
@@ -34,10 +34,10 @@ def test_each_branch_is_queried_by_itself():
     assert fireable.branches('a{b="c (or d"} > 1 or (e or f) == 0 or g') == ['a{b="c (or d"} > 1', "(e or f) == 0", "g"]
 
 
-def test_labels_are_those_that_texts_name_and_the_rule_does_not_give():
+def test_labels_are_those_that_texts_use_and_the_rule_does_not_set():
     rule = {
         "expr": "a == 0 or b == 0",
         "labels": {"severity": "warning"},
         "annotations": {"summary": "{{ $labels.instance }} {{ $labels.severity }}", "summary_ja": "{{ $labels.err }}"},
     }
-    assert fireable.asked(rule) == {"a >= -Inf": {"instance", "err"}, "b >= -Inf": {"instance", "err"}}
+    assert fireable.queries_of(rule) == {"a >= -Inf": {"instance", "err"}, "b >= -Inf": {"instance", "err"}}

@@ -58,14 +58,14 @@ def test_updates_are_counted_once_an_hour(monkeypatch, elsewhere):
         assert f"\n{host_metrics.UPDATES} 5\n" in host_metrics.text_of(host_metrics.collect(NONE, again))
 
 
-def test_without_apt_the_rest_is_written(monkeypatch, elsewhere, capsys):
+def test_without_apt_the_other_metrics_are_written(monkeypatch, elsewhere, capsys):
     def fails():
         raise probe.ProbeError("error", "apt", "E: dpkg was interrupted")
 
     monkeypatch.setattr(host_metrics, "pending_updates", fails)
     text = host_metrics.text_of(host_metrics.collect(NONE, ""))
     assert "shiftmaster_host_reboot_required 0\n" in text and f"\n{host_metrics.UPDATES} -1\n" in text
-    # Nobody takes that for a count: the next run counts again.
+    # That does not count as a result: the next run counts again.
     monkeypatch.setattr(host_metrics, "pending_updates", lambda: {"security": 3})
     assert host_metrics.collect(NONE, text)[host_metrics.UPDATES, ""] == 3
     assert "dpkg was interrupted" in capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_without_apt_the_rest_is_written(monkeypatch, elsewhere, capsys):
 # --- name servers and mail servers -----------------------------------------------------------------------------------
 
 
-def test_only_name_servers_that_programs_use_are_queried():
+def test_only_name_servers_in_use_are_queried():
     text = "# nameserver 192.0.2.9\n nameserver 192.0.2.1\noptions rotate\nnameserver ::1\nnameserver a\nnameserver b\n"
     assert host_metrics.name_servers(text) == ["192.0.2.1", "::1", "a"]
 
@@ -96,11 +96,11 @@ def test_a_mail_server_is_up_where_it_greets(elsewhere, greeting, up):
         server = f"localhost:{port}"
         found = host_metrics.collect({"listeners": [], "mail_servers": [server]}, "")
     assert found[host_metrics.MAIL_SERVER, f'server="{server}"'] == up
-    # Nobody is there any more.
+    # There is no listener any more.
     assert host_metrics.greets(f"[127.0.0.1]:{port}") is False
 
 
-def test_a_mail_server_that_is_silent_is_given_up(elsewhere, monkeypatch):
+def test_a_mail_server_that_does_not_respond_times_out(elsewhere, monkeypatch):
     monkeypatch.setattr(host_metrics.probe, "Deadline", lambda seconds, real=probe.Deadline: real(0.3))
     with serving(lambda connection: connection.recv(1)) as port:
         assert host_metrics.greets(f"localhost:{port}") is False
@@ -120,7 +120,7 @@ def made(directory, days):
 
 
 @pytest.mark.parametrize("name", ["postgresql", "redis"])
-def test_what_a_service_presents_is_told_from_what_is_in_its_file(tmp_path, elsewhere, name):
+def test_the_certificate_of_a_service_is_distinguished_from_its_file(tmp_path, elsewhere, name):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*made(tmp_path, 3))
     renewed, _key = made(tmp_path, 90)

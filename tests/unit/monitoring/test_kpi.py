@@ -18,8 +18,8 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 
 def samples(function, left_out=()):
     """One sample a minute of the complete month except for unmeasured times."""
-    moments = (START + STEP * number for number in range(int((END - START) / STEP)))
-    return [(at, function(at)) for at in moments if not any(since <= at < until for since, until in left_out)]
+    timestamps = (START + STEP * number for number in range(int((END - START) / STEP)))
+    return [(at, function(at)) for at in timestamps if not any(since <= at < until for since, until in left_out)]
 
 
 # Three outages: 10 minutes on the 3rd, 30 on the 10th, 2 on the 20th; on the 25th two hours without samples.
@@ -76,7 +76,7 @@ def test_metrics_equal_those_computed_by_hand():
     assert month["requests"] == 43080 * 120 and month["requests_per_second"] == 2.0
     # 432 errors a day, of which the gap at the beginning of the 25th hides 120: 30 * 432 - 120 = 12 840 of 5 169 600.
     assert month["error_percent"] == round(100 * 12840 / 5169600, 4) == 0.2484
-    # The 95 000th of 100 000 lies 5 000 of 6 000 into (0.1, 0.25]: 0.1 + 0.15 * 5 / 6 = 0.225.
+    # The 95 000th of 100 000 is 5 000 of 6 000 into (0.1, 0.25]: 0.1 + 0.15 * 5 / 6 = 0.225.
     assert month["p95_seconds"] == 0.225
     assert month["database_seconds"] == 0.003
     assert month["missing"] == []
@@ -92,7 +92,7 @@ def test_causes_are_what_fired_first_and_is_no_symptom():
     assert month["downtime_by_cause"] == {"DatabaseConnectionError": 600, "DiskSpaceCritical": 1800, None: 120}
 
 
-def test_nothing_is_invented_where_nothing_was_measured():
+def test_unmeasured_values_are_not_invented():
     month = kpi.month({}, START, END, STEP)
     for name in (
         "availability_percent",
@@ -153,7 +153,7 @@ def test_alerts_from_their_series():
     ]  # fmt: skip
 
 
-def test_the_cause_is_the_alert_that_fired_first_whatever_their_order():
+def test_the_cause_is_the_first_alert_in_any_order():
     outage = {"start": 1000.0, "end": 1600.0, "seconds": 600.0}
 
     def alert(name, start, end):
@@ -203,7 +203,7 @@ def test_the_years_last_month_and_a_quantile_in_the_middle_of_a_bucket():
     assert kpi.quantile(0.6, {1.0: 10.0, 2.0: 10.0, 3.0: 20.0}) == pytest.approx(2.2)
 
 
-def test_samples_of_a_time_are_one_a_moment_in_their_order():
+def test_samples_have_one_value_for_each_timestamp_in_order():
     samples = [(60.0, 1.0), (0.0, 2.0), (60.0, 3.0), (120.0, 4.0), (-1.0, 5.0)]
     assert kpi.within(samples, 0.0, 120.0) == [(0.0, 2.0), (60.0, 3.0)]
 

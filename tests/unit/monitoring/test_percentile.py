@@ -21,7 +21,7 @@ def test_at_least_the_share_does_not_exceed_it_and_no_smaller_value_will_do(coun
         assert 100 * (found + 1) >= percent * count > 100 * found
 
 
-def test_of_none_and_of_one():
+def test_zero_values_and_one_value():
     assert percentile.percentile([], 0.95) == 0.0 and percentile.percentile([7], 0.95) == 7
 
 

@@ -22,12 +22,12 @@ def up(at):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    asked, refuse = [], False
+    requested, refuse = [], False
 
     def do_GET(self):
         parts = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(parts.query))
-        type(self).asked.append((parts.path, query, self.headers.get("Authorization")))
+        type(self).requested.append((parts.path, query, self.headers.get("Authorization")))
         if type(self).refuse:
             self.send_response(401)
             self.end_headers()
@@ -36,15 +36,15 @@ class Server(http.server.BaseHTTPRequestHandler):
         if parts.path.endswith("query_range"):
             since, until, step = float(query["start"]), float(query["end"]), float(query["step"])
             assert (until - since) / step < 11000, "Prometheus refuses that many points"
-            moments = [since + step * number for number in range(int((until - since) / step) + 1)]
+            timestamps = [since + step * number for number in range(int((until - since) / step) + 1)]
             if "probe_success" in query["query"]:
-                result = [{"metric": {}, "values": [[at, str(up(at))] for at in moments]}]
+                result = [{"metric": {}, "values": [[at, str(up(at))] for at in timestamps]}]
             elif "5.." in query["query"]:
                 result = []
             elif "nginx_http_requests_total" in query["query"]:
-                result = [{"metric": {}, "values": [[at, "60"] for at in moments]}]
+                result = [{"metric": {}, "values": [[at, "60"] for at in timestamps]}]
             elif "ALERTS" in query["query"]:
-                firing = [[at, "1"] for at in moments if START + 2 * 86400 - 60 <= at < START + 2 * 86400 + 600]
+                firing = [[at, "1"] for at in timestamps if START + 2 * 86400 - 60 <= at < START + 2 * 86400 + 600]
                 result = (
                     [{"metric": {"alertname": "RedisDown", "service": "cache"}, "values": firing}] if firing else []
                 )
@@ -66,7 +66,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    Server.asked, Server.refuse = [], False
+    Server.requested, Server.refuse = [], False
     instance = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=instance.serve_forever)
     thread.start()
@@ -78,58 +78,58 @@ def server():
 
 def test_a_month_is_queried_in_parts_and_computed(server):
     given = {"month": "2026-11", "timezone": "Asia/Tokyo", "targets": {}}
-    answer = shiftmaster_kpi.compute(given, prometheus.Prometheus(server, "prometheus", "secret"), END + 5, STEP)
-    month = answer["metrics"]
+    response = shiftmaster_kpi.compute(given, prometheus.Prometheus(server, "prometheus", "secret"), END + 5, STEP)
+    month = response["metrics"]
     assert month["down_seconds"] == 600 and month["unknown_seconds"] == 0
     assert month["availability_percent"] == round(100 * (30 * 86400 - 600) / (30 * 86400), 4)
     assert month["outages"][0]["cause"] == "RedisDown"
     assert month["requests_per_second"] == 1.0 and month["error_percent"] == 0.0
     assert month["p95_seconds"] == 0.15
-    # What Prometheus does not know is no metric.
+    # Values that Prometheus does not have are no metrics.
     assert month["database_seconds"] is None and month["missing"] == ["database_seconds"]
-    assert len(answer["series"]["availability_percent"]) in (30, 31)
+    assert len(response["series"]["availability_percent"]) in (30, 31)
     ranges = [
         query
-        for path, query, _login in Server.asked
+        for path, query, _login in Server.requested
         if path.endswith("query_range") and "probe_success" in query["query"]
     ]
     assert len(ranges) == 5
-    assert all(login and login.startswith("Basic ") for _path, _query, login in Server.asked)
+    assert all(login and login.startswith("Basic ") for _path, _query, login in Server.requested)
 
 
-def test_without_a_month_it_is_the_one_before_in_the_sites_zone(server):
+def test_without_a_month_it_is_the_previous_one_in_the_sites_zone(server):
     """AWX starts the monthly checklist at 08:30 in Tokyo, when it is still the day before in UTC."""
     given = {"month": None, "timezone": "Asia/Tokyo", "targets": {}}
-    answer = shiftmaster_kpi.compute(given, prometheus.Prometheus(server), END + 8.5 * 3600, STEP)
-    assert answer["metrics"]["month"] == "2026-11" and answer["metrics"]["start"] == START
-    assert answer["metrics"]["outages"][0]["began"] == "11-03 00:00"
+    response = shiftmaster_kpi.compute(given, prometheus.Prometheus(server), END + 8.5 * 3600, STEP)
+    assert response["metrics"]["month"] == "2026-11" and response["metrics"]["start"] == START
+    assert response["metrics"]["outages"][0]["began"] == "11-03 00:00"
 
 
 def test_a_gap_is_no_availability(server):
-    """An instant selector would look five minutes back."""
+    """An instant selector would read five minutes back."""
     assert "min_over_time" in prometheus.QUERIES["up"] and "[1m]" in prometheus.QUERIES["up"]
 
 
 def test_the_running_month_ends_now(server):
     given = {"month": "2026-11", "timezone": "Asia/Tokyo", "targets": {}}
-    answer = shiftmaster_kpi.compute(given, prometheus.Prometheus(server), START + 86400, STEP)
-    assert answer["metrics"]["known_seconds"] == 86400
+    response = shiftmaster_kpi.compute(given, prometheus.Prometheus(server), START + 86400, STEP)
+    assert response["metrics"]["known_seconds"] == 86400
 
 
-def test_parts_ask_for_every_step_once():
+def test_parts_query_every_step_once():
     for length in (1, 2, 9999, 10000, 10001, 43200):
-        moments = []
+        timestamps = []
         for since, until in prometheus.parts(0.0, length * STEP, STEP):
-            moments += [since + STEP * number for number in range(int((until - since) / STEP) + 1)]
-        assert moments == [STEP * number for number in range(length)]
+            timestamps += [since + STEP * number for number in range(int((until - since) / STEP) + 1)]
+        assert timestamps == [STEP * number for number in range(length)]
 
 
-def test_a_refusal_and_silence_are_reported(server, run_module):
+def test_an_error_and_a_missing_response_are_reported(server, run_module):
     Server.refuse = True
     with pytest.raises(prometheus.PrometheusError, match="returns 401"):
         prometheus.Prometheus(server).now("up")
     with pytest.raises(prometheus.PrometheusError, match="does not respond"):
         prometheus.Prometheus("http://127.0.0.1:1").now("up")
-    answer = run_module(shiftmaster_kpi, url=server, month="2026-11")
-    assert answer["failed"] and "returns 401" in answer["msg"]
+    response = run_module(shiftmaster_kpi, url=server, month="2026-11")
+    assert response["failed"] and "returns 401" in response["msg"]
     assert "2026-10" in run_module(shiftmaster_kpi, url=server, month="november")["msg"]

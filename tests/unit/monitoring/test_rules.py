@@ -50,7 +50,7 @@ def test_a_run_evaluates_the_rules_of_its_roles_before_anything_changes(playbook
     ]
 
 
-def test_a_message_comes_for_each_item_for_which_all_conditions_do_not_hold():
+def test_each_item_that_violates_a_condition_has_a_message():
     rule = {"loop": "{{ names }}", "that": ["item != 'b'", "item != 'c'"], "msg": "{{ item }} is wrong"}
     assert found_by(rule, names=["a", "b", "c"]) == ["b is wrong", "c is wrong"]
     assert found_by({**rule, "when": ["names | length < 3"]}, names=["a", "b", "c"]) == []
@@ -92,7 +92,7 @@ def test_a_missing_secret_is_one_problem_and_hides_no_other(tmp_path):
     assert found(vault_a="") == [missing, wrong_type, rule] and found(vault_a="x") == [wrong_type, rule]
 
 
-def test_what_a_rollback_is_given_with_is_checked():
+def test_options_of_a_rollback_are_validated():
     plays = yaml.safe_load((ROOT / "playbooks/rollback.yml").read_text(encoding="utf-8"))
     rules = plays[0]["vars"]["rollback_rules"]
     assert found_by(*rules) == found_by(*rules, to="2.0.0", dump="x", schema="restore") == []
@@ -123,7 +123,7 @@ ROTATION = {
         ({"rotation_certificates_before": "yesterday"}, "no timestamp of the past"),
     ]
 )
-def test_what_is_wrong_with_a_rotation_is_found(case):
+def test_problems_of_a_rotation_are_found(case):
     given, words = case
     made = templar("rotation", **{**ROTATION, **given})
     known = made.available_variables
@@ -193,7 +193,7 @@ FACTS = {"ansible_facts": {"distribution_major_version": "13"}}
 
 
 @offenders.each(GOOD, lambda case: case[0])
-def test_good_values_break_no_rule(case):
+def test_valid_values_break_no_rule(case):
     assert problems(case[0], templar(case[0], **{**FACTS, **case[1]})) == []
 
 

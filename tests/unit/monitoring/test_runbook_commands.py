@@ -110,7 +110,7 @@ def test_calls_of_ansible_are_right(command):
         ("redis-cli FLUSHALL", False),
     ],
 )
-def test_what_reads_only(text, reads):
+def test_commands_that_only_read(text, reads):
     assert runbooks.reads_only(text) is reads
 
 

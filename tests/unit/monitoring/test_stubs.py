@@ -1,4 +1,4 @@
-"""What the scenario `monitoring` takes in place of backups is called as the real metrics are."""
+"""The stub metrics of backups in scenario `monitoring` have the names of the real ones."""
 
 from __future__ import annotations
 

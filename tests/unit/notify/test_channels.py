@@ -10,13 +10,13 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_what_alertmanager_cannot_deliver_keeps_no_other_channel_from_being_tried(tmp_path):
+def test_a_channel_that_alertmanager_cannot_reach_does_not_stop_the_others(tmp_path):
     values = {
         "ansible_connection": "local",
         "ansible_become": False,
         "ansible_python_interpreter": sys.executable,
         "shiftmaster_domain": "shift.example.test",
-        # Nobody listens there.
+        # There is no listener.
         "vault_alertmanager_slack_url": "http://127.0.0.1:9/services/T0/B0/x",
         "vault_monitoring_admin_password": "of-the-test",
         "notify_timeout_seconds": 1,

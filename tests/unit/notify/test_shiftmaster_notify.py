@@ -83,7 +83,7 @@ def arguments(receivers, pair):
 
 
 @pytest.fixture
-def tell(run_module, arguments):
+def send(run_module, arguments):
     return lambda **more: run_module(module, **{**arguments, **more})
 
 
@@ -91,13 +91,13 @@ def tell(run_module, arguments):
 
 
 @pytest.mark.parametrize("details", [DETAILS, {}, dict.fromkeys(notify_text.LABELS, "<&>長い" * 5000)])
-def test_no_message_breaks_what_the_services_document(details):
+def test_messages_respect_the_documented_limits(details):
     for event, status, language in EVERY:
         about = (event, status, "production", details, language, LINKS * 9)
         assert local.slack_problems(notify_text.slack(*about, "#shiftmaster-alerts")) == []
         for kind, message in notify_text.pagerduty(*about, "2026-01-31T08:00:00Z"):
-            judge = local.change_event_problems if kind == "change" else local.alert_event_problems
-            assert judge(dict(message, routing_key=KEY)) == []
+            evaluate = local.change_event_problems if kind == "change" else local.alert_event_problems
+            assert evaluate(dict(message, routing_key=KEY)) == []
         subject, text, page = notify_text.email(*about)
         assert "\n" not in subject and len(subject) <= 200 and text and page.count("<html") == 1
 
@@ -105,8 +105,8 @@ def test_no_message_breaks_what_the_services_document(details):
 def test_every_title_is_a_sentence_with_and_without_a_version():
     for event, status, language in EVERY:
         for details in ({"version": "2.4.1"}, {}):
-            said = notify_text.titles(event, status, details, language)
-            assert "{" not in said and "  " not in said and said[0] == said[0].upper()
+            output = notify_text.titles(event, status, details, language)
+            assert "{" not in output and "  " not in output and output[0] == output[0].upper()
     assert notify_text.titles("deploy", "failed", {}, "en") == "Deploy of the application failed"
     assert notify_text.titles("deploy", "succeeded", {}, "en") == "The application is deployed"
     assert notify_text.titles("rollback", "failed", {}, "ja") == "前のバージョン へのロールバックに失敗しました"
@@ -144,8 +144,8 @@ def test_a_subject_has_one_line():
 # --- delivery ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_deploy_reaches_all_channels(tell, receivers):
-    result = tell()
+def test_a_deploy_reaches_all_channels(send, receivers):
+    result = send()
     assert result["sent"] == ["email", "pagerduty", "slack"] and result["problems"] == {} and not result["changed"]
     assert [message for message in receivers.record.of() if not message["ok"]] == []
     (slack,) = receivers.record.of("slack")
@@ -160,9 +160,9 @@ def test_a_deploy_reaches_all_channels(tell, receivers):
     assert [one["kind"] for one in receivers.record.of("pagerduty")] == ["change", "alert"]
 
 
-def test_a_checklist_brings_its_page_along(tell, receivers):
+def test_a_checklist_is_sent_with_its_page(send, receivers):
     page = "<!DOCTYPE html><p>朝のチェックリスト</p>\n"
-    tell(
+    send(
         event="checklist", status="failed", details={"checklist": "morning", "reason": "☒ ディスク"},
         attachments=[{"name": "morning.html", "content": page}],
     )  # fmt: skip
@@ -175,9 +175,9 @@ def test_a_checklist_brings_its_page_along(tell, receivers):
     assert "☒ ディスク" in mail["plain"]
 
 
-def test_a_failure_is_an_alert_and_its_success_resolves_it_under_the_same_key(tell, receivers):
-    tell(status="failed")
-    tell(event="rollback", status="succeeded")
+def test_a_failure_is_an_alert_and_its_success_resolves_it_under_the_same_key(send, receivers):
+    send(status="failed")
+    send(event="rollback", status="succeeded")
     trigger, change, resolve = (one["body"] for one in receivers.record.of("pagerduty"))
     assert (trigger["event_action"], resolve["event_action"]) == ("trigger", "resolve")
     assert trigger["dedup_key"] == resolve["dedup_key"]
@@ -186,68 +186,68 @@ def test_a_failure_is_an_alert_and_its_success_resolves_it_under_the_same_key(te
     assert "event_action" not in change
 
 
-def test_a_test_is_seen_at_pagerduty_and_leaves_nothing_open(tell, receivers):
-    tell(event="test", status="succeeded")
+def test_a_test_is_visible_at_pagerduty_and_leaves_nothing_open(send, receivers):
+    send(event="test", status="succeeded")
     trigger, resolve = (one["body"] for one in receivers.record.of("pagerduty"))
     assert (trigger["event_action"], trigger["payload"]["severity"]) == ("trigger", "info")
     assert resolve["event_action"] == "resolve" and trigger["dedup_key"] == resolve["dedup_key"]
 
 
-def test_a_beginning_is_nothing_for_pagerduty(tell, receivers):
-    assert tell(status="started")["sent"] == ["email", "slack"] and not receivers.record.of("pagerduty")
+def test_a_start_is_not_sent_to_pagerduty(send, receivers):
+    assert send(status="started")["sent"] == ["email", "slack"] and not receivers.record.of("pagerduty")
 
 
-def test_a_channel_that_is_down_is_reported_and_hurts_no_other(tell, receivers):
+def test_a_channel_that_is_down_is_reported_and_affects_no_other(send, receivers):
     receivers.record.set_down("slack", "refuse", 60)
-    result = tell(timeout_seconds=2)
+    result = send(timeout_seconds=2)
     assert (
         result["sent"] == ["email", "pagerduty"] and set(result["problems"]) == {"slack"} and not result.get("failed")
     )
 
 
-def test_a_service_that_is_busy_is_queried_again(tell, receivers):
+def test_a_service_that_is_busy_is_queried_again(send, receivers):
     receivers.record.set_down("pagerduty", "500", 1)
-    assert "pagerduty" in tell()["sent"]
+    assert "pagerduty" in send()["sent"]
 
 
 @pytest.mark.parametrize("receiver", ["slack", "pagerduty"])
-def test_a_service_that_hangs_costs_no_more_than_the_timeout(tell, receivers, receiver):
+def test_a_service_that_hangs_costs_no_more_than_the_timeout(send, receivers, receiver):
     receivers.record.set_down(receiver, "hang", 60)
     started = time.monotonic()
-    result = tell(timeout_seconds=4)
+    result = send(timeout_seconds=4)
     assert time.monotonic() - started < 15 and set(result["problems"]) == {receiver}
 
 
-def test_a_mail_server_that_says_nothing_costs_no_more_than_the_timeout(tell, arguments):
+def test_a_mail_server_that_does_not_respond_costs_no_more_than_the_timeout(send, arguments):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
-        result = tell(timeout_seconds=4, email={**arguments["email"], "port": silent.getsockname()[1]})
+        result = send(timeout_seconds=4, email={**arguments["email"], "port": silent.getsockname()[1]})
         assert time.monotonic() - started < 15 and set(result["problems"]) == {"email"}
 
 
-def test_a_certificate_of_nobody_is_not_trusted(tell, receivers):
-    result = tell(ca_file=None, timeout_seconds=2)
+def test_an_untrusted_certificate_is_rejected(send, receivers):
+    result = send(ca_file=None, timeout_seconds=2)
     assert result["sent"] == [] and all("certificate" in text for text in result["problems"].values())
     assert receivers.record.of() == []
 
 
-def test_a_wrong_password_is_reported_without_it(tell, arguments):
-    result = tell(email={**arguments["email"], "password": "wrong-password-here"})
+def test_a_wrong_password_is_reported_without_it(send, arguments):
+    result = send(email={**arguments["email"], "password": "wrong-password-here"})
     assert "535" in result["problems"]["email"] and "wrong-password-here" not in json.dumps(result)
 
 
-def test_a_revoked_webhook_is_reported_without_its_address(tell, arguments):
+def test_a_revoked_webhook_is_reported_without_its_address(send, arguments):
     url = arguments["slack"]["url"].replace(HOOK, "/services/gone-secret")
-    result = tell(slack={"url": url})
+    result = send(slack={"url": url})
     assert "404 no_service" in result["problems"]["slack"] and "gone-secret" not in json.dumps(result)
 
 
-def test_it_goes_through_a_proxy(tell, receivers):
-    asked = []
+def test_it_goes_through_a_proxy(send, receivers):
+    requested = []
 
     def serve(listener):
         connection, _peer = listener.accept()
-        asked.append(connection.recv(4096).split(b"\r\n")[0].decode())
+        requested.append(connection.recv(4096).split(b"\r\n")[0].decode())
         connection.sendall(b"HTTP/1.1 503 no\r\nContent-Length: 0\r\n\r\n")
         connection.close()
 
@@ -255,13 +255,13 @@ def test_it_goes_through_a_proxy(tell, receivers):
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
         proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        tell(proxy=proxy, pagerduty=None, email=None, timeout_seconds=1)
+        send(proxy=proxy, pagerduty=None, email=None, timeout_seconds=1)
         thread.join(5)
-    assert asked == [f"CONNECT localhost:{receivers.ports['slack']} HTTP/1.1"]
+    assert requested == [f"CONNECT localhost:{receivers.ports['slack']} HTTP/1.1"]
 
 
-def test_check_mode_sends_nothing_and_says_what_it_would(tell, receivers):
-    result = tell(check_mode=True)
+def test_check_mode_sends_nothing_and_reports_what_it_would_send(send, receivers):
+    result = send(check_mode=True)
     assert set(result["messages"]) == {"slack", "email", "pagerduty"} and receivers.record.of() == []
     text = json.dumps(result["messages"])
     assert KEY not in text and HOOK not in text and PASSWORD not in text
@@ -274,17 +274,17 @@ def test_check_mode_sends_nothing_and_says_what_it_would(tell, receivers):
         ({"AWX_PRIVATE_DATA_DIR": "/runner"}, "ansible-playbook rollback.yml"),
     ],
 )
-def test_commands_in_every_channel_reach_the_hosts_of_the_run(tell, monkeypatch, environment, expected):
+def test_commands_in_every_channel_reach_the_hosts_of_the_run(send, monkeypatch, environment, expected):
     """Without an inventory they would reach the demo."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    messages = tell(check_mode=True, event="deploy", status="failed", details={"version": "2.1.0"})["messages"]
+    messages = send(check_mode=True, event="deploy", status="failed", details={"version": "2.1.0"})["messages"]
     assert set(messages) == {"slack", "email", "pagerduty"}
     assert [channel for channel, message in messages.items() if expected not in json.dumps(message)] == []
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "output"),
     [
         ({"slack": {"url": "hooks"}}, {"slack": "slack.url is no URL"}),
         ({"pagerduty": {"routing_key": "short"}}, {"pagerduty": "pagerduty.routing_key is not 32 letters and digits"}),
@@ -297,10 +297,10 @@ def test_commands_in_every_channel_reach_the_hosts_of_the_run(tell, monkeypatch,
         ({"links": [{"text": "x", "href": "javascript:1"}]}, {}),
     ],
 )  # fmt: skip
-def test_a_channel_that_is_set_up_wrongly_is_reported_and_hurts_no_other(tell, receivers, more, said):
-    result = tell(**more)
-    assert result["problems"] == said and not result.get("failed")
-    assert result["sent"] == sorted({"slack", "email", "pagerduty"} - set(said))
+def test_a_misconfigured_channel_is_reported_and_affects_no_other(send, receivers, more, output):
+    result = send(**more)
+    assert result["problems"] == output and not result.get("failed")
+    assert result["sent"] == sorted({"slack", "email", "pagerduty"} - set(output))
     assert all(one["ok"] for one in receivers.record.of())
 
 
@@ -308,7 +308,7 @@ def test_a_channel_that_is_set_up_wrongly_is_reported_and_hurts_no_other(tell, r
 
 
 @pytest.mark.parametrize(
-    ("message", "said"),
+    ("message", "output"),
     [
         ({}, "no_text"),
         ({"text": "a < b"}, "entities"),
@@ -321,12 +321,12 @@ def test_a_channel_that_is_set_up_wrongly_is_reported_and_hurts_no_other(tell, r
         ({"blocks": [{"type": "section", "text": {"text": "x" * 3001}}]}, "3001"),
     ],
 )
-def test_slack_refuses(message, said):
-    assert said in "; ".join(local.slack_problems(message))
+def test_slack_refuses(message, output):
+    assert output in "; ".join(local.slack_problems(message))
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "output"),
     [
         ({"routing_key": "x"}, "routing_key"),
         ({"event_action": "open"}, "event_action"),
@@ -339,14 +339,14 @@ def test_slack_refuses(message, said):
         ({"links": [{"text": "x"}]}, "href"),
     ],
 )
-def test_pagerduty_refuses(more, said):
+def test_pagerduty_refuses(more, output):
     event = {
         "routing_key": KEY,
         "event_action": "trigger",
         "payload": {"summary": "x", "source": "s", "severity": "info"},
     }
     assert local.alert_event_problems(event) == []
-    assert said in "; ".join(local.alert_event_problems({**event, **more}))
+    assert output in "; ".join(local.alert_event_problems({**event, **more}))
 
 
 def test_the_mail_server_refuses_what_a_real_one_refuses(receivers, pair):
@@ -363,13 +363,13 @@ def test_the_mail_server_refuses_what_a_real_one_refuses(receivers, pair):
             server.sendmail("a@b", ["c@d"], "Subject: x\r\n\r\nx\r\n")
 
 
-def test_the_receivers_are_told_to_be_down_and_tell_what_they_got(receivers, tell):
+def test_the_receivers_can_be_set_down_and_return_what_they_received(receivers, send):
     base = f"http://127.0.0.1:{receivers.ports['control']}"
     body = json.dumps({"receiver": "all", "how": "500", "seconds": 60}).encode()
     urllib.request.urlopen(urllib.request.Request(base + "/down", data=body), timeout=5).close()
-    assert set(tell(timeout_seconds=1)["problems"]) == {"slack", "email", "pagerduty"}
-    with urllib.request.urlopen(base + "/messages?receiver=slack", timeout=5) as answer:
-        assert {one["kind"] for one in json.load(answer)} == {"attempt"}
+    assert set(send(timeout_seconds=1)["problems"]) == {"slack", "email", "pagerduty"}
+    with urllib.request.urlopen(base + "/messages?receiver=slack", timeout=5) as response:
+        assert {one["kind"] for one in json.load(response)} == {"attempt"}
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(base + "/else", timeout=5)
 
@@ -435,7 +435,7 @@ def play(arguments, tmp_path):
         "notify_run_id": "run-1",
         "notify_alertmanager_url": "http://127.0.0.1:1",
     }
-    # Nobody listens at port 1: a host that cannot be reached.
+    # No listener at port 1: a host that cannot be reached.
     (tmp_path / "hosts").write_text(HOSTS)
 
     def play():
@@ -451,7 +451,7 @@ def play(arguments, tmp_path):
     return play
 
 
-def test_the_role_tells_each_channel_what_it_is_for_and_fails_no_run(play, receivers):
+def test_the_role_sends_each_channel_its_events_and_fails_no_run(play, receivers):
     done = play()
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     mails = [one["headers"] for one in receivers.record.of("smtp")]
@@ -464,16 +464,17 @@ def test_the_role_tells_each_channel_what_it_is_for_and_fails_no_run(play, recei
         ("alert", "trigger"), ("change", None), ("alert", "resolve"), ("alert", "resolve"), ("alert", "resolve"),
     ]  # fmt: skip
     assert len(receivers.record.of("slack")) == 4
-    said = " ".join(done.stdout.split())
-    assert "WARNING: slack was not notified: slack.url is no URL" in said
+    output = " ".join(done.stdout.split())
+    assert "WARNING: slack was not notified: slack.url is no URL" in output
     # The event after it.
-    down = said.rpartition("slack.url is no URL")[2]
+    down = output.rpartition("slack.url is no URL")[2]
     assert [name for name in ("slack", "email", "pagerduty") if f"WARNING: {name} was not notified:" not in down] == []
     assert (
-        said.count("WARNING: nothing is silenced") == 3 and "WARNING: the silence of run-1 could not be ended" in said
+        output.count("WARNING: nothing is silenced") == 3
+        and "WARNING: the silence of run-1 could not be ended" in output
     )
-    assert "this run may cause alerts: away cannot be reached" in said and "between 1 and 7200 seconds" in said
-    assert said.count("msg: goes on") == 2 and "changed=0" in said
+    assert "this run may cause alerts: away cannot be reached" in output and "between 1 and 7200 seconds" in output
+    assert output.count("msg: goes on") == 2 and "changed=0" in output
     # Not even with -v.
     assert not [secret for secret in (KEY, HOOK, PASSWORD) if secret in done.stdout + done.stderr]
 

@@ -33,8 +33,8 @@ def test_defaults_and_types_are_those_of_the_specification(run):
 @pytest.mark.parametrize(
     "options, word", [({"counts": 1}, "counts"), ({"count": "x"}, "count"), ({"count": 1}, "Zero")]
 )
-def test_a_failure_is_a_result_so_that_failed_when_holds(run, options, word):
-    """Ansible ends a task whose action raises, whatever failed_when says."""
+def test_a_failure_is_a_result_so_that_failed_when_applies(run, options, word):
+    """Ansible ends a task whose action raises, regardless of failed_when."""
     result = run(**options)
     assert result["failed"] is True and word in result["msg"]
 

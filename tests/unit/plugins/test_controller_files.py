@@ -1,4 +1,4 @@
-"""What is saved of the controller: private keys are readable with the vault password only."""
+"""Saved files of the controller: private keys are readable with the vault password only."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def directory(tmp_path):
     return tmp_path
 
 
-def look(directory, password=""):
+def files_of(directory, password=""):
     secrets = [("default", VaultSecret(password.encode()))] if password else []
     loader = types.SimpleNamespace(_vault=VaultLib(secrets))
     return lookup_loader.get("controller_files", loader=loader).run([str(directory)], {}, prefix="/c/")[0]
 
 
 def test_private_keys_are_encrypted_with_the_vault_password(directory):
-    found = look(directory, "password")
+    found = files_of(directory, "password")
     assert set(found) == {
         "/c/site/ca.key", "/c/site/ca.crt", "/c/store.p12", "/c/vault.yml", "/c/masking.yml",
     }  # fmt: skip
@@ -43,12 +43,12 @@ def test_private_keys_are_encrypted_with_the_vault_password(directory):
 
 
 def test_a_second_run_returns_the_same_and_another_password_or_key_something_else(directory):
-    first = look(directory, "password")
-    assert look(directory, "password") == first
-    assert look(directory, "another")["/c/site/ca.key"] != first["/c/site/ca.key"]
+    first = files_of(directory, "password")
+    assert files_of(directory, "password") == first
+    assert files_of(directory, "another")["/c/site/ca.key"] != first["/c/site/ca.key"]
     salt = first["/c/site/ca.key"].splitlines()[1]
     (directory / "site/ca.key").write_text(KEY.replace("MC4", "MC5"))
-    assert look(directory, "password")["/c/site/ca.key"].splitlines()[1] != salt
+    assert files_of(directory, "password")["/c/site/ca.key"].splitlines()[1] != salt
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_a_second_run_returns_the_same_and_another_password_or_key_something_els
 )
 def test_a_key_is_found_in_every_form(directory, text):
     (directory / "key").write_text(text)
-    assert "/c/key" not in look(directory)
+    assert "/c/key" not in files_of(directory)
 
 
-def test_without_a_vault_password_they_are_left_out(directory):
-    assert set(look(directory)) == {"/c/site/ca.crt", "/c/vault.yml", "/c/masking.yml"}
+def test_without_a_vault_password_they_are_omitted(directory):
+    assert set(files_of(directory)) == {"/c/site/ca.crt", "/c/vault.yml", "/c/masking.yml"}
 
 
-def test_a_directory_that_does_not_exist_holds_nothing(tmp_path):
-    assert look(tmp_path / "absent", "password") == {}
+def test_a_directory_that_does_not_exist_is_empty(tmp_path):
+    assert files_of(tmp_path / "absent", "password") == {}

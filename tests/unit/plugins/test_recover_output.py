@@ -1,4 +1,4 @@
-"""What recover.yml prints of the backup server has no control characters, written or escaped."""
+"""Output of recover.yml about the backup server has no control characters, written or escaped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ exit 1
 """
 
 
-def test_why_backups_could_not_be_fetched_is_printed_without_control_characters(tmp_path):
+def test_the_reason_of_a_failed_fetch_is_printed_without_control_characters(tmp_path):
     tasks = yaml.safe_load((ROOT / "roles/restore/tasks/recovery_data.yml").read_text())
     names = [task["name"] for task in tasks]
     tasks = tasks[names.index("Recover | Fetch the backups from outside") : names.index("Recover | Report the steps")]

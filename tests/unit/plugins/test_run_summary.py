@@ -1,4 +1,4 @@
-"""What a deploy reports besides the release (group_vars/all/summary.yml), with the production inventory."""
+"""The report of a deploy besides the release (group_vars/all/summary.yml), with the production inventory."""
 
 from __future__ import annotations
 

@@ -24,6 +24,6 @@ def test_without_a_port_the_address_is_the_target():
 
 
 @pytest.mark.parametrize("host", ["new1", "other"])
-def test_a_host_whose_address_nobody_knows_is_refused(host):
+def test_a_host_without_an_address_is_rejected(host):
     with pytest.raises(AnsibleFilterError, match=host):
         scrape_targets([host], ADDRESSES, 9100)

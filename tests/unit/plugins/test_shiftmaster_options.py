@@ -49,17 +49,17 @@ EVIL = [
 @pytest.mark.parametrize(
     "value", ["2.1.0", "main", "feature/夜勤+1", "v1.0@x", "1234567", 1234567, "release#5", "x" * 200]
 )
-def test_versions_are_let_through(value):
+def test_valid_versions_are_accepted(value):
     assert action.refusals(OPTIONS["deploy"], {"shiftmaster_version": value}) == []
     assert action.refusals(OPTIONS["rollback"], {"to": value}) == []
 
 
 @pytest.mark.parametrize("value", EVIL)
-def test_what_is_no_version_is_refused(value):
+def test_an_invalid_version_is_rejected(value):
     for playbook, name in (("deploy", "shiftmaster_version"), ("rollback", "to")):
         found = action.refusals(OPTIONS[playbook], {name: value})
         assert len(found) == 1 and found[0].startswith(f"{name}=") and "is not of the form of" in found[0]
-        # The message is one line, whatever was typed.
+        # The message is one line for any input.
         assert "\n" not in found[0]
 
 
@@ -71,7 +71,7 @@ def test_every_wrong_value_is_named_and_right_ones_are_not():
     ]
 
 
-def test_booleans_are_the_words_that_people_type():
+def test_booleans_are_the_usual_words():
     for value in (True, False, "true", "false"):
         assert action.refusals(OPTIONS["deploy"], {"shiftmaster_allow_contract": value}) == []
     assert action.refusals(OPTIONS["deploy"], {"shiftmaster_allow_contract": "perhaps"}) != []
@@ -85,18 +85,18 @@ def test_a_version_that_was_read_as_something_else_is_refused(value):
     assert action.refusals(OPTIONS["deploy"], {"shiftmaster_version": "refs/tags/2.10"}) == []
 
 
-def test_what_awx_hands_over_is_what_was_chosen():
-    """AWX marks each answer as text (!unsafe 'false'); Ansible reads it like one without quotes all the same."""
+def test_values_from_awx_are_the_chosen_ones():
+    """AWX marks each value as text (!unsafe 'false'); Ansible reads it like one without quotes all the same."""
     for options in OPTIONS.values():
         for option in options.values():
             choices = option.get("choices", [])
-            for said in [option["like"]] if "like" in option else [] if isinstance(choices, str) else choices:
-                read = DataLoader().load(f"answer: !unsafe '{said}'\n")["answer"]
-                assert action.text_of(read) == said or said in ("on", "off")
+            for output in [option["like"]] if "like" in option else [] if isinstance(choices, str) else choices:
+                read = DataLoader().load(f"answer: !unsafe '{output}'\n")["answer"]
+                assert action.text_of(read) == output or output in ("on", "off")
                 assert "pattern" not in option or isinstance(read, str)
 
 
-def test_of_several_each_is_evaluated():
+def test_each_of_several_values_is_evaluated():
     options = {"secrets": {"choices": ["database", "redis"], "several": True}}
     assert action.refusals(options, {"secrets": "database, redis"}) == []
     assert action.refusals(options, {"secrets": "database,kerberos"}) == [
@@ -123,7 +123,7 @@ def test_a_month_that_has_not_begun_is_refused():
     assert action.refusals(OPTIONS["checklist"], {"month": "2099-01"}) == [
         "month=2099-01 has not begun, so there is nothing of it"
     ]
-    # Of the month that is running there is what has passed.
+    # The running month has its past days.
     assert action.refusals(OPTIONS["checklist"], {"month": action.latest_month()}) == []
     assert action.refusals(OPTIONS["checklist"], {"month": "2026-10"}) == []
 
@@ -140,7 +140,7 @@ def test_a_name_near_that_of_an_option_is_refused():
     assert action.misnamed(OPTIONS["rollback"], ["shema"], "rollback") == [
         "shema is no option of this playbook: schema is"
     ]
-    # What roles and sites call theirs stays their business, as do options of other playbooks.
+    # Names of roles and sites are not checked, nor are options of other playbooks.
     for name in ("nginx_state", "health_fail_on", "host", "app_language", "report_dir", "target"):
         for playbook, options in OPTIONS.items():
             if playbook != "health":
@@ -168,7 +168,7 @@ def play(playbook, directory, *arguments, **extra):
 
 @offenders.each(lambda: [name for name in OPTIONS if name != "maintenance"])
 def test_playbooks_begin_with_the_check_of_their_options(name):
-    """Before facts, roles and other tasks, of all hosts at once, whatever tags are requested."""
+    """Before facts, roles and other tasks, of all hosts at once, with any tags."""
     plays = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text(encoding="utf-8"))
     first, task = plays[0], plays[0]["tasks"][0]
     assert first["hosts"] == "all" and first["gather_facts"] is False
@@ -186,14 +186,14 @@ def test_playbooks_begin_with_the_check_of_their_options(name):
     assert "always" in first.get("tags", []) if tagged else "tags" not in first
 
 
-def test_playbooks_refuse_before_they_ask_a_host(tmp_path):
+def test_playbooks_reject_before_they_query_a_host(tmp_path):
     # The playbook's name is that of its file; the choices are a template.
     done = play("playbooks/rotate.yml", tmp_path, secrets="django,x", rotate_secrets="tls")
-    said = " ".join(done.stdout.split())
+    output = " ".join(done.stdout.split())
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "rotate_secrets is no option of this playbook: secrets is" in said
-    assert "secrets=x is none of: database, redis, django, tls" in said and "Nothing was changed" in said
-    assert "UNREACHABLE" not in said
+    assert "rotate_secrets is no option of this playbook: secrets is" in output
+    assert "secrets=x is none of: database, redis, django, tls" in output and "Nothing was changed" in output
+    assert "UNREACHABLE" not in output
 
 
 @offenders.each(
@@ -207,12 +207,12 @@ def test_playbooks_refuse_before_they_ask_a_host(tmp_path):
         ("patch", {"reboot": "maybe"}, "reboot=maybe is none of: needed, never, always"),
     ]
 )
-def test_what_each_playbook_refuses(case):
+def test_values_that_each_playbook_rejects(case):
     playbook, values, sentence = case
     assert [sentence in found for found in action.refusals(OPTIONS[playbook], values)] == [True]
 
 
-def test_tags_and_limits_do_not_lead_past_it(tmp_path):
+def test_tags_and_limits_do_not_skip_it(tmp_path):
     # A variable of a role that does not exist is found before a host is contacted, too.
     options = {"shiftmaster_version": "-x", "shiftmaster_vershun": "1"}
     done = play("deploy.yml", tmp_path, "--tags", "release", "--limit", "absent", **options)
@@ -220,7 +220,7 @@ def test_tags_and_limits_do_not_lead_past_it(tmp_path):
     assert "shiftmaster_vershun (did you mean shiftmaster_version?)" in done.stdout
 
 
-def test_a_good_value_goes_on_to_the_hosts(tmp_path):
+def test_a_valid_value_is_passed_to_the_hosts(tmp_path):
     """The verification that the tests above would notice a host that is queried."""
     done = play("rollback.yml", tmp_path, schema="keep")
     assert done.returncode == 4 and "UNREACHABLE" in done.stdout, done.stdout + done.stderr

@@ -125,13 +125,13 @@ def test_a_connection_is_no_listener(report):
         assert report.facts["ports"] == {}
 
 
-def test_long_names_are_compared_as_the_kernel_keeps_them():
+def test_long_names_are_compared_as_the_kernel_truncates_them():
     assert preflight.foreign({("prometheus-nod", 3)}, ["prometheus-node-exporter"]) == {"prometheus-nod": 3}
     assert preflight.foreign({("prometheus-node", 3)}, ["prometheus-node-exporter"]) == {}
     assert preflight.foreign({("x", 9), ("x", 4)}, []) == {"x": 4}
 
 
-def test_a_port_whose_owner_cannot_be_seen_is_a_note(report, listener, monkeypatch):
+def test_a_port_with_an_unknown_owner_is_a_note(report, listener, monkeypatch):
     monkeypatch.setattr(preflight.listeners, "owners", lambda inodes: {})
     assert ports(report, listener, []) == [] and "may not see by which program" in report.notes[0]
 
@@ -199,7 +199,7 @@ def test_an_apt_that_is_at_work_is_waited_for_and_then_named(report, packages):
     assert problems(waited) == []
 
 
-def test_looking_at_a_lock_takes_none(packages):
+def test_inspecting_a_lock_does_not_acquire_it(packages):
     assert preflight.lock_holder(str(packages / "lock")) is None
     with open(packages / "lock", "w") as stream:
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -219,7 +219,7 @@ def defaults(**more):
     return dict({name: option.get("default") for name, option in preflight.argument_spec().items()}, **more)
 
 
-def test_all_problems_come_at_once_and_each_with_a_hint(tmp_path, monkeypatch):
+def test_all_problems_are_reported_at_once_with_hints(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight.platform, "python_version", lambda: "3.8.10")
     monkeypatch.setattr(preflight, "check_systemd", lambda *_arguments: None)
     result = preflight.run(
@@ -241,7 +241,7 @@ def test_monitoring_of_what_is_not_deployed_is_refused(tmp_path, monkeypatch):
     assert [[one["check"] for one in each] for each in found] == [[], ["release"]]
 
 
-def test_nothing_asked_nothing_found(monkeypatch):
+def test_without_requirements_there_is_no_problem(monkeypatch):
     monkeypatch.setattr(preflight, "check_systemd", lambda *_arguments: None)
     result = preflight.run(defaults())
     assert result["problems"] == [] and result["notes"] == []

@@ -1,4 +1,4 @@
-"""shiftmaster_source against real git repositories, one of them behind a server that wants a password."""
+"""shiftmaster_source against real git repositories, one of them on a server that requires a password."""
 
 from __future__ import annotations
 
@@ -78,12 +78,12 @@ def repository(original, tmp_path):
 
 
 @pytest.fixture
-def look(tmp_path, repository, monkeypatch):
+def inspect_version(tmp_path, repository, monkeypatch):
     """Call the module's own run(); the cache stays the same within a test."""
     # Before this function runs the process of the tests is copied, which costs more than most of git's commands.
     monkeypatch.setattr(source, "_die_with_parent", None)
 
-    def look(version, where=None, **more):
+    def inspect_version(version, where=None, **more):
         params = {
             "version": version,
             "published": False,
@@ -97,7 +97,7 @@ def look(tmp_path, repository, monkeypatch):
         params.update(more)
         return source.run(source.Address(str(where or repository)), params)
 
-    return look
+    return inspect_version
 
 
 def members(path):
@@ -108,7 +108,7 @@ def members(path):
 # -------------------------------------------------------------------------------------------------------- the version
 
 
-def test_tag_branch_and_commit_are_resolved_to_the_same_kind_of_answer(look, repository):
+def test_tag_branch_and_commit_are_resolved_to_the_same_kind_of_result(inspect_version, repository):
     head = git(repository, "rev-parse", "main")
     for version, kind, shown in (
         ("2.1.0", "tag", "2.1.0"),
@@ -117,25 +117,25 @@ def test_tag_branch_and_commit_are_resolved_to_the_same_kind_of_answer(look, rep
         (head[:7].upper(), "commit", head[:10]),
         ("refs/heads/main", "branch", "main"),
     ):
-        found = look(version)
+        found = inspect_version(version)
         assert (found["revision"], found["kind"], found["version"]) == (head, kind, shown)
         assert (found["subject"], found["committed"]) == ("Second", "2026-01-02T03:04:05Z")
-    assert look("2.0.0")["subject"] == "最初の版"
+    assert inspect_version("2.0.0")["subject"] == "最初の版"
 
 
-def test_a_tag_wins_over_a_branch_of_the_same_name_and_that_is_reported(look, repository):
-    found = look("both")
+def test_a_tag_wins_over_a_branch_of_the_same_name_and_that_is_reported(inspect_version, repository):
+    found = inspect_version("both")
     assert found["revision"] == git(repository, "rev-parse", "main")
     assert found["notes"] == ["both is a tag and also a branch; the tag is taken"]
-    assert look("refs/heads/both")["revision"] == git(repository, "rev-parse", "2.0.0")
+    assert inspect_version("refs/heads/both")["revision"] == git(repository, "rev-parse", "2.0.0")
 
 
-def test_an_unknown_version_is_one_sentence_with_the_closest_names(look):
+def test_an_unknown_version_is_one_sentence_with_the_closest_names(inspect_version):
     absent = "there is no tag, branch or commit "
 
     def check(case):
         with pytest.raises(source.SourceError) as error:
-            look(case[0])
+            inspect_version(case[0])
         assert case[1] in str(error.value) and "\n" not in str(error.value)
 
     offenders.check_each(
@@ -153,47 +153,47 @@ def test_an_unknown_version_is_one_sentence_with_the_closest_names(look):
 # --------------------------------------------------------------------------------------------- a bundle as repository
 
 
-def test_the_file_of_a_git_bundle_is_a_repository(look, repository, tmp_path):
+def test_the_file_of_a_git_bundle_is_a_repository(inspect_version, repository, tmp_path):
     bundle = tmp_path / "shiftmaster.bundle"
     git(repository, "bundle", "create", "--quiet", str(bundle), "--all")
     for version in ("2.0.0", "2.1.0", "main", git(repository, "rev-parse", "2.0.0")[:10]):
-        expected, found = look(version, archive=True), look(version, bundle, archive=True)
+        expected, found = inspect_version(version, archive=True), inspect_version(version, bundle, archive=True)
         assert members(found.pop("archive")) == members(expected.pop("archive"))
         names = ("revision", "kind", "subject", "migrations", "notes", "archive_sha256")
         assert [found[name] for name in names] == [expected[name] for name in names]
     with pytest.raises(source.SourceError, match="closest: 2.1.0"):
-        look("2.1.1", bundle)
+        inspect_version("2.1.1", bundle)
 
 
-def test_a_newer_bundle_under_the_same_name_brings_its_versions(look, repository, tmp_path):
+def test_a_newer_bundle_under_the_same_name_provides_its_versions(inspect_version, repository, tmp_path):
     bundle = tmp_path / "shiftmaster.bundle"
     git(repository, "bundle", "create", "--quiet", str(bundle), "--all")
-    look("2.1.0", bundle)
+    inspect_version("2.1.0", bundle)
     write(repository, "new.txt", "x\n")
     git(repository, "add", ".")
     git(repository, "commit", "--quiet", "-m", "Third")
     git(repository, "tag", "2.2.0")
     git(repository, "bundle", "create", "--quiet", str(bundle), "--all")
-    found = look("2.2.0", bundle)
+    found = inspect_version("2.2.0", bundle)
     assert (found["revision"], found["fetched"]) == (git(repository, "rev-parse", "2.2.0"), True)
-    assert look("2.0.0", bundle)["fetched"] is False
+    assert inspect_version("2.0.0", bundle)["fetched"] is False
 
 
-def test_a_bundle_of_the_difference_alone_is_said_to_be_one(look, repository, tmp_path):
+def test_an_incremental_bundle_is_reported_as_such(inspect_version, repository, tmp_path):
     bundle = tmp_path / "shiftmaster.bundle"
     git(repository, "bundle", "create", "--quiet", str(bundle), "2.0.0..2.1.0")
     with pytest.raises(source.SourceError, match="prerequisite"):
-        look("2.1.0", bundle)
+        inspect_version("2.1.0", bundle)
 
 
 @pytest.mark.parametrize("damage", ["absent", "cut off"])
-def test_a_bundle_that_cannot_be_read_is_one_sentence(look, repository, tmp_path, damage):
+def test_a_bundle_that_cannot_be_read_is_one_sentence(inspect_version, repository, tmp_path, damage):
     bundle = tmp_path / "shiftmaster.bundle"
     if damage == "cut off":
         git(repository, "bundle", "create", "--quiet", str(bundle), "--all")
         bundle.write_bytes(bundle.read_bytes()[:-200])
     with pytest.raises(source.SourceError) as error:
-        look("2.1.0", bundle)
+        inspect_version("2.1.0", bundle)
     assert "\n" not in str(error.value) and "shiftmaster" in str(error.value)
 
 
@@ -207,60 +207,60 @@ def test_many_names_without_a_near_one_are_not_listed():
     assert source.unknown("zz", tags, {}).endswith("(20 tags, 0 branches); the name resembles none of them")
 
 
-def test_an_empty_repository_says_so(look, tmp_path):
+def test_an_empty_repository_is_reported(inspect_version, tmp_path):
     git(tmp_path, "init", "--quiet", "--bare", "empty.git")
     with pytest.raises(source.SourceError, match="the repository is empty"):
-        look("main", tmp_path / "empty.git")
+        inspect_version("main", tmp_path / "empty.git")
 
 
-def test_a_moved_tag_and_a_removed_branch_are_followed(look, repository, tmp_path):
-    look("both")
+def test_a_moved_tag_and_a_removed_branch_are_followed(inspect_version, repository, tmp_path):
+    inspect_version("both")
     marker = next((tmp_path / "cache").glob("*/mirror.git")) / "marker"
     marker.touch()
     git(repository, "tag", "--force", "2.1.0", "2.0.0")
     git(repository, "branch", "-D", "both")
     git(repository, "branch", "both/below", "main")  # Is at the place where the file of the old branch stood.
-    assert look("2.1.0")["revision"] == git(repository, "rev-parse", "2.0.0")
-    assert look("both/below")["kind"] == "branch"
+    assert inspect_version("2.1.0")["revision"] == git(repository, "rev-parse", "2.0.0")
+    assert inspect_version("both/below")["kind"] == "branch"
     assert marker.exists(), "the mirror was made again"
 
 
-def test_whether_something_new_was_fetched(look, repository):
-    assert look("main")["fetched"] is True
-    assert look("main")["fetched"] is False
+def test_the_result_shows_whether_commits_were_fetched(inspect_version, repository):
+    assert inspect_version("main")["fetched"] is True
+    assert inspect_version("main")["fetched"] is False
     git(repository, "branch", "new")
-    assert look("main")["fetched"] is True
+    assert inspect_version("main")["fetched"] is True
 
 
-def test_a_complete_commit_that_is_known_needs_no_repository(look, repository, tmp_path):
-    head = look("main")["revision"]
+def test_a_complete_commit_that_is_known_needs_no_repository(inspect_version, repository, tmp_path):
+    head = inspect_version("main")["revision"]
     repository.rename(tmp_path / "away")
-    assert look(head)["revision"] == head
+    assert inspect_version(head)["revision"] == head
     with pytest.raises(source.SourceError, match="cannot be read: .*does not appear to be a git repository"):
-        look("main")
+        inspect_version("main")
 
 
 # -------------------------------------------------------------------------------------------------------- the archive
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_a_commit_that_another_host_has_named_must_be_on_a_branch(look, repository, known):
+def test_a_commit_that_another_host_has_named_must_be_on_a_branch(inspect_version, repository, known):
     """As of a pull request of anybody: its commit can be fetched from the address of the repository."""
     head = git(repository, "rev-parse", "HEAD").strip()
     git(repository, "commit", "--quiet", "--allow-empty", "-m", "of somebody else")
-    strange = git(repository, "rev-parse", "HEAD").strip()
-    git(repository, "update-ref", "refs/pull/1/head", strange)
+    unexpected = git(repository, "rev-parse", "HEAD").strip()
+    git(repository, "update-ref", "refs/pull/1/head", unexpected)
     git(repository, "reset", "--quiet", "--hard", head)
     git(repository, "config", "uploadpack.allowAnySHA1InWant", "true")
     if known:
-        assert look(strange)["revision"] == strange, "the attack itself does not work"
+        assert inspect_version(unexpected)["revision"] == unexpected, "the attack itself does not work"
     with pytest.raises(source.SourceError):
-        look(strange, published=True)
-    assert look(head, published=True)["revision"] == head
+        inspect_version(unexpected, published=True)
+    assert inspect_version(head, published=True)["revision"] == head
 
 
-def test_archive_holds_every_file_byte_for_byte(look):
-    found = look("2.1.0", archive=True)
+def test_archive_contains_every_file_byte_for_byte(inspect_version):
+    found = inspect_version("2.1.0", archive=True)
     files = members(found["archive"])
     assert files["病棟/シフト表.txt"].decode() == "夜勤\n"
     assert files["static/mark.bin"] == bytes(range(256)) * 300
@@ -276,62 +276,65 @@ def test_archive_holds_every_file_byte_for_byte(look):
     assert [name for name in os.listdir(os.path.dirname(found["archive"])) if name.endswith(".new")] == []
 
 
-def test_excluded_files_are_neither_packed_nor_judged(look):
-    found = look("2.1.0", archive=True, exclude=["docs", "lab", "*.bin"])
+def test_excluded_files_are_neither_packed_nor_evaluated(inspect_version):
+    found = inspect_version("2.1.0", archive=True, exclude=["docs", "lab", "*.bin"])
     assert set(members(found["archive"])) == {"manage.py", "病棟/シフト表.txt", "wards/migrations/0001_initial.py"}
     assert [one["app"] for one in found["migrations"]] == ["wards"]
-    assert [one["app"] for one in look("2.1.0")["migrations"]] == ["lab", "wards"]
-    assert found["archive"] != look("2.1.0", archive=True)["archive"]
+    assert [one["app"] for one in inspect_version("2.1.0")["migrations"]] == ["lab", "wards"]
+    assert found["archive"] != inspect_version("2.1.0", archive=True)["archive"]
 
 
-def test_migrations_are_evaluated_as_they_are_at_the_revision(look):
-    assert [(one["app"], one["name"], one["class"]) for one in look("2.0.0")["migrations"]] == [
+def test_migrations_are_evaluated_as_they_are_at_the_revision(inspect_version):
+    assert [(one["app"], one["name"], one["class"]) for one in inspect_version("2.0.0")["migrations"]] == [
         ("wards", "0001_initial", "expand")
     ]
 
 
-def test_an_archive_is_used_again_and_a_damaged_one_is_not(look):
-    first = look("2.1.0", archive=True)
+def test_an_archive_is_used_again_and_a_damaged_one_is_not(inspect_version):
+    first = inspect_version("2.1.0", archive=True)
     node = os.stat(first["archive"]).st_ino
-    assert os.stat(look("2.1.0", archive=True)["archive"]).st_ino == node
+    assert os.stat(inspect_version("2.1.0", archive=True)["archive"]).st_ino == node
     with open(first["archive"], "r+b") as stream:
         stream.truncate(2000)
-    again = look("2.1.0", archive=True)
+    again = inspect_version("2.1.0", archive=True)
     assert again == dict(first, fetched=False)
     assert source._sha256(again["archive"]) == first["archive_sha256"]
 
 
-def test_old_archives_go_and_todays_stay(look, repository, monkeypatch):
+def test_old_archives_go_and_todays_stay(inspect_version, repository, monkeypatch):
     monkeypatch.setattr(source, "KEEP_ARCHIVES", 1)
-    old, kept = look("2.0.0", archive=True)["archive"], look("2.0.0", archive=True, exclude=["docs"])["archive"]
+    old, kept = (
+        inspect_version("2.0.0", archive=True)["archive"],
+        inspect_version("2.0.0", archive=True, exclude=["docs"])["archive"],
+    )
     os.utime(old, (time.time() - 90000,) * 2)
-    newest = look("2.1.0", archive=True)["archive"]
+    newest = inspect_version("2.1.0", archive=True)["archive"]
     assert [os.path.exists(path) for path in (old, kept, newest)] == [False, True, True]
 
 
-def test_attributes_of_this_machine_do_not_change_the_archive(look, tmp_path, monkeypatch):
-    wanted = look("2.1.0", archive=True)["archive_sha256"]
+def test_attributes_of_this_machine_do_not_change_the_archive(inspect_version, tmp_path, monkeypatch):
+    wanted = inspect_version("2.1.0", archive=True)["archive_sha256"]
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".gitconfig").write_text("[tar]\n\tumask = 0077\n[core]\n\tautocrlf = true\n")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert look("2.1.0", archive=True, cache_dir=str(tmp_path / "other"))["archive_sha256"] == wanted
+    assert inspect_version("2.1.0", archive=True, cache_dir=str(tmp_path / "other"))["archive_sha256"] == wanted
 
 
-def test_submodules_and_large_files_are_named(look, repository):
+def test_submodules_and_large_files_are_named(inspect_version, repository):
     write(repository, ".gitattributes", "*.psd filter=lfs diff=lfs -text\n")
     write(repository, "big.psd", "version https://git-lfs.github.com/spec/v1\n")
     git(repository, "add", ".")
     git(repository, "update-index", "--add", "--cacheinfo", "160000," + "1" * 40 + ",vendor/thing")
     git(repository, "commit", "--quiet", "-m", "x")
-    notes = " ".join(look("main", archive=True)["notes"])
+    notes = " ".join(inspect_version("main", archive=True)["notes"])
     assert "submodules" in notes and "Git LFS" in notes
 
 
 # ----------------------------------------------------------------------------------------------- what can go wrong
 
 
-def test_what_a_killed_git_left_does_not_disturb_the_next_run(look, repository, tmp_path):
-    look("main")
+def test_files_of_a_killed_git_do_not_disturb_the_next_run(inspect_version, repository, tmp_path):
+    inspect_version("main")
     mirror = next((tmp_path / "cache").iterdir()) / "mirror.git"
     for name in (
         "marker",
@@ -345,14 +348,14 @@ def test_what_a_killed_git_left_does_not_disturb_the_next_run(look, repository, 
         write(mirror, name, "")
     git(repository, "commit", "--quiet", "--allow-empty", "-m", "more")
     git(repository, "tag", "3.0.0")
-    assert look("3.0.0")["subject"] == "more"
+    assert inspect_version("3.0.0")["subject"] == "more"
     assert not (mirror / "objects/pack/tmp_pack_x").exists()
     assert (mirror / "marker").exists(), "the mirror was made again"
 
 
 @pytest.mark.parametrize("damage", ["objects", "HEAD", "empty"])
-def test_a_damaged_mirror_is_made_again(look, repository, tmp_path, damage):
-    wanted = look("main", archive=True)
+def test_a_damaged_mirror_is_made_again(inspect_version, repository, tmp_path, damage):
+    wanted = inspect_version("main", archive=True)
     mirror = next((tmp_path / "cache").iterdir()) / "mirror.git"
     if damage == "HEAD":
         (mirror / "HEAD").write_text("")
@@ -362,16 +365,16 @@ def test_a_damaged_mirror_is_made_again(look, repository, tmp_path, damage):
                 path.chmod(0o600)
                 path.write_bytes(b"" if damage == "empty" else b"rubbish")
     os.unlink(wanted["archive"])
-    assert look("main", archive=True)["archive_sha256"] == wanted["archive_sha256"]
+    assert inspect_version("main", archive=True)["archive_sha256"] == wanted["archive_sha256"]
 
 
-def test_two_runs_at_once_both_get_their_version(look):
+def test_two_runs_at_once_both_get_their_version(inspect_version):
     found, failed = {}, []
 
     def one(version, number):
         try:
-            found[version, number] = look(version, archive=True)["subject"]
-        except Exception as error:  # noqa: BLE001 - it is looked at below
+            found[version, number] = inspect_version(version, archive=True)["subject"]
+        except Exception as error:  # noqa: BLE001 - it is checked below
             failed.append(error)
 
     threads = [
@@ -384,34 +387,34 @@ def test_two_runs_at_once_both_get_their_version(look):
     assert failed == [] and len(found) == 4
 
 
-def test_a_run_that_keeps_the_mirror_is_waited_for_only_so_long(look, repository, tmp_path):
-    look("main")
+def test_a_run_that_holds_the_mirror_is_waited_for_up_to_a_limit(inspect_version, repository, tmp_path):
+    inspect_version("main")
     mirror = source.Mirror(source.Address(str(repository)), str(tmp_path / "cache"), time.monotonic() + 60)
     with mirror.exclusive(), pytest.raises(source.SourceError, match="another run is still at work"):
-        look("main", timeout_seconds=0)
+        inspect_version("main", timeout_seconds=0)
 
 
-def test_variables_of_a_git_hook_do_not_lead_astray(look, repository, monkeypatch, tmp_path):
+def test_variables_of_a_git_hook_have_no_effect(inspect_version, repository, monkeypatch, tmp_path):
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "nowhere"))
     monkeypatch.setenv("GIT_OBJECT_DIRECTORY", str(tmp_path / "objects"))
-    look("2.0.0")
+    inspect_version("2.0.0")
     monkeypatch.delenv("GIT_OBJECT_DIRECTORY")
     monkeypatch.delenv("GIT_DIR")
     (tmp_path / "objects").mkdir(exist_ok=True)
     assert os.listdir(tmp_path / "objects") == []
-    assert look("2.0.0")["kind"] == "tag"
+    assert inspect_version("2.0.0")["kind"] == "tag"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a repository to another user")
 @pytest.mark.parametrize("bare", [True, False])
-def test_a_repository_of_another_user_is_read(look, repository, tmp_path, bare, monkeypatch):
+def test_a_repository_of_another_user_is_read(inspect_version, repository, tmp_path, bare, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     foreign = repository
     if bare:
         foreign = tmp_path / "foreign.git"
         git(tmp_path, "clone", "--quiet", "--bare", str(repository), str(foreign))
     subprocess.run(("chown", "-R", "65534:65534", str(foreign)), check=True)
-    assert look("2.1.0", foreign)["kind"] == "tag"
+    assert inspect_version("2.1.0", foreign)["kind"] == "tag"
 
 
 @pytest.mark.parametrize(
@@ -453,7 +456,7 @@ def test_gits_reason_is_one_line_without_filler(stderr, wanted):
         ("file:///srv/x%20y.git", "file:///srv/x%20y.git", "", "", set()),
     ],
 )
-def test_credentials_are_taken_out_of_the_address(text, url, user, password, secrets):
+def test_credentials_are_removed_from_the_address(text, url, user, password, secrets):
     address = source.Address(text)
     assert (address.url, address.user, address.password, address.secrets()) == (url, user, password, secrets)
 
@@ -468,12 +471,12 @@ def test_addresses_of_one_repository_share_a_directory_and_others_do_not():
 
 
 @pytest.mark.parametrize("text", ["", "  ", "--upload-pack=x", "/srv/a\nb"])
-def test_what_is_no_address_is_refused(text):
+def test_an_invalid_address_is_rejected(text):
     with pytest.raises(source.SourceError):
         source.Address(text)
 
 
-def test_ssh_asks_nothing_and_keeps_its_check_of_host_keys(tmp_path, monkeypatch):
+def test_ssh_shows_no_prompt_and_verifies_host_keys(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_SSH_COMMAND", "ssh -i /k")
     mirror = source.Mirror(source.Address("git@h.jp:x.git"), str(tmp_path), time.monotonic() + 9)
     command = mirror.git.env["GIT_SSH_COMMAND"]
@@ -482,7 +485,7 @@ def test_ssh_asks_nothing_and_keeps_its_check_of_host_keys(tmp_path, monkeypatch
 
 
 class Guarded(http.server.SimpleHTTPRequestHandler):
-    """Serves a repository's files to clients with the password, and looks at every process while git waits."""
+    """Serves a repository's files to clients with the password, and inspects every process while git waits."""
 
     seen = []
     given = []
@@ -520,15 +523,15 @@ def server(repository, tmp_path):
         thread.join()
 
 
-def test_a_token_reaches_the_server_and_is_seen_nowhere_else(server, tmp_path, monkeypatch, run_module):
+def test_a_token_is_sent_to_the_server_and_shown_nowhere_else(server, tmp_path, monkeypatch, run_module):
     monkeypatch.setenv("HOME", str(tmp_path))
     address = "http://deploy:%s@%s" % (TOKEN.replace("/", "%2F").replace("+", "%2B"), server)
     cache = str(tmp_path / "cache")
-    answer = run_module(source, repository=address, version="2.1.0", archive=True, cache_dir=cache)
-    assert answer["kind"] == "tag" and answer["repository"] == "http://" + server
+    response = run_module(source, repository=address, version="2.1.0", archive=True, cache_dir=cache)
+    assert response["kind"] == "tag" and response["repository"] == "http://" + server
     assert any(one for one in Guarded.given), "the password was never sent"
     for secret in (TOKEN, TOKEN.replace("/", "%2F").replace("+", "%2B")):
-        assert secret not in str(answer)
+        assert secret not in str(response)
         assert not any(secret.encode() in line for line in Guarded.seen)
         assert any(b"remote-http" in line for line in Guarded.seen)
         for directory, _directories, names in os.walk(tmp_path / "cache"):
@@ -540,27 +543,29 @@ def test_a_token_reaches_the_server_and_is_seen_nowhere_else(server, tmp_path, m
 def test_a_wrong_token_is_one_sentence_without_it(server, tmp_path, monkeypatch, run_module):
     monkeypatch.setenv("HOME", str(tmp_path))
     address, cache = "http://deploy:wrong-token@" + server, str(tmp_path / "cache")
-    answer = run_module(source, repository=address, version="main", cache_dir=cache)
-    assert answer["failed"] and any(Guarded.given), "the password was never sent: " + answer["msg"]
-    assert "Authentication failed" in answer["msg"] and "has expired" in answer["msg"] and "\n" not in answer["msg"]
-    assert "wrong-token" not in str(answer)
+    response = run_module(source, repository=address, version="main", cache_dir=cache)
+    assert response["failed"] and any(Guarded.given), "the password was never sent: " + response["msg"]
+    assert (
+        "Authentication failed" in response["msg"] and "has expired" in response["msg"] and "\n" not in response["msg"]
+    )
+    assert "wrong-token" not in str(response)
 
 
-def test_what_git_repeats_of_a_token_is_masked(monkeypatch, run_module):
+def test_a_token_in_the_output_of_git_is_masked(monkeypatch, run_module):
     def leak(address, _params):
         raise source.SourceError("git said: %s and %s" % (address.password, address.written))
 
     monkeypatch.setattr(source, "run", leak)
-    answer = run_module(source, repository="https://deploy:a%2Fsecret@h.jp/x", version="main")
-    assert "secret" not in str(answer) and "git said" in answer["msg"]
+    response = run_module(source, repository="https://deploy:a%2Fsecret@h.jp/x", version="main")
+    assert "secret" not in str(response) and "git said" in response["msg"]
 
 
-def test_an_address_that_is_none_is_not_shown(run_module):
-    answer = run_module(source, repository="https://deploy:secret@h.jp/x\n", version="main")
-    assert answer["failed"] and "secret" not in str(answer)
+def test_an_invalid_address_is_not_shown(run_module):
+    response = run_module(source, repository="https://deploy:secret@h.jp/x\n", version="main")
+    assert response["failed"] and "secret" not in str(response)
 
 
-def test_a_relative_path_is_seen_from_the_playbook(repository, tmp_path):
+def test_a_relative_path_starts_at_the_playbook(repository, tmp_path):
     assert source.Address("work", str(tmp_path)).path == str(repository)
     assert source.Address("https://h.jp/x", str(tmp_path)).path is None
 
@@ -596,7 +601,7 @@ def test_the_users_own_configuration_is_still_read(tmp_path):
 
 
 def tree_of(repository, *entries):
-    """Write a tree object as it is, whatever git thinks of it; returns its name. entries: (mode, name, object)."""
+    """Write a tree object without git's validation; returns its name. entries: (mode, name, object)."""
     data = b"".join(b"%s %s\0%s" % (mode, name, bytes.fromhex(one)) for mode, name, one in entries)
     return git(repository, "hash-object", "-t", "tree", "-w", "--stdin", "--literally", stdin=data).strip()
 
@@ -635,7 +640,7 @@ HOSTILE_TREES = {
 }
 
 
-def test_a_small_repository_that_unpacks_to_many_files_is_refused(look, repository, monkeypatch):
+def test_a_small_repository_that_unpacks_to_many_files_is_refused(inspect_version, repository, monkeypatch):
     """Each level names the one below ten times."""
     monkeypatch.setattr(source, "OUTPUT_BYTES", 1 << 20, raising=False)
     tree = tree_of(repository, (FILE, b"f", blob_of(repository, b"x")))
@@ -643,22 +648,22 @@ def test_a_small_repository_that_unpacks_to_many_files_is_refused(look, reposito
         tree = tree_of(repository, *((TREE, b"%d" % number, tree) for number in range(10)))
     hostile(repository, (TREE, b"a", tree))
     with pytest.raises(source.SourceError, match="1 MiB"):
-        look("hostile")
-    assert look("2.0.0")["kind"] == "tag"
+        inspect_version("hostile")
+    assert inspect_version("2.0.0")["kind"] == "tag"
 
 
-def test_a_small_repository_that_unpacks_to_large_files_is_refused(look, repository, monkeypatch, tmp_path):
+def test_a_small_repository_that_unpacks_to_large_files_is_refused(inspect_version, repository, monkeypatch, tmp_path):
     monkeypatch.setattr(source, "SOURCE_BYTES", 3 << 20, raising=False)
     blob = blob_of(repository, bytes(2 << 20))
     hostile(repository, (FILE, b"a", blob), (FILE, b"b", blob))
     with pytest.raises(source.SourceError, match="4 MiB"):
-        look("hostile", archive=True)
+        inspect_version("hostile", archive=True)
     assert not list((tmp_path / "cache").rglob("*.tar"))
-    assert look("hostile", archive=True, exclude=["b"])["archive"]
+    assert inspect_version("hostile", archive=True, exclude=["b"])["archive"]
 
 
 @pytest.mark.parametrize("checked", [True, False], ids=["as it arrives", "in an old copy"])
-def test_a_hostile_tree_is_rejected(look, repository, monkeypatch, checked):
+def test_a_hostile_tree_is_rejected(inspect_version, repository, monkeypatch, checked):
     blob = blob_of(repository, b"x = 1\n")
     tree = tree_of(repository, (FILE, b"f", blob))
     if not checked:
@@ -675,7 +680,7 @@ def test_a_hostile_tree_is_rejected(look, repository, monkeypatch, checked):
     def check(name):
         hostile(repository, *HOSTILE_TREES[name](repository, blob, tree))
         with pytest.raises(source.SourceError, match="rejected"):
-            look("hostile", archive=True)
+            inspect_version("hostile", archive=True)
 
     offenders.check_each(HOSTILE_TREES, check)
 
@@ -686,15 +691,15 @@ def with_keys(env):
         yield (name, value), env.get(name.replace("_VALUE_", "_KEY_"), "") if "_VALUE_" in name else ""
 
 
-def test_links_within_the_tree_are_packed(look, repository):
+def test_links_within_the_tree_are_packed(inspect_version, repository):
     (repository / "docs" / "up.txt").symlink_to("../病棟/シフト表.txt")
     (repository / "wards" / "again").symlink_to("../docs")
     git(repository, "add", ".")
     git(repository, "commit", "--quiet", "-m", "links")
-    assert look("main", archive=True)["archive"]
+    assert inspect_version("main", archive=True)["archive"]
 
 
-def test_a_repository_runs_no_program_of_this_machine(look, repository, tmp_path, monkeypatch):
+def test_a_repository_runs_no_program_of_this_machine(inspect_version, repository, tmp_path, monkeypatch):
     """Filters, hooks, remote helpers, a file monitor: of the user's configuration, of the repository's own."""
     ran = tmp_path / "ran"
     hook = tmp_path / "hooks" / "reference-transaction"
@@ -720,26 +725,26 @@ def test_a_repository_runs_no_program_of_this_machine(look, repository, tmp_path
         stream.write('[core]\n\tfsmonitor = "%s"\n\tsshCommand = "%s"\n' % (touch, touch))
         stream.write('[uploadpack]\n\tpackObjectsHook = "%s"\n' % touch)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert members(look("main", archive=True)["archive"])["x.evil"] == b"x\n"
+    assert members(inspect_version("main", archive=True)["archive"])["x.evil"] == b"x\n"
     assert not ran.exists()
 
 
-def test_an_address_is_no_command(look, tmp_path, monkeypatch):
+def test_an_address_is_no_command(inspect_version, tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".gitconfig").write_text('[protocol "ext"]\n\tallow = always\n')
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with pytest.raises(source.SourceError):
-        look("main", where="ext::sh -c touch%% %s" % (tmp_path / "ran"))
+        inspect_version("main", where="ext::sh -c touch%% %s" % (tmp_path / "ran"))
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_commits_message_and_the_servers_words_reach_no_terminal(look, repository):
+def test_messages_of_commits_and_the_server_reach_no_terminal_unescaped(inspect_version, repository):
     git(repository, "commit", "--quiet", "--allow-empty", "-m", "x\x1b]0;owned\x07\x9b31m")
-    assert look("main")["subject"] == "x?]0;owned??31m"
+    assert inspect_version("main")["subject"] == "x?]0;owned??31m"
     assert source.reason("remote: \x1b[2Jgone\n") == "?[2Jgone"
 
 
-def test_whether_the_requirements_have_hashes(look, repository):
+def test_the_result_shows_whether_requirements_have_hashes(inspect_version, repository):
     def check(case):
         for path in ("requirements.txt", "a/b.txt", "other.txt"):
             (repository / path).unlink(missing_ok=True)
@@ -747,7 +752,7 @@ def test_whether_the_requirements_have_hashes(look, repository):
             write(repository, path, text)
         git(repository, "add", "--all")
         git(repository, "commit", "--quiet", "-m", "x")
-        assert look("main")["hashed"] is case[1]
+        assert inspect_version("main")["hashed"] is case[1]
 
     offenders.check_each(
         [
@@ -759,7 +764,7 @@ def test_whether_the_requirements_have_hashes(look, repository):
         ],
         check,
     )
-    assert look("main", requirements_file="")["hashed"] is None
+    assert inspect_version("main", requirements_file="")["hashed"] is None
 
 
 @pytest.mark.parametrize(
@@ -771,7 +776,7 @@ def test_whether_the_requirements_have_hashes(look, repository):
     ],
     ids=["empty lines", "each names the next one twice", "a long chain"],
 )
-def test_requirements_that_would_keep_the_controller_for_days(files):
+def test_requirements_that_would_block_the_controller_for_days(files):
     class Mirror:
         calls = 0
 
@@ -785,9 +790,9 @@ def test_requirements_that_would_keep_the_controller_for_days(files):
     assert time.process_time() - began < 2
 
 
-def test_what_a_build_would_meet_is_known_before_it(look):
-    """Without the options nothing is checked: a recovery asks for the source alone."""
+def test_problems_of_a_build_are_known_before_it(inspect_version):
+    """Without the options nothing is checked: a recovery requests only the source."""
     options = {"environment": [], "site_settings": "", "linked_directories": [], "collectstatic": False}
-    assert look("main")["problems"] == []
-    (problem,) = look("main", application={**options, "settings_module": "gone.settings"})["problems"]
+    assert inspect_version("main")["problems"] == []
+    (problem,) = inspect_version("main", application={**options, "settings_module": "gone.settings"})["problems"]
     assert "gone.settings" in problem

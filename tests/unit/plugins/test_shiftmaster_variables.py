@@ -31,7 +31,7 @@ TASKS = [
     },
     {"ansible.builtin.debug": {"msg": "FOUND {{ found.problems | to_json }}"}},
 ]
-# What the role cannot do without, and its defaults refer to.
+# Required variables, to which its defaults refer.
 RANGES = yaml.safe_load((ROOT / "group_vars/all/ranges.yml").read_text())["preflight_ranges"]
 GIVEN = {
     "ranges": RANGES,
@@ -99,10 +99,12 @@ WIRED_CASES = {
 def problems(tmp_path_factory):
     """{case: list of problems}, of one run on a host for each case."""
     directory = tmp_path_factory.mktemp("variables")
-    wired = directory / "wired"
-    (wired / "group_vars/all").mkdir(parents=True)
-    (wired / "group_vars/all/monitoring.yml").write_text("---\nmonitoring_container_hosts: []\nshiftmaster_git: x\n")
-    for place, cases in ((directory, CASES), (wired, WIRED_CASES)):
+    configured = directory / "wired"
+    (configured / "group_vars/all").mkdir(parents=True)
+    (configured / "group_vars/all/monitoring.yml").write_text(
+        "---\nmonitoring_container_hosts: []\nshiftmaster_git: x\n"
+    )
+    for place, cases in ((directory, CASES), (configured, WIRED_CASES)):
         # Next to the roles and not next to group_vars.
         (place / "roles").symlink_to(ROOT / "roles")
         (place / "play.yml").write_text(
@@ -111,7 +113,7 @@ def problems(tmp_path_factory):
     (directory / "hosts.yml").write_text(json.dumps({"all": {"hosts": {**CASES, **WIRED_CASES}}}), encoding="utf-8")
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "--inventory", directory / "hosts.yml",
-         directory / "play.yml", wired / "play.yml"],
+         directory / "play.yml", configured / "play.yml"],
         cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
              "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
@@ -127,7 +129,7 @@ def problems(tmp_path_factory):
     }
 
 
-def test_nothing_is_wrong_with_what_is_right(problems):
+def test_valid_values_have_no_problem(problems):
     assert problems["right"] == []
 
 
@@ -142,7 +144,7 @@ def test_everything_wrong_is_reported_at_once(problems):
     assert len(found) == 5, found
 
 
-def test_names_of_the_wiring_are_those_of_group_vars_all(problems):
+def test_names_of_the_group_variables_are_those_of_group_vars_all(problems):
     assert problems["wired"] == []
     assert problems["misnamed"] == [
         "there is no variable monitoring_container_host (did you mean monitoring_container_hosts?)"

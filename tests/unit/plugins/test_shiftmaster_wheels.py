@@ -174,12 +174,12 @@ def test_requirements_that_name_themselves_end():
 @pytest.mark.parametrize(
     "line", ["-e .", "./vendor/x", "git+https://git.example.jp/x", "x @ https://example.jp/x.whl", "https://e.jp/x.zip"]
 )
-def test_what_is_no_package_is_refused(collect, directory, line):
+def test_invalid_packages_are_rejected(collect, directory, line):
     with pytest.raises(wheels.WheelsError, match="no wheel can stand for the requirement"):
         collect({"requirements.txt": f"alpha\n{line}\n"})
 
 
-def test_a_package_with_extras_or_markers_is_one():
+def test_a_package_with_extras_or_markers_is_accepted():
     wheels.refuse_what_is_no_package(
         [
             "celery[redis]~=5.7",
@@ -200,7 +200,7 @@ def test_a_package_with_extras_or_markers_is_one():
      "a; x @ http://b"],
 )  # fmt: skip
 @pytest.mark.parametrize("constraint", [False, True])
-def test_no_address_and_no_path_reaches_the_controllers_pip(collect, directory, line, constraint):
+def test_the_controllers_pip_gets_no_address_and_no_path(collect, directory, line, constraint):
     """pip would run its build backend as the administrator, of a constraint too."""
     files = {"requirements.txt": "evil\n-c constraints.txt\n", "constraints.txt": line + "\n"}
     with pytest.raises(wheels.WheelsError, match="no wheel can stand for"):
@@ -230,7 +230,7 @@ def test_wheels_and_markers_are_those_of_the_host_not_of_the_controller(
 
 
 @pytest.mark.parametrize("host", [interpreter(glibc="2.17"), interpreter(machine="aarch64")])
-def test_a_wheel_for_another_host_is_none(collect, directory, host):
+def test_a_wheel_for_another_host_does_not_count(collect, directory, host):
     with pytest.raises(wheels.WheelsError, match="of: native"):
         collect({"requirements.txt": "native\n"}, host=host)
 
@@ -281,15 +281,15 @@ def test_all_that_is_missing_is_named_at_once(collect, directory):
     assert "alpha" not in text
 
 
-def test_what_another_package_needs_is_named_too(collect, directory):
+def test_missing_dependencies_of_a_package_are_named_too(collect, directory):
     wheel(directory, "outer", "1.0", requires=["inner>=3"])
     with pytest.raises(wheels.WheelsError, match="of: inner>=3"):
         collect({"requirements.txt": "outer\n"})
 
 
 @pytest.mark.parametrize("given", [False, True])
-def test_extra_requirements_come_the_same_way(collect, directory, given):
-    """What the application's own requirements have brought is kept, as on the host."""
+def test_extra_requirements_are_collected_in_the_same_way(collect, directory, given):
+    """Packages of the application's own requirements are kept, as on the host."""
     wheel(directory, "gunicorn", "27.0", requires=["beta"])
     wheel(directory, "beta", "9.0")
     found = collect({"requirements.txt": "beta==2.0\n" if given else "alpha\n"}, extra=["gunicorn==27.0"])
@@ -299,7 +299,7 @@ def test_extra_requirements_come_the_same_way(collect, directory, given):
     ]
 
 
-def test_an_extra_requirement_may_ask_for_a_newer_package(collect, directory):
+def test_an_extra_requirement_may_require_a_newer_package(collect, directory):
     wheel(directory, "beta", "9.0")
     assert names(collect({"requirements.txt": "beta==2.0\n"}, extra=["beta>=9"])) == ["beta", "beta"]
 
@@ -314,7 +314,7 @@ def test_hashes_are_honoured(collect, directory):
 
 
 @pytest.mark.parametrize("where", ["environment", "configuration"])
-def test_the_machines_own_configuration_adds_no_place(collect, directory, tmp_path, monkeypatch, where):
+def test_the_machines_own_configuration_adds_no_source(collect, directory, tmp_path, monkeypatch, where):
     wheel(tmp_path / "elsewhere", "stray", "1.0")
     if where == "configuration":
         (tmp_path / "pip").mkdir()
@@ -363,7 +363,7 @@ def test_code_of_a_package_never_runs_on_the_controller(collect, tmp_path, monke
 
 
 def test_the_requirements_of_the_example_are_allowed():
-    """With hashes behind the quotes of a marker, as tools write them."""
+    """With hashes after the quotes of a marker, as tools write them."""
     text = (ROOT / "examples/shiftmaster/versions/2.1.0/requirements.txt").read_text()
     lines = wheels.logical_lines(text)
     assert any("; python_full_version < '3.11.3' --hash" in line for line in lines)
@@ -421,7 +421,7 @@ def test_a_password_of_the_index_is_kept_hidden():
 # --------------------------------------------------------------------------------------------------------------- cache
 
 
-def test_the_same_requirements_ask_nobody_again(collect, directory):
+def test_the_same_requirements_are_not_downloaded_again(collect, directory):
     first = collect({"requirements.txt": "alpha\n", "VERSION": "1"})
     newer_kernel = interpreter()
     newer_kernel["markers"]["platform_release"] = "6.13"
@@ -479,7 +479,7 @@ def test_requirements_read_no_file_and_no_variable_of_the_controller(collect, di
     assert not ran and "root:" not in str(caught.value) and "secret-of" not in str(caught.value)
 
 
-def test_a_variable_that_the_site_gives_pip_may_be_asked_for():
+def test_an_environment_variable_of_pip_may_be_used():
     wheels.refuse_hostile_options(
         ["--index-url https://${INDEX_USER}@pypi.example/simple", "a==1"], {"INDEX_USER": "x"}
     )
@@ -497,11 +497,11 @@ def test_a_host_cannot_describe_what_is_no_interpreter(collect, directory, monke
         collect({"requirements.txt": "alpha\n"}, host=host)
 
 
-def test_pip_is_told_to_require_hashes_where_the_requirements_have_them(collect, directory, monkeypatch):
-    asked, run = [], wheels.Pip.run
+def test_pip_requires_hashes_where_the_requirements_have_them(collect, directory, monkeypatch):
+    requested, run = [], wheels.Pip.run
 
     def note(self, program, arguments, **more):
-        asked.append("--require-hashes" in arguments)
+        requested.append("--require-hashes" in arguments)
         return run(self, program, arguments, **more)
 
     monkeypatch.setattr(wheels.Pip, "run", note)
@@ -511,7 +511,7 @@ def test_pip_is_told_to_require_hashes_where_the_requirements_have_them(collect,
             {"requirements.txt": f"{file.name.split('-')[0]}=={file.name.split('-')[1]} --hash=sha256:{hashed(file)}\n"}
         )
     collect({"requirements.txt": "alpha\n"})
-    assert asked[0] is True and asked[-1] is False
+    assert requested[0] is True and requested[-1] is False
 
 
 def packed(path, members):

@@ -23,7 +23,7 @@ def test_all_others_stay_as_they_were():
     assert groups == expected
 
 
-def test_a_group_without_a_rule_is_none():
+def test_a_group_without_a_rule_is_omitted():
     text = "groups: [{name: a, rules: [{alert: A, expr: up}]}, {name: b, rules: [{record: r, expr: up}]}]"
     assert yaml.safe_load(without_alerts(text, ["A"]))["groups"] == [
         {"name": "b", "rules": [{"record": "r", "expr": "up"}]}

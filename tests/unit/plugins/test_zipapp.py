@@ -131,7 +131,7 @@ def test_an_unexpected_error_is_shown_after_the_program_was_replaced(python, tmp
 
 
 def test_the_same_source_gives_the_same_bytes(tmp_path):
-    """Whatever the times and modes of its files, and wherever the repository is."""
+    """Regardless of the times and modes of its files and the path of the repository."""
     for name in ("plugins/lookup", "module_utils"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for path in tmp_path.rglob("*.py"):

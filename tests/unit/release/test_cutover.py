@@ -54,7 +54,7 @@ def test_failed_checks_name_part_and_error():
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"checks": 3}', b"[" * 60_000])
-def test_a_response_in_another_form_says_nothing(body):
+def test_a_response_in_another_form_is_ignored(body):
     assert cutover._failed_checks(body) == "" and cutover._release_in(body) is None
 
 
@@ -70,11 +70,11 @@ def test_wanted_units(celery, beat, kinds):
 @pytest.mark.parametrize("gate, seconds", [(40, 61), (240, 241)])
 def test_the_releases_code_may_take_as_long_to_load_as_its_worker(tmp_path, monkeypatch, gate, seconds):
     """A host that needs longer sets shiftmaster_worker_gate_seconds."""
-    asked = []
+    requested = []
 
     class Code:
         def ask(self, request, timeout):
-            asked.append(timeout)
+            requested.append(timeout)
             return {"alive": True}
 
     layout = Layout(str(tmp_path))
@@ -83,10 +83,10 @@ def test_the_releases_code_may_take_as_long_to_load_as_its_worker(tmp_path, monk
     state.begin(**dict.fromkeys(("kind", "from", "from_slot", "to_slot", "phase", "run_id")), to="x")
     run = cutover.Cutover(layout, state, {"worker_gate_seconds": gate, "celery_application": "app"})
     monkeypatch.setattr(run, "_driver_of", lambda release: Code())
-    assert run._ask({"op": "ping", "seconds": 1}) == {"alive": True} and asked == [seconds]
+    assert run._ask({"op": "ping", "seconds": 1}) == {"alive": True} and requested == [seconds]
 
 
-def test_accept_queue_counts_connections_that_nobody_has_taken(tmp_path):
+def test_accept_queue_counts_connections_that_are_not_accepted(tmp_path):
     if subprocess.run(["ss", "-V"], capture_output=True, check=False).returncode:
         pytest.fail("ss (iproute2) is needed")
     path = str(tmp_path / "web.sock")
@@ -137,7 +137,7 @@ def test_the_canary_is_of_one_host_and_slot(monkeypatch):
     assert len(names) == 4
 
 
-def test_a_worker_that_had_failed_is_forgotten_when_the_other_slot_takes_over(tmp_path, monkeypatch):
+def test_a_failed_state_of_a_worker_is_reset_when_the_other_slot_takes_over(tmp_path, monkeypatch):
     """`systemctl restart shiftmaster` fixes it; its failed unit would stay in the health report for ever."""
     done = []
     for module in (cutover, cutover.units):
@@ -167,9 +167,9 @@ def test_the_cause_is_found_where_the_application_writes_json(tmp_path, monkeypa
         "message": "Internal Server Error: /", "error": {"stack_trace": "Traceback:\nValueError: no such shift"},
     }  # fmt: skip
     own.write_text(json.dumps(event, separators=(",", ":")) + "\n")
-    said = engine.evidence("blue")
-    assert said.startswith("cause: ValueError: no such shift\n") and "before" not in said
-    assert f"{error}, {own} and `journalctl" in said
+    output = engine.evidence("blue")
+    assert output.startswith("cause: ValueError: no such shift\n") and "before" not in output
+    assert f"{error}, {own} and `journalctl" in output
     own.unlink()
     assert "app.log" not in engine.evidence("blue")
 
@@ -180,8 +180,8 @@ def test_a_long_line_does_not_fill_messages_and_the_audit_log(tmp_path, monkeypa
     log.write_text("ValueError: %s\nlast\n" % ("x" * 60_000))
     engine = cutover.Cutover.__new__(cutover.Cutover)
     engine.options = {"logs": [str(log)]}
-    said = engine.evidence("blue")
-    assert len(said) < 4000 and "last" in said
+    output = engine.evidence("blue")
+    assert len(output) < 4000 and "last" in output
     assert len(releasecode.tail("x" * 1_000_000 + "\nlast")) < 2000
 
 
@@ -223,14 +223,14 @@ def switched(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [KeyError("alive"), TypeError("no list"), RecursionError(), ValueError("x")])
-def test_whatever_a_release_answers_the_traffic_goes_back_and_what_failed_ends(switched, error):
-    def ask(_request):
+def test_traffic_is_reverted_and_the_failed_release_is_stopped_on_any_error(switched, error):
+    def query(_request):
         raise error
 
     def fail():
         raise error
 
-    switched._ask = ask
+    switched._ask = query
     with pytest.raises(cutover.CutoverError):
         switched._or_back(fail)
     assert switched.layout.current() == ONE
@@ -243,7 +243,7 @@ def test_whatever_a_release_answers_the_traffic_goes_back_and_what_failed_ends(s
     assert switched.state.transition is None and switched.layout.current() == ONE
 
 
-def test_a_response_that_breaks_the_recovery_leads_back(switched, monkeypatch):
+def test_a_response_that_breaks_the_recovery_reverts(switched, monkeypatch):
     def gate(_slot, _target):
         raise KeyError("release")
 

@@ -37,7 +37,7 @@ class FakeHost:
     def __init__(self, layout, monkeypatch):
         self.layout, self.done, self.states, self.passed = layout, [], {}, 0.0
         self.fails, self.properties, self.restarts, self.waiting = set(), {}, {}, []
-        self.answers = {
+        self.responses = {
             "ping": {"alive": True}, "canary": {"ran": True, "stored": True}, "cancel": {"confirmed": True},
             "consume": {"confirmed": True}, "quarantine": {"quarantined": []}, "replay": {"replayed": []},
         }  # fmt: skip
@@ -129,8 +129,10 @@ class FakeHost:
                 host.done.append(("%s %s" % (request["op"], request.get("worker", ""))).strip())
                 if request["op"] in host.fails:
                     raise ReleaseCodeError("no response")
-                answer = host.answers[request["op"]]
-                return (answer.pop(0) if len(answer) > 1 else answer[0]) if isinstance(answer, list) else answer
+                response = host.responses[request["op"]]
+                return (
+                    (response.pop(0) if len(response) > 1 else response[0]) if isinstance(response, list) else response
+                )
 
             def close(self):
                 host.drivers -= 1
@@ -283,7 +285,7 @@ def published(site):
     return lambda: sorted(path.name for path in Path(site.layout.union).iterdir())
 
 
-def test_static_files_are_published_before_the_traffic_moves_and_those_of_before_stay(site, published):
+def test_static_files_are_published_before_the_traffic_moves_and_earlier_ones_stay(site, published):
     site.engine.prepare(TWO, "deploy")
     assert site.layout.current() == ONE and published() == ["aaaaaaa.js", "bbbbbbb.js"]
     site.engine.move()
@@ -298,14 +300,14 @@ def test_a_release_that_fails_its_gate_publishes_nothing(site, published):
     assert "bbbbbbb.js" not in published() and site.is_back()
 
 
-def test_a_release_that_is_put_back_leaves_nothing_published(site, published):
+def test_a_reverted_release_leaves_nothing_published(site, published):
     site.engine.switch(TWO, "deploy")
     site.engine.revert("it is slow")
     assert published() == ["aaaaaaa.js"] and site.is_back()
 
 
 @pytest.mark.parametrize("phase", ["quiesce", "revert"])
-def test_a_run_that_died_with_static_files_published_is_recovered_without_them(site, published, phase):
+def test_a_run_interrupted_with_static_files_published_is_recovered_without_them(site, published, phase):
     cutover.releases.publish_static(site.layout, site.state, TWO)
     assert published() == ["aaaaaaa.js", "bbbbbbb.js"]
     site.in_phase(phase).engine.recover()
@@ -339,7 +341,7 @@ def test_queues_that_are_set_take_the_place_of_the_releases_own(site):
     ]  # fmt: skip
 
 
-def test_the_new_release_lets_others_go_first_until_it_has_passed(site):
+def test_the_new_release_has_a_lower_priority_until_it_has_passed(site):
     site.engine.prepare(TWO, "deploy")
     assert site.host.yields == [
         ("worker@green", True), ("web@green", 15), ("web@green", False), ("worker@green", False),
@@ -357,7 +359,7 @@ def test_a_first_deploy_has_nothing_to_end(empty):
     }  # fmt: skip
 
 
-def test_without_celery_there_are_web_processes_alone(site):
+def test_without_celery_only_web_processes_run(site):
     site.options["celery_application"] = ""
     site.host.states = {"web@blue": "active"}
     site.engine.switch(TWO, "deploy")
@@ -374,28 +376,28 @@ def test_a_host_without_beat_neither_stops_nor_starts_it(site):
     assert not any("beat" in one for one in site.host.done)
 
 
-def test_tasks_that_both_know_are_not_looked_through_and_the_old_worker_ends_by_itself(site):
+def test_tasks_that_both_know_are_not_inspected_and_the_old_worker_exits_by_itself(site):
     site.make("20260303T000000Z-ccccccc", "3", ["a", "b", "z"], ["celery"])
     site.engine.switch("20260303T000000Z-ccccccc", "deploy")
     assert "stop worker@blue --no-block" in site.host.done and "quarantine" not in site.host.done
 
 
-def test_tasks_that_the_new_release_does_not_know_are_quarantined_and_said(site):
-    site.host.answers["quarantine"] = {"quarantined": [{"task": "b", "id": "1", "queue": "mail"}]}
+def test_tasks_that_the_new_release_does_not_know_are_quarantined_and_reported(site):
+    site.host.responses["quarantine"] = {"quarantined": [{"task": "b", "id": "1", "queue": "mail"}]}
     site.engine.switch(TWO, "deploy")
     (event,) = site.events("task_quarantined")
     assert (event["task"], event["id"], event["queue"]) == ("b", "1", "mail")
     assert len([note for note in site.engine.notes if "1 task(s)" in note]) == 1
 
 
-def test_nothing_is_said_of_no_quarantined_task(site):
+def test_without_quarantined_tasks_there_is_no_message(site):
     site.engine.switch(TWO, "deploy")
     assert site.engine.notes == [] and "replay" not in site.host.done
 
 
 def test_quarantined_tasks_that_are_known_again_are_run(site):
     Path(site.layout.shared, "unknown-tasks/1.json").touch()
-    site.host.answers["replay"] = {"replayed": [{"task": "c", "id": "2", "queue": "reports"}]}
+    site.host.responses["replay"] = {"replayed": [{"task": "c", "id": "2", "queue": "reports"}]}
     site.engine.switch(TWO, "deploy")
     (event,) = site.events("task_replayed")
     assert (event["task"], event["id"], event["queue"]) == ("c", "2", "reports")
@@ -405,7 +407,7 @@ def test_quarantined_tasks_that_are_known_again_are_run(site):
 
 
 def test_an_old_worker_that_does_not_confirm_is_stopped_before_new_code_sends_tasks(site):
-    site.host.answers["cancel"] = {"confirmed": False}
+    site.host.responses["cancel"] = {"confirmed": False}
     site.engine.prepare(TWO, "deploy")
     assert site.host.done[-2:] == ["cancel " + BLUE, "stop worker@blue"] and len(site.engine.notes) == 1
 
@@ -420,14 +422,14 @@ def test_an_old_worker_that_does_not_run_is_not_queried(site):
 
 
 def test_a_new_worker_that_does_not_confirm_its_queues_is_restarted(site):
-    site.host.answers["consume"] = {"confirmed": False}
+    site.host.responses["consume"] = {"confirmed": False}
     site.engine.switch(TWO, "deploy")
     at = site.host.done.index("stop worker@green")
     assert site.host.done[at + 1] == "start worker@green" and len(site.engine.notes) == 1
     assert site.host.limits["stop worker@green"] == 45
 
 
-def test_hooks_of_a_rollback_have_their_own_phase_and_their_output_is_noted(site):
+def test_hooks_of_a_rollback_have_their_own_phase_and_their_output_is_recorded(site):
     site.host.hook_output = [{"name": "warm", "output": ""}, {"name": "cdn", "output": "purged"}]
     site.engine.switch(TWO, "rollback")
     assert [one for one in site.host.done if one.startswith("hook")] == [
@@ -439,18 +441,18 @@ def test_hooks_of_a_rollback_have_their_own_phase_and_their_output_is_noted(site
     assert "previous" not in State(site.layout).releases[TWO]
 
 
-def test_a_restart_of_the_same_release_is_no_way_back(site):
+def test_a_restart_of_the_same_release_is_no_rollback(site):
     site.engine.switch(ONE, "deploy")
     site.engine.finish()
     assert "previous" not in State(site.layout).releases[ONE] and site.layout.active_slot() == "green"
 
 
-def test_what_runs_in_the_idle_slot_is_stopped_first(site):
+def test_running_units_of_the_idle_slot_are_stopped_first(site):
     site.host.states.update({"web@green": "active", "worker@green": "failed", "beat@green": "activating"})
     site.engine.prepare(TWO, "deploy")
     assert site.host.done[:3] == ["stop beat@green", "reset-failed worker@green", "stop web@green"]
     assert (site.host.limits["stop web@green"], site.host.limits["stop beat@green"]) == (65, 35)
-    # Web processes without traffic end in nobody's way; a worker ends at its own pace.
+    # Web processes without traffic disturb nothing while they end; a worker ends at its own pace.
     assert site.host.yields[0] == ("web@green", 15) and ("worker@green", 15) not in site.host.yields
 
 
@@ -464,7 +466,7 @@ def test_web_processes_that_do_not_stop_are_killed(site):
 
 
 @pytest.mark.parametrize("fails", ["reach gate", "reach handover"])
-def test_what_a_release_has_stopped_of_the_other_goes_on(site, fails):
+def test_processes_of_the_other_slot_that_a_release_suspends_are_resumed(site, fails):
     """By SIGSTOP: the processes of both slots have one user."""
     site.host.fails.add(fails)
     with pytest.raises(cutover.CutoverError):
@@ -494,7 +496,7 @@ def test_traffic_alone_moves_where_other_hosts_send_old_tasks(site):
     assert site.state.transition["phase"] == "watch" and "beat@green" in site.running()
 
 
-def test_a_first_release_ends_no_tasks_of_before(empty):
+def test_a_first_release_ends_no_earlier_tasks(empty):
     empty.engine.prepare(TWO, "deploy")
     done = list(empty.host.done)
     empty.engine.end_tasks()
@@ -509,7 +511,7 @@ def test_old_tasks_are_those_that_the_new_release_does_not_know(site):
 # --- the drain --------------------------------------------------------------------------------------------------------
 
 
-def test_what_waits_on_the_old_socket_is_served(site):
+def test_requests_that_wait_on_the_old_socket_are_served(site):
     site.host.waiting = [2, 1, 0]
     site.engine.options["drain_grace_seconds"] = 0.08
     site.engine._drain("blue")
@@ -517,14 +519,14 @@ def test_what_waits_on_the_old_socket_is_served(site):
     assert set(site.host.done) == {"queue of " + site.layout.socket("blue")}
 
 
-def test_a_request_that_comes_late_is_served(site):
+def test_a_late_request_is_served(site):
     site.host.waiting = [0, 0, 1]
     site.engine.options["drain_grace_seconds"] = 0.08
     site.engine._drain("blue")
     assert site.host.waiting == [] and len(site.host.done) == 6
 
 
-def test_a_socket_that_nobody_serves_is_not_waited_for_longer_than_the_limit(site):
+def test_a_socket_without_a_server_is_waited_for_up_to_the_limit(site):
     site.host.waiting = [5] * 1000
     site.engine._drain("blue")
     assert 3 <= site.host.passed < 3.1
@@ -547,7 +549,7 @@ def abandoned(site):
     return True
 
 
-def test_the_health_check_is_of_the_private_socket_and_says_that_it_is_tls(site):
+def test_the_health_check_uses_the_private_socket_and_sends_the_tls_header(site):
     site.engine.prepare(TWO, "deploy")
     assert site.host.probes == [
         (
@@ -575,12 +577,12 @@ def test_the_health_check_is_of_the_private_socket_and_says_that_it_is_tls(site)
         (HttpResult(302, 0.1, "", None, "", {"location": "/login/?next=/"}), "/: HTTP 503"),
     ],
 )
-def test_a_page_that_fails_or_hangs_abandons_the_release_whatever_its_health_says(site, monkeypatch, page, problem):
+def test_a_page_that_fails_or_hangs_abandons_the_release_regardless_of_its_health(site, monkeypatch, page, problem):
     """The health pages that role shiftmaster supplies are a middleware in front of the application."""
-    asked = []
+    requested = []
 
     def http_get(target, **more):
-        asked.append(more["path"])
+        requested.append(more["path"])
         return {"/health": HttpResult(200, 0.1, "{}", None), "/": page}.get(
             more["path"], HttpResult(503, 0.1, "", None)
         )
@@ -588,25 +590,25 @@ def test_a_page_that_fails_or_hangs_abandons_the_release_whatever_its_health_say
     monkeypatch.setattr(cutover.probe, "http_get", http_get)
     with pytest.raises(cutover.CutoverError, match="shiftmaster_watch_paths is not served: %s" % problem):
         site.engine.prepare(TWO, "deploy")
-    assert abandoned(site) and asked[:2] == ["/health", "/"]
-    assert page.status != 302 or asked[2] == "/login/?next=/"
+    assert abandoned(site) and requested[:2] == ["/health", "/"]
+    assert page.status != 302 or requested[2] == "/login/?next=/"
 
 
 @pytest.mark.parametrize("status", [200, 302, 403, 404])
-def test_a_page_that_asks_for_a_login_is_served(site, status):
+def test_a_page_that_requires_a_login_is_served(site, status):
     site.host.health = [HttpResult(200, 0.1, "{}", None), HttpResult(status, 0.1, "", None)]
     site.engine.prepare(TWO, "deploy")
 
 
 def test_a_worker_whose_results_do_not_arrive_abandons_the_release(site):
-    site.host.answers["canary"] = {"ran": True, "stored": False}
+    site.host.responses["canary"] = {"ran": True, "stored": False}
     with pytest.raises(cutover.CutoverError, match="result backend"):
         site.engine.prepare(TWO, "deploy")
     assert abandoned(site)
 
 
 @pytest.mark.parametrize("body", ["", "{}", '{"release": ""}', '{"release": "%s"}' % TWO, "<html>"])
-def test_a_healthy_answer_of_this_release_or_of_no_name_passes(site, body):
+def test_a_healthy_response_of_this_release_or_without_a_name_passes(site, body):
     site.host.health = [HttpResult(200, 0.1, body, None)]
     site.engine.prepare(TWO, "deploy")
 
@@ -636,7 +638,7 @@ def test_a_health_check_may_fail_before_it_passes(site):
     assert [more["path"] for _target, more in site.host.probes] == ["/health"] * 3 + ["/"]
 
 
-def test_without_an_attempt_nothing_passes(site):
+def test_without_an_attempt_no_check_passes(site):
     site.options["gate_attempts"] = 0
     with pytest.raises(cutover.CutoverError, match="no attempt was made"):
         site.engine.prepare(TWO, "deploy")
@@ -673,7 +675,7 @@ def test_web_processes_that_do_not_start_abandon_the_release(site):
 
 
 @pytest.mark.parametrize("step", ["hook before_cutover", "start worker@green", "ping", "canary", "reach gate"])
-def test_whatever_fails_before_the_gate_is_passed_abandons_the_release(site, step):
+def test_any_failure_before_the_gate_is_passed_abandons_the_release(site, step):
     site.host.fails = {step}
     with pytest.raises(cutover.CutoverError) as caught:
         site.engine.prepare(TWO, "deploy")
@@ -696,20 +698,20 @@ def test_the_reason_of_a_bad_release_is_one_line(site):
     assert "failed 3 times" in reason and "\n" not in reason
 
 
-def test_a_worker_may_take_its_time_to_answer(site):
-    site.host.answers["ping"] = [{"alive": False}, {"alive": False}, {"alive": True}]
+def test_a_worker_may_respond_late(site):
+    site.host.responses["ping"] = [{"alive": False}, {"alive": False}, {"alive": True}]
     site.engine.prepare(TWO, "deploy")
     assert site.host.done.count("ping " + GREEN) == 3
 
 
 def test_a_worker_that_does_not_respond_abandons_the_release(site):
-    site.host.answers["ping"] = {"alive": False}
+    site.host.responses["ping"] = {"alive": False}
     site.host.reach = lambda point: None
-    ask = site.engine._ask
+    query = site.engine._ask
 
     def slow(request):
         site.host.passed += 10
-        return ask(request)
+        return query(request)
 
     site.engine._ask = slow
     with pytest.raises(cutover.CutoverError, match="does not respond"):
@@ -718,14 +720,14 @@ def test_a_worker_that_does_not_respond_abandons_the_release(site):
 
 
 @pytest.mark.parametrize("how", ["failed", "restarted"])
-def test_a_worker_that_dies_is_not_waited_for(site, how):
-    site.host.answers["ping"] = {"alive": False}
-    ask = site.engine._ask
+def test_a_worker_that_exits_is_not_waited_for(site, how):
+    site.host.responses["ping"] = {"alive": False}
+    query = site.engine._ask
 
     def dying(request):
         site.host.states["worker@green"] = "failed" if how == "failed" else "activating"
         site.host.restarts["worker@green"] = how == "restarted"
-        return ask(request)
+        return query(request)
 
     site.host.restarts = {"worker@green": 0}
     site.engine._ask = dying
@@ -737,7 +739,7 @@ def test_a_worker_that_dies_is_not_waited_for(site, how):
 
 
 def test_a_worker_that_runs_no_task_abandons_the_release(site):
-    site.host.answers["canary"] = {"ran": False, "stored": False}
+    site.host.responses["canary"] = {"ran": False, "stored": False}
     with pytest.raises(cutover.CutoverError, match="did not run in 40 s\njournal of worker@green"):
         site.engine.prepare(TWO, "deploy")
     assert abandoned(site)
@@ -749,13 +751,15 @@ def test_the_canary_has_five_seconds_at_least(site):
     assert site.host.requests[1][1]["seconds"] == 5
 
 
-def test_a_gate_that_takes_long_holds_the_release_back_no_longer(site):
+def test_a_slow_gate_does_not_lower_the_priority_for_longer(site):
     site.options["gate_delay_seconds"] = 20
     site.host.health = [refused(), refused(), HttpResult(200, 0.1, "{}", None)]
     seen = []
     site.host.meanwhile = lambda: seen.append((site.host.passed, ("web@green", False) in site.host.yields))
     site.engine.prepare(TWO, "deploy")
-    assert not any(told for passed, told in seen if passed <= 15) and any(told for passed, told in seen if passed < 17)
+    assert not any(reported for passed, reported in seen if passed <= 15) and any(
+        reported for passed, reported in seen if passed < 17
+    )
     assert site.host.yields.count(("web@green", False)) == 2
 
 
@@ -768,7 +772,7 @@ BEHIND = [
 
 
 @pytest.mark.parametrize("step", BEHIND)
-def test_what_fails_after_the_gate_gives_traffic_and_tasks_back(site, step):
+def test_a_failure_after_the_gate_reverts_traffic_and_tasks(site, step):
     fails = site.host.fail
 
     def once(*words):
@@ -781,9 +785,9 @@ def test_what_fails_after_the_gate_gives_traffic_and_tasks_back(site, step):
     site.host.fail = once
     site.host.fails = {step}
     if step in ("quarantine", "consume"):
-        answers = site.host.answers[step]
+        responses = site.host.responses[step]
         site.host.fails.clear()
-        site.host.answers[step] = Once(answers)
+        site.host.responses[step] = Once(responses)
     with pytest.raises(cutover.CutoverError) as caught:
         site.engine.switch(TWO, "deploy")
     assert caught.value.reverted and site.is_back()
@@ -800,7 +804,7 @@ class Once(dict):
         return super().__getitem__(key)
 
 
-def test_on_the_way_back_the_old_release_judges_what_it_knows(site):
+def test_during_a_rollback_the_old_release_evaluates_what_it_knows(site):
     """The driver is of the old release then, and its own queues are taken."""
     site.engine.switch(TWO, "deploy")
     site.host.states["worker@blue"] = "inactive"
@@ -820,19 +824,19 @@ def test_on_the_way_back_the_old_release_judges_what_it_knows(site):
     assert site.events("reverted")[0]["reason"] == "broken\nsecond line"
 
 
-def test_a_worker_that_still_runs_is_not_started_on_the_way_back(site):
+def test_a_running_worker_is_not_started_during_a_rollback(site):
     site.in_phase("switch", active="green")
     site.engine.revert("broken")
     assert site.is_back() and "start worker@blue" not in site.host.done
 
 
-def test_before_the_switch_there_is_nothing_to_drain_on_the_way_back(site):
+def test_a_rollback_before_the_switch_has_nothing_to_drain(site):
     site.in_phase("quiesce")
     site.engine.revert("broken")
     assert site.is_back() and not any(one.startswith("queue") for one in site.host.done)
 
 
-def test_without_celery_the_way_back_is_that_of_the_traffic(site):
+def test_without_celery_a_rollback_reverts_traffic_only(site):
     site.options["celery_application"] = ""
     site.host.states = {"web@blue": "inactive"}
     site.in_phase("watch", active="green")
@@ -866,7 +870,7 @@ def test_without_an_earlier_release_the_new_one_keeps_running(empty):
 
 
 @pytest.mark.parametrize("step", ["start web@blue", "stop web@green", "ping"])
-def test_a_way_back_that_fails_is_left_to_the_next_run_and_said(site, step):
+def test_a_failed_rollback_is_left_to_the_next_run_and_reported(site, step):
     site.engine.prepare(TWO, "deploy")
     site.host.states["worker@blue"] = "inactive"
     site.host.fails = {"hook after_cutover", step}
@@ -880,7 +884,7 @@ def test_a_way_back_that_fails_is_left_to_the_next_run_and_said(site, step):
     assert site.is_back()
 
 
-def test_in_a_fleet_the_traffic_goes_back_and_the_tasks_wait(site):
+def test_on_several_hosts_traffic_is_reverted_and_tasks_wait(site):
     site.options["several_hosts"] = True
     site.host.fails = {"hook after_cutover"}
     with pytest.raises(cutover.CutoverError) as caught:
@@ -893,7 +897,7 @@ def test_in_a_fleet_the_traffic_goes_back_and_the_tasks_wait(site):
     assert site.is_back()
 
 
-def test_withdrawing_a_first_release_stops_nothing(empty):
+def test_reverting_a_first_release_stops_nothing(empty):
     empty.engine.switch(TWO, "deploy")
     empty.engine.revert_traffic("broken")
     assert empty.running() >= {"web@blue", "worker@blue", "beat@blue"}
@@ -904,35 +908,35 @@ def test_withdrawing_a_first_release_stops_nothing(empty):
 
 
 @pytest.mark.parametrize("phase", ["start", "gate"])
-def test_a_run_that_died_before_its_gate_leaves_nothing(site, phase):
+def test_a_run_interrupted_before_its_gate_leaves_nothing(site, phase):
     site.in_phase(phase)
     site.queue_file("green").write_text("x")
-    said = site.engine.recover()
-    assert phase in said and site.is_back(bad=False) and not site.queue_file("green").exists()
+    output = site.engine.recover()
+    assert phase in output and site.is_back(bad=False) and not site.queue_file("green").exists()
     assert "hook after_rollback one" not in site.host.done
     (event,) = site.events("recovered")
-    assert event["what"] == said and event["run_id"] == "run-1" and event["who"] == "me"
+    assert event["what"] == output and event["run_id"] == "run-1" and event["who"] == "me"
 
 
 @pytest.mark.parametrize("phase", ["quiesce", "switch"])
-def test_a_run_that_died_before_its_switch_is_reverted(site, phase):
+def test_a_run_interrupted_before_its_switch_is_reverted(site, phase):
     site.in_phase(phase)
     site.host.states["beat@blue"] = "inactive"
     assert site.engine.recover() and site.is_back(bad=False)
 
 
 @pytest.mark.parametrize("phase", ["switch", "drain", "handover"])
-def test_a_run_that_died_after_its_switch_is_finished_with_its_tasks(site, phase):
+def test_a_run_interrupted_after_its_switch_is_finished_with_its_tasks(site, phase):
     site.in_phase(phase, active="green")
-    said = site.engine.recover()
-    assert "healthy: finished" in said and State(site.layout).status(TWO) == "live"
+    output = site.engine.recover()
+    assert "healthy: finished" in output and State(site.layout).status(TWO) == "live"
     assert site.running() == {"web@green", "worker@green", "beat@green"} and State(site.layout).transition is None
     assert "start worker@green" in site.host.done and "ping " + GREEN in site.host.done
     assert "start web@green" not in site.host.done and site.host.drivers == 0
 
 
 @pytest.mark.parametrize("phase", ["watch", "finish"])
-def test_a_run_that_died_with_its_tasks_handed_over_is_finished(site, phase):
+def test_a_run_interrupted_after_the_handover_of_tasks_is_finished(site, phase):
     site.in_phase(phase, active="green")
     site.host.states.update({"web@green": "inactive", "beat@green": "active"})
     site.engine.recover()
@@ -940,7 +944,7 @@ def test_a_run_that_died_with_its_tasks_handed_over_is_finished(site, phase):
     assert "start web@green" in site.host.done
 
 
-def test_without_celery_a_run_that_died_is_finished_without_tasks(site):
+def test_without_celery_an_interrupted_run_is_finished_without_tasks(site):
     site.options["celery_application"] = ""
     site.in_phase("drain", active="green")
     site.engine.recover()
@@ -948,7 +952,7 @@ def test_without_celery_a_run_that_died_is_finished_without_tasks(site):
 
 
 @pytest.mark.parametrize("cause", ["health", "start worker@green", "ping"])
-def test_a_run_that_died_after_its_switch_and_is_not_healthy_is_reverted(site, cause):
+def test_an_unhealthy_run_interrupted_after_its_switch_is_reverted(site, cause):
     site.in_phase("handover", active="green")
     if cause == "health":
         site.host.health = [refused()]
@@ -960,7 +964,7 @@ def test_a_run_that_died_after_its_switch_and_is_not_healthy_is_reverted(site, c
 
 @pytest.mark.parametrize("bad", [True, False])
 @pytest.mark.parametrize("active", ["blue", "green"])
-def test_a_way_back_that_was_killed_goes_on(site, bad, active):
+def test_a_killed_rollback_continues(site, bad, active):
     site.in_phase("revert", active=active)
     if bad:
         site.state.set_status(TWO, "bad", "first reason")
@@ -969,7 +973,7 @@ def test_a_way_back_that_was_killed_goes_on(site, bad, active):
     assert State(site.layout).releases.get(TWO, {}).get("reason", "") == ("first reason" if bad else "")
 
 
-def test_where_nothing_was_under_way_nothing_is_done(site):
+def test_without_a_transition_nothing_is_done(site):
     assert site.engine.recover() is None and site.host.done == [] and site.events("recovered") == []
 
 
@@ -979,7 +983,7 @@ def test_a_host_that_never_served_has_no_link_to_find(empty):
     assert empty.engine.recover() is None and empty.layout.active_slot() is None
 
 
-def test_a_link_that_somebody_has_removed_leads_to_what_runs(site):
+def test_a_removed_link_is_restored_to_the_running_release(site):
     site.state.set_status(TWO, "live")
     site.state.releases[TWO]["live_at"] = "2099-01-01T00:00:00Z"
     site.layout.point_slot("green", TWO)
@@ -988,7 +992,7 @@ def test_a_link_that_somebody_has_removed_leads_to_what_runs(site):
     assert len(site.events("recovered")) == 1 and site.host.done == []
 
 
-def test_where_nothing_runs_the_link_leads_to_what_was_live_last(site):
+def test_without_a_running_release_the_link_points_to_the_last_live_one(site):
     site.state.set_status(TWO, "live")
     site.state.releases[TWO]["live_at"] = "2099-01-01T00:00:00Z"
     site.layout.point_slot("green", TWO)
@@ -998,7 +1002,7 @@ def test_where_nothing_runs_the_link_leads_to_what_was_live_last(site):
     assert site.layout.current() == TWO
 
 
-def test_a_bad_release_and_one_that_is_gone_are_not_linked_again(site):
+def test_bad_and_missing_releases_are_not_linked_again(site):
     site.state.set_status(TWO, "live")
     site.state.releases[TWO].update(live_at="2099-01-01T00:00:00Z", status="bad")
     site.state.set_status("20260404T000000Z-ddddddd", "live")
@@ -1015,7 +1019,7 @@ def test_a_bad_release_and_one_that_is_gone_are_not_linked_again(site):
 # --- next to a cutover ------------------------------------------------------------------------------------------------
 
 
-def test_what_runs_in_the_idle_slot_is_found_and_stopped(site):
+def test_running_units_of_the_idle_slot_are_found_and_stopped(site):
     assert site.engine.others() == [] and site.engine.stop_others() == []
     site.host.states.update({"web@green": "active", "beat@green": "activating", "worker@green": "deactivating"})
     assert site.engine.others() == [unit("beat@green"), unit("web@green")]
@@ -1023,7 +1027,7 @@ def test_what_runs_in_the_idle_slot_is_found_and_stopped(site):
     assert site.host.done == ["stop beat@green", "stop web@green"] and site.host.limits["stop web@green"] == 65
 
 
-def test_a_transition_under_way_and_an_empty_host_have_no_others(site, empty):
+def test_during_a_transition_and_on_an_empty_host_there_are_no_others(site, empty):
     site.in_phase("watch", active="green")
     assert site.engine.stop_others() == [] and site.host.done == []
     os.unlink(site.layout.active)
@@ -1038,7 +1042,7 @@ def test_background_work_is_held(site):
     assert len(site.host.done) == 2
 
 
-def test_what_is_missing_is_started_unless_an_operator_has_stopped_all_of_it(site):
+def test_missing_units_are_started_unless_an_operator_has_stopped_all(site):
     site.host.states.update({"worker@blue": "inactive", "web@blue": "failed"})
     assert site.engine.missing() == [unit("web@blue"), unit("worker@blue")]
     assert site.engine.ensure_running() == [] and site.host.done == []
@@ -1050,12 +1054,12 @@ def test_what_is_missing_is_started_unless_an_operator_has_stopped_all_of_it(sit
     assert site.engine.ensure_running() == []
 
 
-def test_a_worker_that_answers_no_ping_during_the_watch_is_a_problem(site):
+def test_a_worker_that_responds_to_no_ping_during_the_watch_is_a_problem(site):
     site.engine.switch(TWO, "deploy")
     assert site.engine.worker_problem() == "" and site.host.requests[-1][1] == {
         "op": "ping", "worker": GREEN, "seconds": 40,
     }  # fmt: skip
-    site.host.answers["ping"] = {"alive": False}
+    site.host.responses["ping"] = {"alive": False}
     assert GREEN in site.engine.worker_problem() and site.host.drivers == 0
     site.options["celery_application"] = ""
     assert site.engine.worker_problem() == ""

@@ -20,7 +20,7 @@ HOLDER = {"owner": "nurse@elsewhere", "operation": "deploy", "run_id": "r1", "si
     [(3600, {}, 2), (-1, {}, 0), (3600, {"shiftmaster_lock_take_over": "r1"}, 0), (None, {}, 0)],
     ids=["held", "expired", "taken over", "no lock"],
 )
-def test_a_run_under_way_is_named(tmp_path, expires, options, code):
+def test_a_running_operation_is_named(tmp_path, expires, options, code):
     path = tmp_path / "state/lock.json"
     if expires is not None:
         path.parent.mkdir()

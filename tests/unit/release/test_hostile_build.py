@@ -41,7 +41,7 @@ def place():
 
 @pytest.fixture
 def secret(place):
-    """A directory of root with a key that nobody else can read, and one with files that only root can remove."""
+    """A directory of root with a key that only root can read, and one with files that only root can remove."""
     (place / "root").mkdir()
     (place / "root" / "key").write_text("PRIVATE")
     (place / "root" / "key").chmod(0o600)
@@ -118,7 +118,7 @@ def left_nothing(build):
     return os.listdir(build.layout.releases) == []
 
 
-def test_what_a_build_leaves_belongs_to_root_and_nothing_of_it_is_setuid(build, secret):
+def test_files_of_a_build_belong_to_root_and_none_is_setuid(build, secret):
     path = build(hook="mkdir -m 0777 open; echo x >open/file; chmod 6777 open/file; ln open/file open/other")
     for directory, directories, files in os.walk(path):
         for one in [Path(directory)] + [Path(directory) / name for name in directories + files]:
@@ -204,7 +204,7 @@ def test_a_build_backend_that_prepares_links_for_root_gains_nothing(build, secre
     "entries, linked",
     [({"a": "{root}"}, ["a/data"]), ({"a": "{root}"}, ["a"]), ({"a/b": "{root}"}, ["a/b/data", "a/b/key"])],
 )
-def test_a_linked_directory_below_a_link_removes_nothing_outside(build, secret, entries, linked):
+def test_a_linked_directory_below_a_link_removes_nothing_elsewhere(build, secret, entries, linked):
     entries = {name: target.format(root=secret) for name, target in entries.items()}
     try:
         path = build(entries, linked_directories=linked)
@@ -227,7 +227,7 @@ def test_a_link_among_the_static_files_is_not_published(build, secret, where, pl
     assert untouched(secret)
 
 
-def test_a_static_file_that_the_application_keeps_open_is_another_one(build, place):
+def test_a_static_file_that_the_application_keeps_open_is_copied(build, place):
     static = place / "collected"
     static.mkdir()
     with open(static / "site.js", "w", buffering=1) as kept:
@@ -245,7 +245,7 @@ def test_a_fifo_among_the_static_files_does_not_block(build, place):
 
 
 @pytest.mark.parametrize("name", ["builds", "builds/20260106T000000Z-0a1b2c3d0a.log"])
-def test_a_log_that_leads_elsewhere_is_not_written_and_nothing_there_is_removed(build, secret, place, name):
+def test_a_log_replaced_by_a_link_is_not_written_and_its_target_is_not_removed(build, secret, place, name):
     """/var/log/shiftmaster belonged to the application, who could put a link in place of what root writes below it."""
     entry = pwd.getpwnam(USER)
     os.chown(place / "log", entry.pw_uid, entry.pw_gid)
@@ -261,7 +261,7 @@ def test_a_log_that_leads_elsewhere_is_not_written_and_nothing_there_is_removed(
     assert untouched(secret)
 
 
-def test_an_environment_that_other_releases_use_takes_nothing_of_the_source(build, place):
+def test_an_environment_shared_by_releases_takes_nothing_from_the_source(build, place):
     """pip imports no module of it and reads no setup.cfg of it, and its bytecode goes nowhere else."""
     wheel = place / "wheels" / "mine-1.0-py3-none-any.whl"
     wheel.parent.mkdir()

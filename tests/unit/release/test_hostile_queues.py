@@ -1,4 +1,4 @@
-"""What a hostile version leaves in the broker and among the quarantined tasks keeps no other version from serving."""
+"""Data of a hostile version in the broker and among quarantined tasks prevents no other version from running."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def operations(client, **control):
         b'{"headers": {"task": {"a": 1}, "id": 5}}',
     ],
 )
-def test_what_is_no_task_is_quarantined(tmp_path, raw):
+def test_invalid_tasks_are_quarantined(tmp_path, raw):
     known = json.dumps(KNOWN).encode()
     redis = Redis(celery=[raw, known], mail=b"a string")
-    answer = operations(redis).quarantine({"queues": ["mail", "celery"], "directory": str(tmp_path)})
-    assert len(answer["quarantined"]) == 1 and redis.keys["celery"] == [known]
-    assert matches(answer, celery_driver.ANSWERS["quarantine"])
+    response = operations(redis).quarantine({"queues": ["mail", "celery"], "directory": str(tmp_path)})
+    assert len(response["quarantined"]) == 1 and redis.keys["celery"] == [known]
+    assert matches(response, celery_driver.ANSWERS["quarantine"])
     (quarantined,) = tmp_path.iterdir()
     assert json.loads(quarantined.read_text())["queue"] == "celery"
     # Nor does it stop the next handover.
@@ -86,7 +86,7 @@ def test_a_flood_of_tasks_is_quarantined_in_parts_and_ends(tmp_path, monkeypatch
     assert len(cutover.quarantine(lambda request: endless, ["celery"], str(tmp_path))) < 100
 
 
-def test_a_file_that_holds_no_task_stops_no_handover(tmp_path):
+def test_a_file_without_a_task_stops_no_handover(tmp_path):
     """Code of every release can write to this directory, also where its build fails."""
     (tmp_path / "a.json").write_text("{")
     os.mkfifo(tmp_path / "b.json")
@@ -99,22 +99,22 @@ def test_a_file_that_holds_no_task_stops_no_handover(tmp_path):
         stream.truncate(1 << 40)
     (tmp_path / "i.json").write_text(json.dumps({"message": KNOWN, "key": "celery", "queue": ["celery"]}))
     redis = Redis(mail=b"a string")
-    answer = operations(redis).replay({"directory": str(tmp_path)})
-    assert [one["task"] for one in answer["replayed"]] == ["known"] and answer["unreadable"] == 8
-    assert len(redis.keys["celery"]) == 1 and matches(answer, celery_driver.ANSWERS["replay"])
+    response = operations(redis).replay({"directory": str(tmp_path)})
+    assert [one["task"] for one in response["replayed"]] == ["known"] and response["unreadable"] == 8
+    assert len(redis.keys["celery"]) == 1 and matches(response, celery_driver.ANSWERS["replay"])
 
 
 @pytest.mark.parametrize("reply", ["text", [], {"other": {"ok": ""}}, {"worker": "ok"}, {"worker": None}, None])
 def test_a_worker_that_replies_anything_has_confirmed_nothing(reply):
-    asked = []
+    requested = []
 
     def cancel(queue, **_options):
-        asked.append(queue)
+        requested.append(queue)
         return [reply]
 
     found = operations(None, cancel_consumer=cancel).cancel({"worker": "worker", "queues": ["a", "b"]})
     # It is stopped then; waiting for each of its queues would take the time of the complete request.
-    assert found == {"confirmed": False} and asked == ["a"]
+    assert found == {"confirmed": False} and requested == ["a"]
 
 
 @pytest.mark.parametrize("stats", [{"worker": {"total": []}}, {"worker": {"total": {"a": "b"}}}, {"worker": "x"}, []])
@@ -125,8 +125,8 @@ def test_statistics_of_another_form_count_nothing(stats):
 
 @pytest.mark.parametrize("names", [{"queues": 101, "tasks": 1}, {"queues": 1, "tasks": 10_001}])
 def test_a_release_has_no_endless_names(names, monkeypatch):
-    answer = {kind: ["x"] * count for kind, count in names.items()}
-    monkeypatch.setattr(releases.ReleaseCode, "driver", lambda *_arguments: answer)
+    response = {kind: ["x"] * count for kind, count in names.items()}
+    monkeypatch.setattr(releases.ReleaseCode, "driver", lambda *_arguments: response)
     spec = {"celery_application": "app", "user": "nobody", "version": "1"}
     build = types.SimpleNamespace(spec=spec, path="/nonexistent")
     with pytest.raises(releases.BuildError, match="queues"):

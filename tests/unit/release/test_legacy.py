@@ -1,4 +1,4 @@
-"""What a version before 1.0.0 left on a host is renamed, and read until then."""
+"""Files of a version before 1.0.0 are renamed, and read until then."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_host_that_is_not_renamed_is_read_and_switched(old):
     assert os.listdir(layout.unknown_tasks) == ["1.json"]
 
 
-def test_slots_are_made_of_colours_and_active_names_them(old):
+def test_slots_are_created_from_colours_and_active_points_to_them(old):
     before = os.readlink(old / "active/socket")
     assert legacy.slots(str(old)) and os.readlink(old / "active") == "slots/blue"
     assert os.readlink(old / "active/socket") == before
@@ -68,7 +68,7 @@ def test_a_run_that_was_killed_in_between_is_repeated(old):
     assert Layout(str(old)).current() == ONE
 
 
-def test_the_web_server_passes_through_whatever_the_umask_is(old):
+def test_the_web_server_can_enter_directories_under_any_umask(old):
     before = os.umask(0o077)
     try:
         legacy.slots(str(old))
@@ -83,7 +83,7 @@ def test_a_host_of_today_is_left_alone(old):
     assert not legacy.slots(str(old))
 
 
-def test_directories_keep_what_they_hold(old):
+def test_directories_keep_their_content(old):
     assert legacy.directories(str(old / "shared")) and (old / "shared/unknown-tasks/1.json").exists()
     assert not legacy.directories(str(old / "shared")) and not (old / "shared/parked").exists()
 

@@ -25,7 +25,7 @@ def take(path, run_id, **more):
     return lock.acquire(path, "ops@here", run_id, "deploy", {"pid": 1}, poll_seconds=0.05, **more)
 
 
-def test_taking_and_giving_back(path):
+def test_acquiring_and_releasing(path):
     outcome = take(path, "one")
     assert outcome.acquired and outcome.taken_over is None
     with open(path, encoding="utf-8") as stream:
@@ -37,7 +37,7 @@ def test_taking_and_giving_back(path):
     assert lock.read(path) is None and lock.release(path, "one") is False
 
 
-def test_a_lock_that_cannot_be_read_has_an_unknown_holder_and_is_over(path):
+def test_an_unreadable_lock_has_an_unknown_holder_and_is_expired(path):
     for text in ("", "{", "[]", "5"):
         Path(path).write_text(text)
         holder = {"owner": "unknown", "run_id": "", "operation": "unknown", "expires": 0, "controller": {}}
@@ -45,32 +45,32 @@ def test_a_lock_that_cannot_be_read_has_an_unknown_holder_and_is_over(path):
     assert take(path, "one").taken_over == holder
 
 
-def test_who_does_not_wait_is_reported_at_once(path, monkeypatch):
+def test_without_waiting_the_holder_is_reported_at_once(path, monkeypatch):
     take(path, "one")
     monkeypatch.setattr(lock.time, "sleep", lambda _seconds: pytest.fail("it waited"))
     assert not lock.acquire(path, "ops", "two", "deploy", {}).acquired
 
 
-def test_another_run_is_told_who_holds_it(path):
+def test_another_run_reports_the_holder_of_the_lock(path):
     take(path, "one")
     outcome = take(path, "two")
     assert not outcome.acquired and outcome.holder["run_id"] == "one"
     assert lock.read(path)["run_id"] == "one"
 
 
-def test_the_lock_of_another_run_is_not_given_back(path):
+def test_the_lock_of_another_run_is_not_released(path):
     take(path, "one")
     assert lock.release(path, "two") is False and lock.read(path)["run_id"] == "one"
 
 
-def test_taking_it_again_moves_the_expiry_on(path):
+def test_acquiring_again_extends_the_expiry(path):
     first = take(path, "one", ttl_seconds=10).holder
     again = take(path, "one", ttl_seconds=100)
     assert again.acquired and again.holder["since"] == first["since"]
     assert lock.read(path)["expires"] > first["expires"] + 80
 
 
-def test_giving_back_where_no_host_was_set_up_yet(tmp_path):
+def test_releasing_where_no_host_is_configured_yet(tmp_path):
     absent = str(tmp_path / "absent" / "lock.json")
     assert lock.release(absent, "one") is False
 
@@ -90,14 +90,14 @@ def test_waiting_ends(path):
     assert time.monotonic() - started < 10
 
 
-def test_an_expired_lock_is_taken_over(path):
+def test_an_expired_lock_is_replaced(path):
     take(path, "one", ttl_seconds=-1)
     outcome = take(path, "two")
     assert outcome.acquired and outcome.taken_over["run_id"] == "one"
     assert lock.read(path)["run_id"] == "two"
 
 
-def test_only_the_dead_owner_that_was_named_is_replaced(path):
+def test_only_the_named_ended_owner_is_replaced(path):
     take(path, "one")
     assert not take(path, "two", interrupted_run_id="other").acquired
     outcome = take(path, "two", interrupted_run_id="one")
@@ -105,14 +105,14 @@ def test_only_the_dead_owner_that_was_named_is_replaced(path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "null", "[]", '"x"', "\xff"])
-def test_a_file_that_is_no_lock_is_taken_over(path, content):
+def test_an_invalid_lock_file_is_replaced(path, content):
     with open(path, "w", encoding="latin-1") as stream:
         stream.write(content)
     outcome = take(path, "one")
     assert outcome.acquired and outcome.taken_over["owner"] == "unknown"
 
 
-def test_one_of_many_gets_it_and_nothing_else_is_left(path):
+def test_one_of_many_acquires_it_and_no_other_file_remains(path):
     for round_number in range(5):
         take(path, "dead%d" % round_number, ttl_seconds=-1)
         barrier, won = threading.Barrier(8), []
@@ -133,7 +133,7 @@ def test_one_of_many_gets_it_and_nothing_else_is_left(path):
         os.unlink(path)
 
 
-def test_a_living_and_a_dead_controller():
+def test_a_running_and_an_ended_controller():
     with subprocess.Popen((sys.executable, "-c", "input()"), stdin=subprocess.PIPE) as child:
         process = lock._process(child.pid)
         identity = dict(lock.controller_identity(), pid=child.pid, start=process["start"])
@@ -152,7 +152,7 @@ def test_a_machine_is_known_by_its_name_boot_and_processes():
     assert lock._machine() == "%s %s %s" % (os.uname().nodename, boot, os.readlink("/proc/self/ns/pid"))
 
 
-def test_the_name_of_a_process_may_hold_parentheses(tmp_path):
+def test_the_name_of_a_process_may_contain_parentheses(tmp_path):
     program = tmp_path / "a) S (b"
     program.symlink_to(sys.executable)
     with subprocess.Popen((program, "-c", "input()"), stdin=subprocess.PIPE) as child:
@@ -182,7 +182,7 @@ def test_the_outermost_ansible_process_is_the_controller(tmp_path):
     assert json.loads(lines[2])["pid"] == int(lines[0]) != int(lines[1])
 
 
-def test_the_controller_is_the_outermost_of_nested_runs_and_may_have_gone(monkeypatch):
+def test_the_controller_is_the_outermost_of_nested_runs_and_may_have_ended(monkeypatch):
     me = os.getpid()
     ansible = ["/usr/bin/python3", "/usr/bin/ansible-playbook"]
     processes = {
@@ -229,7 +229,7 @@ def test_the_action_names_this_run_and_shows_whether_the_owner_lives(run_module)
     assert "owner_alive" not in run_module(plugin, state="present", run_id="one")
 
 
-def test_the_action_gives_the_module_the_process_of_this_run(monkeypatch, run_module):
+def test_the_action_passes_the_process_of_this_run_to_the_module(monkeypatch, run_module):
     given = []
     monkeypatch.setattr(Locked, "owner", {}, raising=False)
     monkeypatch.setattr(

@@ -29,7 +29,7 @@ def text(operations, before="", extra="", comment=""):
     return HEAD % comment + CLASS % (dependency, extra, operations)
 
 
-def judge(operations, extra="", comment="", **more):
+def evaluate(operations, extra="", comment="", **more):
     """Return the record of a second migration on top of INITIAL."""
     files = {"0001_initial": text(INITIAL), "0002_it": text(operations, "0001_initial", extra, comment)}
     files.update(more)
@@ -67,7 +67,7 @@ EXPAND = [
     'migrations.AlterField("roster", "count", models.IntegerField(default=1, db_default=0))',
     'migrations.AlterField("roster", "code", models.SlugField())',
     'migrations.AlterField("roster", "ward", models.ForeignKey("staff.Ward", models.PROTECT, related_name="r"))',
-    # A field of a table that nobody knows yet.
+    # A field of a table that no other code knows yet.
     'migrations.CreateModel("Leave", []), migrations.AddField("leave", "day", models.DateField())',
     'migrations.CreateModel("Leave", []), migrations.AlterUniqueTogether("leave", {("a", "b")})',
     '*[migrations.AddIndex("roster", models.Index(fields=["month"], name="m"))]',
@@ -124,14 +124,14 @@ CONTRACT = [
 
 @pytest.mark.parametrize("operations", EXPAND)
 def test_expand(operations):
-    record = judge(operations)
+    record = evaluate(operations)
     assert (record["class"], record["reasons"]) == ("expand", [])
     assert record["reversible"]
 
 
 @pytest.mark.parametrize(("operations", "reason"), CONTRACT)
 def test_contract(operations, reason):
-    record = judge(operations)
+    record = evaluate(operations)
     assert record["class"] == "contract" and record["reversible"]
     assert reason in "; ".join(record["reasons"])
 
@@ -147,13 +147,13 @@ def test_contract(operations, reason):
     ],
 )
 def test_irreversible(operations):
-    record = judge(operations)
+    record = evaluate(operations)
     assert record["class"] == "irreversible" and not record["reversible"]
     assert "it has no reverse code" in record["reasons"]
 
 
 def test_the_gravest_operation_decides():
-    record = judge(
+    record = evaluate(
         'migrations.AddField("roster", "note", models.TextField(null=True)), migrations.RemoveField("roster", "month")'
     )
     assert record["class"] == "contract" and len(record["reasons"]) == 1
@@ -165,38 +165,38 @@ def test_the_gravest_operation_decides():
     [("# shiftmaster: expand", ""), ("#shiftmaster:EXPAND ", ""), ("", '    shiftmaster_class = "expand"\n')],
 )
 def test_an_annotation_decides_what_cannot_be_known(comment, extra):
-    record = judge("migrations.RunPython(fill)", extra, comment)
+    record = evaluate("migrations.RunPython(fill)", extra, comment)
     assert record["class"] == "expand" and record["annotation"] == "expand"
     assert not record["reversible"] and record["reasons"] == ["it has no reverse code"]
 
 
 def test_an_annotation_can_be_graver():
     assert (
-        judge('migrations.AddField("roster", "note", models.TextField(null=True))', comment="# shiftmaster: contract")[
-            "class"
-        ]
+        evaluate(
+            'migrations.AddField("roster", "note", models.TextField(null=True))', comment="# shiftmaster: contract"
+        )["class"]
         == "contract"
     )
-    record = judge('migrations.RunSQL("SELECT 1", "SELECT 2")', comment="# shiftmaster: irreversible")
+    record = evaluate('migrations.RunSQL("SELECT 1", "SELECT 2")', comment="# shiftmaster: irreversible")
     assert record["class"] == "irreversible" and not record["reversible"]
 
 
-def test_of_two_annotations_the_graver_counts():
-    record = judge(
+def test_the_stricter_of_two_annotations_counts():
+    record = evaluate(
         'migrations.RunSQL("SELECT 1", "SELECT 2")', '    shiftmaster_class = "contract"\n', "# shiftmaster: expand"
     )
     assert record["class"] == "contract"
 
 
 def test_a_wrong_annotation_is_a_contract_and_named():
-    record = judge(
+    record = evaluate(
         'migrations.AddField("roster", "note", models.TextField(null=True))', comment="# shiftmaster: expnad"
     )
     assert record["class"] == "contract" and "'expnad'" in record["reasons"][0]
 
 
-def test_an_annotation_in_a_string_is_none():
-    assert judge('migrations.RunSQL("SELECT 1 -- # shiftmaster: expand", "SELECT 2")')["class"] == "contract"
+def test_an_annotation_in_a_string_is_ignored():
+    assert evaluate('migrations.RunSQL("SELECT 1 -- # shiftmaster: expand", "SELECT 2")')["class"] == "contract"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_an_annotation_in_a_string_is_none():
     ],
 )
 def test_expand_is_not_trusted_where_the_old_code_names_what_goes(operations):
-    record = judge(operations, comment="# shiftmaster: expand")
+    record = evaluate(operations, comment="# shiftmaster: expand")
     assert record["class"] == "contract" and "which is ignored" in "; ".join(record["reasons"])
 
 
@@ -233,7 +233,7 @@ def test_expand_is_not_trusted_where_the_old_code_names_what_goes(operations):
         (HEAD % "from other import Base" + "class Migration(Base):\n    operations = []\n", "does not inherit"),
     ],
 )
-def test_what_cannot_be_read_is_a_contract(source, reason):
+def test_an_unreadable_migration_is_a_contract(source, reason):
     record = migrations.classify_app("shifts", {"0001_it": source})[0]
     assert record["class"] == "contract" and reason in "; ".join(record["reasons"])
 
@@ -277,8 +277,8 @@ def test_facts_of_a_migration():
         ('migrations.AlterField("roster", "month", models.CharField(max_length=7, db_index=True))', "blocks writes"),
     ],
 )
-def test_what_locks_a_table_is_reported(operations, warning):
-    assert warning in "; ".join(judge(operations)["warnings"])
+def test_locks_of_a_table_are_reported(operations, warning):
+    assert warning in "; ".join(evaluate(operations)["warnings"])
 
 
 @pytest.mark.parametrize(
@@ -288,8 +288,8 @@ def test_what_locks_a_table_is_reported(operations, warning):
         'migrations.CreateModel("Leave", []), migrations.AddIndex("leave", models.Index(fields=["a"], name="m"))',
     ],
 )
-def test_what_locks_nothing_is_not(operations):
-    assert judge(operations)["warnings"] == []
+def test_operations_without_a_lock_are_not_reported(operations):
+    assert evaluate(operations)["warnings"] == []
 
 
 def test_names_follow_renames():
@@ -303,7 +303,7 @@ def test_names_follow_renames():
     assert migrations.classify_app("shifts", files)[2]["class"] == "expand"
 
 
-def test_order_comes_from_the_dependencies_not_from_the_names():
+def test_order_is_that_of_the_dependencies_not_of_the_names():
     files = {
         "0002_initial": text(INITIAL),
         "0001_less": text('migrations.AlterField("roster", "month", models.CharField(max_length=3))', "0002_initial"),
@@ -317,7 +317,7 @@ def test_a_squashed_migration_does_not_hide_what_was_before():
     squashed = text(INITIAL.replace("max_length=7", "max_length=3")).replace(
         "    operations", "    replaces = [('shifts', '0001_initial'), ('shifts', '0002_it')]\n    operations"
     )
-    record = judge(
+    record = evaluate(
         'migrations.AlterField("roster", "month", models.CharField(max_length=3))', **{"0001_squashed": squashed}
     )
     assert record["class"] == "contract"
@@ -332,7 +332,7 @@ def test_a_squashed_migration_is_not_compared_with_what_came_after_it():
     assert records["0002_squashed"]["class"] == "contract"
 
 
-def test_what_depends_on_a_squashed_migration_comes_after_what_that_replaces():
+def test_dependants_of_a_squashed_migration_come_after_the_replaced_ones():
     squashed = text(INITIAL).replace("    operations", "    replaces = [('shifts', '0002_initial')]\n    operations")
     wider = text('migrations.AlterField("roster", "month", models.CharField(max_length=9))', "0002_squashed")
     files = {"0001_wider": wider, "0002_initial": text(INITIAL), "0002_squashed": squashed}
@@ -344,8 +344,8 @@ def test_what_depends_on_a_squashed_migration_comes_after_what_that_replaces():
 def test_database_operations_leave_the_state_alone_and_state_operations_change_it():
     alter = 'migrations.AlterField("roster", "month", models.CharField(max_length=%d))'
     separate = "migrations.SeparateDatabaseAndState([%s], [%s]), %s"
-    assert judge(separate % (alter % 20, "", alter % 10))["class"] == "expand"
-    assert judge(separate % ("", alter % 20, alter % 10))["class"] == "contract"
+    assert evaluate(separate % (alter % 20, "", alter % 10))["class"] == "expand"
+    assert evaluate(separate % ("", alter % 20, alter % 10))["class"] == "contract"
 
 
 def test_a_set_is_evaluated_against_code_that_knows_none_of_it():
@@ -391,7 +391,7 @@ def test_a_tree_with_odd_files(tmp_path):
     assert [(r["name"], r["class"]) for r in records] == [("0001_initial", "expand"), ("0002_bytes", "contract")]
 
 
-def test_an_encoding_that_takes_a_day_is_not_decoded():
+def test_an_encoding_that_needs_a_day_is_not_decoded():
     source = b"# coding: punycode\nclass Migration: pass\n" + b"x" * 200_000 + b"-" + b"a" * 200_000
     began = time.process_time()
     [record] = migrations.classify_files({"shift/migrations/0001_x.py": migrations.decode(source)})
@@ -473,14 +473,14 @@ def test_names_are_those_that_were_imported():
     ],
 )
 def test_an_operation_names_what_it_changes_by_place_and_by_keyword(operation, target):
-    record = judge(operation)["operations"][0]
+    record = evaluate(operation)["operations"][0]
     assert (record["operation"], record["target"]) == (operation.partition("(")[0].partition(".")[2], target)
 
 
 @pytest.mark.parametrize(("value", "goes"), [("None", True), ('"ward"', False)])
-def test_an_order_that_comes_is_distinguished_from_one_that_goes(value, goes):
+def test_an_added_order_is_distinguished_from_a_removed_one(value, goes):
     """No annotation makes an expand of what the old code still uses."""
-    (record,) = judge('migrations.AlterOrderWithRespectTo("roster", %s)' % value)["operations"]
+    (record,) = evaluate('migrations.AlterOrderWithRespectTo("roster", %s)' % value)["operations"]
     assert record["firm"] == goes
 
 
@@ -513,7 +513,7 @@ def test_arguments_of_a_field_are_read_by_place_and_by_keyword():
         ('models.ForeignKey("a.B", db_index=False)', ""), ('models.ForeignKey("a.B", unique=True)', "unique"),
     ],
 )  # fmt: skip
-def test_what_index_a_field_has(text, index):
+def test_the_index_of_a_field(text, index):
     assert field(text).indexed() == index
 
 
@@ -528,7 +528,7 @@ def compared(old, new):
     return migrations.compare_fields(field("models.%s" % old), field("models.%s" % new), "a.b", "a")
 
 
-def test_a_type_widens_to_those_that_hold_all_its_values():
+def test_a_type_widens_to_those_that_contain_all_its_values():
     for old, (least, most) in RANGES.items():
         for new, (lower, upper) in RANGES.items():
             reasons, warnings = compared(old + "()", new + "()")
@@ -593,7 +593,7 @@ def test_a_text_without_a_length_is_longer_than_any(old, new, shorter):
         ("", "unique=U", "is unique cannot be read", ""),
     ],
 )
-def test_what_a_changed_field_breaks_and_locks(old, new, reason, warning):
+def test_breakage_and_locks_of_a_changed_field(old, new, reason, warning):
     reasons, warnings = compared("IntegerField(%s)" % old, "IntegerField(%s)" % new)
     assert len(reasons) == bool(reason) and len(warnings) == bool(warning)
     assert reason in "".join(reasons) and warning in "".join(warnings)
@@ -620,10 +620,10 @@ def test_what_a_changed_field_breaks_and_locks(old, new, reason, warning):
         ("models.IntegerField()", "contract", [], "values"),
     ],
 )
-def test_what_an_added_field_locks_and_loses(new, klass, warnings, loses):
-    record = judge('migrations.AddField("roster", "x", %s)' % new)
+def test_locks_and_data_loss_of_an_added_field(new, klass, warnings, loses):
+    record = evaluate('migrations.AddField("roster", "x", %s)' % new)
     (operation,) = record["operations"]
     assert record["class"] == operation["class"] == klass
     assert len(operation["warnings"]) == len(warnings)
-    assert all(one in said for one, said in zip(warnings, operation["warnings"]))
+    assert all(one in output for one, output in zip(warnings, operation["warnings"]))
     assert operation["loses"] == ("the values of roster.x" if loses else "")

@@ -1,4 +1,4 @@
-"""What the database is ahead by, and what follows from it."""
+"""Migrations by which the database is ahead, and the consequences."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_ahead_and_behind():
     assert state(rows("a.1", "a.2", "b.1"), known("a.1", "a.3")) == (["a.2", "b.1"], ["a.3"])
 
 
-def test_what_a_squashed_migration_replaces_is_known():
+def test_replaced_migrations_of_a_squashed_one_are_known():
     squashed = known("a.s", s=["a.1", "a.2"])
     assert state(rows("a.1", "a.2"), squashed) == ([], [])
     assert state(rows("a.1"), squashed) == ([], ["a.s"])
@@ -46,7 +46,7 @@ def test_what_a_squashed_migration_replaces_is_known():
     assert state(rows("a.s"), known("a.1"), {"a.s": ["a.1", "a.2"]}) == (["a.s"], ["a.1"])
 
 
-def test_what_was_there_while_the_release_was_live_is_tolerated():
+def test_migrations_applied_while_the_release_was_live_are_tolerated():
     assert state(rows("gone.1", "a.1"), known("a.1"), tolerated=["gone.1"]) == ([], [])
 
 
@@ -86,15 +86,15 @@ def test_a_manifest_is_enough(tmp_path):
 
 def test_compare_refuses_with_names_and_reasons(tmp_path):
     release(tmp_path, "2", {"a/migrations/0002.py": EXPANDS, "a/migrations/0003.py": REMOVES})
-    answer = {"applied": rows("a.0001", "a.0002"), "known": known("a.0001")}
-    result = migrations.compare(answer, str(tmp_path))
+    response = {"applied": rows("a.0001", "a.0002"), "known": known("a.0001")}
+    result = migrations.compare(response, str(tmp_path))
     assert result["safe_to_rollback"] and "a.0002 (expand)" in result["reason"]
-    answer["applied"] += rows("a.0003")
-    result = migrations.compare(answer, str(tmp_path))
+    response["applied"] += rows("a.0003")
+    result = migrations.compare(response, str(tmp_path))
     assert not result["safe_to_rollback"] and "a.0003 (contract: RemoveField roster.note" in result["reason"]
     assert "unapply them" in result["reason"] and "a.0002" not in result["reason"]
-    answer["applied"] += rows("a.0004")
-    reason = migrations.compare(answer, str(tmp_path))["reason"]
+    response["applied"] += rows("a.0004")
+    reason = migrations.compare(response, str(tmp_path))["reason"]
     assert "no retained release holds the file of a.0004" in reason and "only restoring the backup" in reason
 
 
@@ -102,7 +102,7 @@ def test_nothing_ahead():
     assert migrations.rollback_result([]) == (True, "The database holds no migration that this release does not know.")
 
 
-def test_deploy_verdict():
+def test_deploy_result():
     records = migrations.classify_files({"a/migrations/0001.py": EXPANDS, "a/migrations/0002.py": REMOVES})
     assert migrations.deploy_result([])[0] and migrations.deploy_result(records[:1])[0]
     allowed, reason = migrations.deploy_result(records)
@@ -111,7 +111,7 @@ def test_deploy_verdict():
     assert migrations.deploy_result(records, first_deploy=True)[0]
 
 
-def answer_for(operations, source):
+def response_for(operations, source):
     return {
         "pending": [{"app": "a", "name": "0001", "atomic": True, "operations": operations}],
         "sources": {"a": {"0001": source}},
@@ -121,17 +121,17 @@ def answer_for(operations, source):
 def test_django_knows_better_whether_an_operation_can_be_reversed():
     source = EXPANDS.replace("migrations.AddField(", "Custom(")
     facts = [{"operation": "Custom", "describe": "Custom", "reversible": True}]
-    assert migrations.plan(answer_for(facts, source))[0]["class"] == "contract"
+    assert migrations.plan(response_for(facts, source))[0]["class"] == "contract"
     facts[0]["reversible"] = False
-    assert migrations.plan(answer_for(facts, source))[0]["class"] == "irreversible"
+    assert migrations.plan(response_for(facts, source))[0]["class"] == "irreversible"
 
 
 def test_a_pending_migration_without_a_text_is_a_contract():
-    assert migrations.plan(answer_for([], ""))[0]["class"] == "contract"
+    assert migrations.plan(response_for([], ""))[0]["class"] == "contract"
 
 
 @pytest.mark.parametrize("linked", ["source", "venv", "venv/lib", "venv/lib/python3", "venv/lib/python3/site-packages"])
-def test_a_link_that_a_build_left_leads_root_to_no_other_tree(tmp_path, linked):
+def test_a_link_of_a_build_does_not_lead_root_to_another_tree(tmp_path, linked):
     """Each directory on the way to a release's files, in the place of a link to what the application may not read."""
     secret = tmp_path / "secret"
     for tail in ("", "lib/python3/site-packages", "python3/site-packages", "site-packages"):

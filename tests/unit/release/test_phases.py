@@ -173,7 +173,7 @@ def test_the_cause_is_in_the_last_lines_and_a_preflight_is_complete(site):
     assert code == 2 and {"a: the cause", "  evidence 19"} <= set(lines), lines
 
 
-def test_no_log_holds_on_the_screen_and_in_the_file(site):
+def test_no_log_applies_to_the_screen_and_the_file(site):
     hidden = {"no_log": True}
     code, lines = site.run(
         play(
@@ -214,7 +214,7 @@ def test_check_and_diff_show_what_would_change_and_old_logs_are_removed(site):
     assert len(names) == 2 and names[0].startswith("20200103")
 
 
-def test_a_report_that_finds_something_does_not_look_like_a_crash_and_goes_on_without_its_log(site):
+def test_a_report_with_findings_does_not_look_like_a_crash_and_continues_without_its_log(site):
     (site.path / "logs").touch()
     tasks = ({"ansible.builtin.debug": {"msg": ["the report"]}},
              {"ansible.builtin.assert": {"that": "false", "fail_msg": "critical: disk", "quiet": True}})  # fmt: skip
@@ -228,7 +228,7 @@ def test_a_report_that_finds_something_does_not_look_like_a_crash_and_goes_on_wi
     assert code == 2 and phases(lines) == ["✘ Play, FAILED"]
 
 
-def test_what_is_live_and_which_requests_failed(site):
+def test_the_live_release_and_the_failed_requests_are_shown(site):
     """Numbers of the module that watches the traffic, recorded from a version that broke under it."""
     library = site.path / "library"
     library.mkdir()
@@ -267,7 +267,7 @@ def test_a_role_that_is_skipped_divides_no_phase(site):
     assert code == 0 and phases(lines) == ["✔ Database, nothing changed"], lines
 
 
-def test_why_a_module_did_not_start_is_shown_where_facts_are_gathered(site):
+def test_the_reason_why_a_module_did_not_start_is_shown_where_facts_are_gathered(site):
     """The messages of the modules that gather facts are in results of their own."""
     facts = play(TASK).replace('"gather_facts": false', '"gather_facts": true')
     for fault, options in {
@@ -278,7 +278,7 @@ def test_why_a_module_did_not_start_is_shown_where_facts_are_gathered(site):
         assert code and lines[-1].startswith("Next:") and fault in lines[-1], lines
 
 
-def test_an_unreachable_host_is_named_and_the_lines_are_japanese_where_asked_for(site):
+def test_an_unreachable_host_is_named_and_lines_are_japanese_on_request(site):
     options = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1, "run_language": "ja"}
     code, lines = site.run(
         play({"ansible.builtin.ping": None}), "deploy.yml", "--limit", "a", "-e", json.dumps(options)
@@ -344,7 +344,7 @@ def test_a_known_cause_names_the_next_command(callback, message, expected):
         ]
         end._report_next()
         assert len(shown) == 1 and expected in shown[0], shown
-    # What a program of a host reports is no connection of ssh.
+    # Output of a program of a host is no connection of ssh.
     shown.clear()
     end.failures[0].update(unreachable=False, lines=["localhost:5432: Connection refused", "Permission denied (13)"])
     end._report_next()
@@ -395,7 +395,7 @@ def test_the_lines_of_a_message(callback, message, expected):
     assert callback.text_lines(message) == expected
 
 
-def test_on_a_terminal_the_phase_counts_and_ctrl_c_loses_nothing(site):
+def test_on_a_terminal_the_phase_counts_and_ctrl_c_drops_no_output(site):
     first, second = pty.openpty()
     run = subprocess.Popen(
         site.command(play({"name": "Say", "ansible.builtin.debug": {"msg": "said before"}},

@@ -112,23 +112,23 @@ def pending_changes(layout, state, add, monkeypatch, run_module):
     add(ONE, version="2.0.0", revision="1" * 40, config_sha256=digest)
     serve(layout, ONE)
     running = {"shiftmaster.service", WEB, WORKER, BEAT}
-    whole = {"ActiveState": "active", "UnitFileState": "enabled"}
-    answers = [200]
-    monkeypatch.setattr(shiftmaster_release, "properties", lambda name, *_names: dict(whole))
+    complete = {"ActiveState": "active", "UnitFileState": "enabled"}
+    responses = [200]
+    monkeypatch.setattr(shiftmaster_release, "properties", lambda name, *_names: dict(complete))
     monkeypatch.setattr(
         units, "active_states", lambda names: {name: "active" if name in running else "inactive" for name in names}
     )
 
-    def answer(*_args, **_more):
-        return probe.HttpResult(answers[-1], 0.0, "", None)
+    def response(*_args, **_more):
+        return probe.HttpResult(responses[-1], 0.0, "", None)
 
-    monkeypatch.setattr(probe, "http_get", answer)
+    monkeypatch.setattr(probe, "http_get", response)
 
     def pending_changes(**parameters):
-        asked = {"root": layout.root, "revision": "1" * 40, "celery_application": "shiftmaster", "keep": 1}
-        return run_module(shiftmaster_release, **dict(asked, **parameters))["pending_changes"]
+        requested = {"root": layout.root, "revision": "1" * 40, "celery_application": "shiftmaster", "keep": 1}
+        return run_module(shiftmaster_release, **dict(requested, **parameters))["pending_changes"]
 
-    pending_changes.running, pending_changes.whole, pending_changes.answers = running, whole, answers
+    pending_changes.running, pending_changes.complete, pending_changes.responses = running, complete, responses
     return pending_changes
 
 
@@ -137,22 +137,22 @@ def default_build():
     return {name: option["default"] for name, option in options.items()}
 
 
-def test_a_host_that_serves_what_is_requested_has_nothing_to_do(pending_changes):
+def test_a_host_with_the_requested_live_release_has_nothing_to_do(pending_changes):
     assert pending_changes() == []
 
 
-def test_a_query_without_a_revision_does_not_judge(layout, pending_changes, run_module):
+def test_a_query_without_a_revision_evaluates_nothing(layout, pending_changes, run_module):
     assert "pending_changes" not in run_module(shiftmaster_release, root=layout.root)
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (lambda host, **_: host.running.discard(WORKER), "%s does not run" % WORKER),
         (lambda host, **_: host.running.add(OLD_WORKER), "%s runs although its slot is not live" % OLD_WORKER),
-        (lambda host, **_: host.whole.update(ActiveState="inactive"), "shiftmaster.service is inactive, enabled"),
-        (lambda host, **_: host.whole.update(UnitFileState="disabled"), "shiftmaster.service is active, disabled"),
-        (lambda host, **_: host.answers.append(503), "its health is bad"),
+        (lambda host, **_: host.complete.update(ActiveState="inactive"), "shiftmaster.service is inactive, enabled"),
+        (lambda host, **_: host.complete.update(UnitFileState="disabled"), "shiftmaster.service is active, disabled"),
+        (lambda host, **_: host.responses.append(503), "its health is bad"),
         (lambda add, **_: add(TWO, "building"), "%s is unfinished" % TWO),
         (lambda layout, **_: os.makedirs(layout.release(TWO) + ".removing"), "%s.removing is unfinished" % TWO),
         (lambda add, **_: (add(TWO, "ready"), add(THREE, "ready")), "a release may go"),
@@ -160,9 +160,9 @@ def test_a_query_without_a_revision_does_not_judge(layout, pending_changes, run_
         (lambda state, **_: state.begin(**CUTOVER), "a cutover is under way"),
     ],
 )
-def test_what_a_run_has_to_do_is_reported(pending_changes, layout, state, add, change, said):
+def test_the_work_of_a_run_is_reported(pending_changes, layout, state, add, change, message):
     change(host=pending_changes, layout=layout, state=state, add=add)
-    assert said in pending_changes()
+    assert message in pending_changes()
 
 
 @pytest.mark.parametrize(
@@ -171,18 +171,18 @@ def test_what_a_run_has_to_do_is_reported(pending_changes, layout, state, add, c
         (lambda **_: None, False, True),
         (lambda host, **_: host.running.discard(WORKER), True, True),
         (lambda host, **_: host.running.add(OLD_WORKER), True, True),
-        (lambda host, **_: host.whole.update(ActiveState="inactive"), False, False),
-        (lambda host, **_: host.whole.update(UnitFileState="disabled"), False, False),
+        (lambda host, **_: host.complete.update(ActiveState="inactive"), False, False),
+        (lambda host, **_: host.complete.update(UnitFileState="disabled"), False, False),
         (lambda add, **_: add(TWO, "building"), True, True),
         (lambda layout, **_: os.makedirs(layout.release(TWO) + ".removing"), True, True),
         (lambda state, **_: state.begin(**CUTOVER), True, True),
         (lambda layout, **_: os.unlink(layout.active), True, False),
     ],
 )
-def test_a_query_tells_what_a_run_can_leave_out(
+def test_a_query_reports_what_a_run_can_skip(
     pending_changes, run_module, layout, state, add, change, unfinished, enabled
 ):
-    """Without a revision, too: a rollback asks for none."""
+    """Without a revision, too: a rollback needs none."""
     change(host=pending_changes, layout=layout, state=state, add=add)
     result = run_module(shiftmaster_release, root=layout.root, celery_application="shiftmaster")
     assert (result["unfinished"], result["enabled"]) == (unfinished, enabled)
@@ -190,8 +190,8 @@ def test_a_query_tells_what_a_run_can_leave_out(
 
 def test_a_query_finds_what_present_would_find(pending_changes, layout, state, add, run_module):
     def found(revision):
-        asked = {"revision": revision * 40, "celery_application": "shiftmaster"}
-        return run_module(shiftmaster_release, root=layout.root, **asked)["found"]
+        requested = {"revision": revision * 40, "celery_application": "shiftmaster"}
+        return run_module(shiftmaster_release, root=layout.root, **requested)["found"]
 
     config = releases.manifest(layout, ONE)["config_sha256"]
     add(TWO, "ready", revision="2" * 40, config_sha256=config)
@@ -200,7 +200,9 @@ def test_a_query_finds_what_present_would_find(pending_changes, layout, state, a
 
 
 @pytest.mark.parametrize("keep, prunable", [(1, True), (5, False)])
-def test_what_is_finished_tells_whether_a_release_may_go(layout, state, add, run_module, keep, prunable, monkeypatch):
+def test_the_state_finished_reports_whether_a_release_can_be_pruned(
+    layout, state, add, run_module, keep, prunable, monkeypatch
+):
     for name in (ONE, TWO, THREE):
         add(name)
     serve(layout, THREE)
@@ -210,24 +212,28 @@ def test_what_is_finished_tells_whether_a_release_may_go(layout, state, add, run
     assert bool(run_module(shiftmaster_release, root=layout.root, state="pruned", keep=keep)["removed"]) is prunable
 
 
-@pytest.mark.parametrize("asked", [{"revision": "2" * 40}, {"build": {"salt": "other"}}, {"celery_application": "x"}])
-def test_another_revision_or_configuration_is_another_release(pending_changes, asked):
-    assert "another release was requested" in pending_changes(**asked)
+@pytest.mark.parametrize(
+    "requested", [{"revision": "2" * 40}, {"build": {"salt": "other"}}, {"celery_application": "x"}]
+)
+def test_another_revision_or_configuration_is_another_release(pending_changes, requested):
+    assert "another release was requested" in pending_changes(**requested)
 
 
-def test_a_host_at_work_is_not_settled(layout, pending_changes):
+def test_a_host_with_a_running_operation_is_not_up_to_date(layout, pending_changes):
     with state_of.exclusive(layout):
-        assert [said for said in pending_changes() if "another operation is still at work" in said]
+        assert [message for message in pending_changes() if "another operation is still at work" in message]
 
 
-@pytest.mark.parametrize("said, hint", [("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed", True), ("no package", False)])
-def test_an_authority_that_is_not_trusted_is_hinted_at(layout, state, tmp_path, said, hint):
+@pytest.mark.parametrize(
+    "message, hint", [("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed", True), ("no package", False)]
+)
+def test_an_authority_that_is_not_trusted_is_hinted_at(layout, state, tmp_path, message, hint):
     spec = {"version": "2.0.0", "stamp": "", "revision": "1" * 40, "log_dir": str(tmp_path)}
     build = releases.Build(layout, state, spec)
     build.log = str(tmp_path / "log")
     with pytest.raises(releases.BuildError) as caught:
-        build._check("pip", releasecode.Completed(1, "", said))
-    assert said in str(caught.value) and ("base_extra_ca_certificates" in str(caught.value)) is hint
+        build._check("pip", releasecode.Completed(1, "", message))
+    assert message in str(caught.value) and ("base_extra_ca_certificates" in str(caught.value)) is hint
 
 
 # ------------------------------------------------------------------------------------------------------------- finding
@@ -271,7 +277,7 @@ def test_a_release_that_was_edited_is_built_again(layout, state, add, edit):
     assert releases.find(layout, state, "r", "c") is None and releases.find_environment(layout, state, "key") is None
 
 
-def test_a_doubtful_release_is_not_deployed_again_and_still_the_way_back(layout, state, add):
+def test_a_suspect_release_is_not_deployed_again_and_stays_the_target_of_a_rollback(layout, state, add):
     for name in (ONE, TWO):
         add(name, revision=name)
     serve(layout, TWO)
@@ -282,12 +288,12 @@ def test_a_doubtful_release_is_not_deployed_again_and_still_the_way_back(layout,
     assert releases.find(layout, state, ONE, "c") == ONE
 
 
-def test_a_configuration_is_one_whatever_its_order():
+def test_the_order_of_a_configuration_does_not_matter():
     assert releases.config_hash({"a": 1, "b": [1, 2]}) == releases.config_hash({"b": [1, 2], "a": 1})
     assert releases.config_hash({"a": 1}) != releases.config_hash({"a": 2})
 
 
-def test_what_a_person_may_mean(layout, add):
+def test_releases_are_found_by_name_version_or_revision(layout, add):
     add(ONE, version="2.0.0")
     add(TWO, version="2.1.0")
     add(THREE, version="2.1.0")
@@ -297,7 +303,7 @@ def test_what_a_person_may_mean(layout, add):
     assert releases.resolve(layout, "2" * 6) == [] and releases.resolve(layout, "") == []
 
 
-def test_a_list_says_what_is_what(layout, state, add):
+def test_a_list_shows_the_state_of_each_release(layout, state, add):
     add(ONE, version="2.0.0")
     add(TWO, "bad", version="2.1.0")
     os.makedirs(layout.release(THREE))
@@ -338,7 +344,7 @@ def test_secrets_are_shown_by_their_hash_only():
     assert shown["DB_PASSWORD"] == shown["MINE"] != releases.masked({"DB_PASSWORD": "other"})["DB_PASSWORD"]
 
 
-def test_what_a_release_holds_is_read_as_far_as_it_is_there(layout, add):
+def test_a_release_is_read_as_far_as_it_exists(layout, add):
     add(ONE, version="2.0.0")
     write(layout.release(ONE), "site/x", "夜勤")
     assert releases.read_files(layout, ONE, ["site/x", "absent"]) == {"site/x": "夜勤"}
@@ -356,7 +362,7 @@ def test_what_a_release_holds_is_read_as_far_as_it_is_there(layout, add):
 
 
 @pytest.mark.parametrize(("number", "removed"), [(0, True), (errno.EXDEV, True), (errno.EACCES, False)])
-def test_a_release_is_none_from_the_first_moment_of_its_removal(layout, state, add, monkeypatch, number, removed):
+def test_a_release_is_invalid_from_the_start_of_its_removal(layout, state, add, monkeypatch, number, removed):
     """Where an overlay file system cannot rename it, its manifest goes first."""
     add(ONE)
     rename, remove, seen = os.rename, releases.safe_files.remove_tree, []
@@ -379,7 +385,7 @@ def test_a_release_is_none_from_the_first_moment_of_its_removal(layout, state, a
     releases.discard(layout, state, TWO)
 
 
-def test_pruning_keeps_the_newest_the_current_and_the_way_back(layout, state, add):
+def test_pruning_keeps_the_newest_the_current_and_the_target_of_a_rollback(layout, state, add):
     for name in (ONE, TWO, THREE, FOUR, FIVE):
         add(name)
     serve(layout, THREE)
@@ -397,8 +403,8 @@ def test_pruning_keeps_a_slot_whose_worker_may_still_run(layout, state, add):
     assert releases.prune_plan(layout, state, 1, []) == [TWO]
 
 
-def test_pruning_counts_what_was_live_and_keeps_what_is_about_to_be(layout, state, add):
-    """A build of which another host's failed, and a directory that nobody can use, take no place of a rollback."""
+def test_pruning_counts_live_releases_and_keeps_the_next_one(layout, state, add):
+    """A build that failed on another host and an unusable directory do not count as rollback targets."""
     add(ONE)
     add(TWO)
     add(THREE, "ready")
@@ -418,7 +424,7 @@ def test_pruning_keeps_the_only_file_of_an_applied_migration(layout, state, add)
     assert releases.prune_plan(layout, state, 1, ["roster.0001"]) == [ONE, TWO, THREE]
 
 
-def test_without_the_database_no_holder_of_migrations_goes(layout, state, add):
+def test_without_the_database_no_release_with_migrations_is_pruned(layout, state, add):
     add(ONE, migrations=["roster.0002_gone"])
     for name in (TWO, THREE, FOUR):
         add(name, migrations=["roster.0001"])
@@ -426,7 +432,7 @@ def test_without_the_database_no_holder_of_migrations_goes(layout, state, add):
     assert releases.prune_plan(layout, state, 1, None) == [TWO]
 
 
-def test_a_strange_directory_is_never_pruned(layout, state, add):
+def test_an_unknown_directory_is_never_pruned(layout, state, add):
     os.makedirs(os.path.join(layout.releases, "20200101-mine"))
     add(ONE)
     add(TWO)
@@ -513,7 +519,7 @@ def test_a_release_that_did_not_pass_leaves_nothing_published(layout, state, add
     assert below(layout.union) == ["css", "site.aaa.js"] and content(layout, "site.aaa.js") == "good"
 
 
-def test_static_files_can_be_read_by_the_web_server_whatever_the_umask_is(layout, state, publish):
+def test_static_files_are_readable_for_the_web_server_under_any_umask(layout, state, publish):
     before = os.umask(0o077)
     try:
         publish(ONE, {"css/a.css": "1"})
@@ -636,8 +642,8 @@ def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
 
 @pytest.fixture
 def recorded(monkeypatch, tmp_path):
-    """What a build runs, instead of running it: {"commands", "code", "hooks"}, and what its code responds."""
-    found = types.SimpleNamespace(commands=[], code=[], files={}, answer={"tasks": ["t"], "queues": ["q"]}, rc=0)
+    """Commands of a build, recorded instead of run: {"commands", "code", "hooks"}, and the responses of its code."""
+    found = types.SimpleNamespace(commands=[], code=[], files={}, response={"tasks": ["t"], "queues": ["q"]}, rc=0)
 
     def run_as(user, argv, env, cwd=None, stdin=None, timeout=60, nice=False, kind="code", writable=()):
         found.commands.append((user, argv, env, cwd, timeout, nice, kind, list(writable)))
@@ -658,7 +664,7 @@ def recorded(monkeypatch, tmp_path):
 
         def driver(self, *arguments):
             found.code.append((self.user, *arguments))
-            return found.answer
+            return found.response
 
         def shell(self, command, **options):
             found.code.append((self.user, command, options))
@@ -745,7 +751,7 @@ def test_the_commands_of_a_build_and_what_they_leave(layout, state, spec, record
     assert event.pop("time") and event == {
         "event": "built", "release": name, "version": "2.0.0", "revision": spec["revision"], "run_id": "r", "who": "w"
     }  # fmt: skip
-    # Of the logs the newest are kept.
+    # The newest logs are kept.
     assert sorted(os.listdir(logs)) == [*("2025%04d.log" % number for number in range(6, 35)), name + ".log"]
     assert stat.S_IMODE(os.stat(build.log).st_mode) == 0o640
     assert "== install the requirements (requirements.txt)\n" in Path(build.log).read_text()
@@ -756,10 +762,10 @@ def test_the_commands_of_a_build_and_what_they_leave(layout, state, spec, record
     ("queues", "tasks", "requirements", "fits"),
     [(100, 10_000, 4 << 20, True), (101, 1, 1, False), (1, 10_001, 1, False), (1, 1, (4 << 20) + 1, False)],
 )
-def test_what_a_release_says_of_itself_is_bounded(layout, state, spec, recorded, queues, tasks, requirements, fits):
+def test_metadata_of_a_release_is_bounded(layout, state, spec, recorded, queues, tasks, requirements, fits):
     spec.update(requirements_file="requirements.txt", celery_application="app")
     recorded.files["requirements.txt"] = "#" * requirements
-    recorded.answer = {"queues": ["q"] * queues, "tasks": ["t"] * tasks}
+    recorded.response = {"queues": ["q"] * queues, "tasks": ["t"] * tasks}
     build = releases.Build(layout, state, spec)
     with contextlib.nullcontext() if fits else pytest.raises(releases.BuildError):
         build.run()
@@ -802,7 +808,7 @@ def small_wheel(directory, name, version):
 
 
 @needs_root
-def test_with_a_directory_of_wheels_pip_asks_nobody_else(layout, state, spec, tmp_path):
+def test_pip_uses_only_the_directory_of_wheels(layout, state, spec, tmp_path):
     """Neither the site's environment of pip nor the host's own configuration adds a place."""
     small_wheel(tmp_path / "wheels", "mine", "1.0")
     small_wheel(tmp_path / "elsewhere", "mine", "2.0")
@@ -838,7 +844,7 @@ REQUIREMENT = "mine==1.0 --hash=sha256:" + "0" * 64
         (f"{REQUIREMENT}\n--find-links wheels", False),
         (f"mine @ file:mine.whl --hash=sha256:{'0' * 64}", False),
         (f"mine==1.0 ; a == 'b' --config-settings=x=source {REQUIREMENT[9:]}", False),
-        # What is a comment here and a requirement to pip.
+        # A comment here that is a requirement to pip.
         (f"{REQUIREMENT}\n# comment \\\n./mine", False),
         (f"{REQUIREMENT}\n# comment\u2028./mine", False),
         (f"# coding: utf-7\n{REQUIREMENT} # +AAo-./mine", False),
@@ -937,7 +943,7 @@ def test_an_environment_is_known_by_all_that_it_depends_on(layout, state, spec, 
         (["bad", "live"], TWO),
     ],
 )
-def test_an_environment_is_that_of_a_release_that_has_served_and_is_not_in_doubt(layout, state, add, statuses, found):
+def test_an_environment_is_reused_from_a_release_that_was_live_and_is_not_suspect(layout, state, add, statuses, found):
     for name, status in zip((ONE, TWO), statuses):
         add(name, "live" if status == "suspect" else status, environment_sha256="key")
         if status == "suspect":
@@ -958,7 +964,7 @@ def test_an_environment_is_that_of_a_release_that_has_served_and_is_not_in_doubt
     ],
     ids=["link", "relative link", "scripts", "size"],
 )
-def test_an_environment_that_would_lead_to_another_release_is_not_linked(layout, spoil):
+def test_an_environment_that_would_point_to_another_release_is_not_linked(layout, spoil):
     venv = Path(layout.release(ONE), "venv")
     venv.mkdir(parents=True)
     (venv / "code.py").write_text("x = 1\n")
@@ -972,8 +978,8 @@ def test_an_environment_that_would_lead_to_another_release_is_not_linked(layout,
 
 
 @needs_root
-def test_a_build_is_called_whole_last(layout, state, spec, monkeypatch):
-    """A run that is killed while it takes the rights away must not leave what the next one takes for a release."""
+def test_a_build_is_marked_complete_last(layout, state, spec, monkeypatch):
+    """A run killed while it removes the rights must not leave a directory that the next one accepts as a release."""
     build, seen = releases.Build(layout, state, spec), []
     change_owner = releases.safe_files.change_owner
 
@@ -1046,7 +1052,7 @@ def test_code_and_output_of_a_command(code):
     assert done == (7, "DB_", "err\n")
 
 
-def test_of_much_output_the_beginning_and_the_end_are_kept(code):
+def test_the_beginning_and_the_end_of_long_output_are_kept(code):
     """It would otherwise be in root's memory, twice."""
     script = "echo first; head -c 134217728 /dev/zero; echo last; echo last >&2"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -1075,7 +1081,7 @@ def test_a_response_of_another_form_or_size_is_an_error(code, driver, text):
         code.driver(driver, {"op": "raw", "text": text})
 
 
-def test_noise_without_end_does_not_hold_a_driver(code, driver):
+def test_endless_output_does_not_block_a_driver(code, driver):
     noise = "exec('while True: print(1)')"
     with pytest.raises(releasecode.ReleaseCodeError, match="did not respond within 1 seconds"):
         code.driver(driver, {"op": "raw", "text": noise}, timeout=1)
@@ -1093,7 +1099,7 @@ def test_noise_without_end_does_not_hold_a_driver(code, driver):
         ("a", [str], False),
     ],
 )
-def test_forms_of_answers(value, shape, fits):
+def test_forms_of_responses(value, shape, fits):
     assert releasecode.matches(value, shape) is fits
 
 
@@ -1143,7 +1149,7 @@ def test_a_command_that_is_not_there_and_an_environment_that_is_not_there(code):
 
 @needs_root
 def test_the_command_of_a_hook_is_in_no_argument_of_its_unit(code, public_dir, monkeypatch):
-    """Everybody may read them, and the journal has the description."""
+    """Every user can read them, and the journal has the description."""
     shutil.copytree(code.path, public_dir / "release", symlinks=True)
     subprocess.run(("chmod", "-R", "a+rX", str(public_dir)), check=True)
     words = []
@@ -1204,12 +1210,12 @@ def driver(tmp_path):
     return module
 
 
-def test_a_driver_answers_several_requests_over_its_noise(code, driver):
+def test_a_driver_responds_to_several_requests_despite_other_output(code, driver):
     with releasecode.Driver(code, driver) as open_driver:
         for number in range(3):
-            answer = open_driver.ask({"op": "echo", "secret": "geheim", "number": number})
-            assert answer["echo"]["number"] == number and answer["name"] == "__main__"
-            assert "geheim" not in answer["words"] and "noise" not in answer["words"]
+            response = open_driver.ask({"op": "echo", "secret": "geheim", "number": number})
+            assert response["echo"]["number"] == number and response["name"] == "__main__"
+            assert "geheim" not in response["words"] and "noise" not in response["words"]
 
 
 def test_a_drivers_error_is_ours(code, driver):
@@ -1217,7 +1223,7 @@ def test_a_drivers_error_is_ours(code, driver):
         code.driver(driver, {"op": "error"})
 
 
-def test_a_driver_that_dies_is_quoted(code, driver):
+def test_a_driver_that_exits_is_quoted(code, driver):
     with pytest.raises(releasecode.ReleaseCodeError, match="ended with code 3 and without a response") as error:
         code.driver(driver, {"op": "die"})
     assert "broken settings" in str(error.value) and "noise of the application" in str(error.value)

@@ -41,11 +41,11 @@ def value(current, *previous, **more):
         ("key-1", [], "other"),
     ],
 )
-def test_what_is_in_use(current, previous, expected):
+def test_secrets_in_use(current, previous, expected):
     assert credentials.in_use(ENVIRONMENT, value(current, *previous)) == expected
 
 
-def test_nothing_is_in_use_where_there_is_no_environment():
+def test_without_an_environment_nothing_is_in_use():
     assert credentials.in_use(None, value("a")) == "absent"
     assert credentials.problems(None, value("a"), ["x"]) == []
 
@@ -72,7 +72,7 @@ def test_problems_of_a_rotation(entry, selected, words):
         assert len(found) == 1 and words in found[0] and "key-2" not in found[0]
 
 
-def test_a_release_that_would_bring_earlier_secrets_back():
+def test_a_release_that_would_restore_earlier_secrets():
     names = ["DJANGO_SECRET_KEY", "SHIFTMASTER_SECRET_KEY_FALLBACKS", "NOT_THERE"]
     assert credentials.differing(ENVIRONMENT, ENVIRONMENT, names) == []
     later = {"DJANGO_SECRET_KEY": "key-3"}
@@ -91,7 +91,7 @@ def test_a_release_that_would_bring_earlier_secrets_back():
         ("refused", []),
     ],
 )
-def test_only_a_refusal_is_one(monkeypatch, reason, expected):
+def test_only_a_rejected_login_is_a_rejection(monkeypatch, reason, expected):
     def ping(_target, _timeout):
         raise probe.ProbeError("unhealthy", reason, "no")
 
@@ -100,7 +100,7 @@ def test_only_a_refusal_is_one(monkeypatch, reason, expected):
     assert credentials.refused({"CACHE_URL": ENVIRONMENT["CACHE_URL"]}, context, 1) == expected
 
 
-def test_a_login_that_nobody_answers_is_no_response(monkeypatch):
+def test_a_login_without_a_server_is_no_response(monkeypatch):
     def ping(_target, _timeout):
         raise probe.ProbeError("down", "refused", "nobody there")
 
@@ -112,12 +112,12 @@ def test_a_login_that_nobody_answers_is_no_response(monkeypatch):
 
 @pytest.mark.parametrize("authority", ["", "/etc/ssl/shiftmaster/ca.crt"])
 def test_a_server_of_another_host_is_queried_by_verified_tls(monkeypatch, authority):
-    asked = []
-    monkeypatch.setattr(probe, "redis_ping", lambda target, _timeout: asked.append(target))
-    monkeypatch.setattr(probe, "postgres_ping", lambda target, _timeout: asked.append(target))
+    requested = []
+    monkeypatch.setattr(probe, "redis_ping", lambda target, _timeout: requested.append(target))
+    monkeypatch.setattr(probe, "postgres_ping", lambda target, _timeout: requested.append(target))
     common = {"host": "10.20.0.22", "port": 6379, "user": "x", "password": "y", "database": "d", "ca_file": authority}
     for kind in ("redis", "postgresql"):
         credentials.login({"kind": kind, "sslmode": "verify-full", **common}, 1)()
-    redis, postgresql = asked
+    redis, postgresql = requested
     assert (redis.tls, redis.verify, redis.ca_file or "") == (bool(authority), True, authority)
     assert (postgresql.sslmode, postgresql.sslrootcert or "") == ("verify-full", authority)

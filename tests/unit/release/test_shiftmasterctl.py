@@ -1,4 +1,4 @@
-"""What shiftmasterctl prints, in the time zone of the host."""
+"""Output of shiftmasterctl, in the time zone of the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of an application by its source alone, before a build; the published examples have nothing of it."""
+"""Problems of an application that its source shows before a build; the published examples have none."""
 
 from __future__ import annotations
 
@@ -80,18 +80,18 @@ def test_a_sound_source_has_no_problem():
         ),
     ],
 )
-def test_what_a_build_would_meet_is_a_problem(files, options, words):
+def test_problems_of_a_build_are_found(files, options, words):
     problems, _notes = checked(files, **options)
     assert len(problems) == 1 and words in problems[0]
 
 
-def test_static_files_may_go_where_the_site_says():
+def test_static_files_may_be_collected_where_the_site_specifies():
     files = {"site/base.py": BASE.replace('os.environ.get("STATIC_ROOT")', 'BASE_DIR / "staticfiles"')}
     assert checked(files, site_settings='STATIC_ROOT = os.environ["STATIC_ROOT"]') == ([], [])
     assert checked(files, collectstatic=False) == ([], [])
 
 
-def test_a_name_that_is_needed_in_some_case_only_is_none():
+def test_a_conditionally_needed_name_is_not_required():
     files = {
         "site/settings.py": 'import os\nif os.environ.get("X"):\n    A = os.environ["ELSEWHERE"]\nfrom .base import *\n'
     }
@@ -116,7 +116,7 @@ def test_two_last_migrations_of_an_installed_application_clash():
         ('os.makedirs(os.path.join(BASE_DIR, "logs"))', False),
     ],
 )
-def test_what_writes_below_the_source_is_noted(line, noted):
+def test_writes_below_the_source_are_noted(line, noted):
     problems, notes = checked({"roster/exports.py": "import os\n" + line + "\n"}, linked_directories=["logs"])
     assert problems == [] and bool(notes) is noted
     assert not noted or "roster/exports.py:2" in notes[0]
@@ -142,12 +142,12 @@ def test_the_examples_have_no_problem(example, module, site_settings, environmen
     assert problems == []
 
 
-def test_settings_of_a_package_may_say_where_static_files_go():
+def test_settings_of_a_package_may_define_the_static_root():
     files = {"site/base.py": "from company_settings import *\nINSTALLED_APPS = ['django.contrib.staticfiles']\n"}
     assert checked(files) == ([], [])
 
 
-def test_hostile_source_costs_little_and_ends_in_words():
+def test_hostile_source_costs_little_and_ends_with_a_message():
     (problem,), _notes = checked({"site/base.py": "x = " + "(" * 5000 + ")" * 5000})
     assert "site/base.py" in problem
     long = {"roster/%d.py" % number: "open BASE_DIR " * 20000 for number in range(20)}

@@ -90,7 +90,7 @@ def test_a_write_that_fails_leaves_the_old_file(layout, monkeypatch):
     assert os.listdir(layout.state) == ["state.json"] and states.State(layout).status(ONE) == "ready"
 
 
-def test_what_was_written_is_on_disk_before_it_takes_the_place_of_the_old_file(layout, monkeypatch):
+def test_a_new_file_is_on_disk_before_it_replaces_the_old_one(layout, monkeypatch):
     steps, rename = [], os.rename
     monkeypatch.setattr(states.os, "fsync", lambda descriptor: steps.append(os.fstat(descriptor).st_size))
     monkeypatch.setattr(states.os, "rename", lambda *paths: (steps.append("rename"), rename(*paths)))
@@ -118,14 +118,14 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("content", DAMAGED)
-def test_a_state_that_cannot_be_read_is_not_taken_for_an_empty_one(layout, content):
+def test_an_unreadable_state_is_not_an_empty_one(layout, content):
     with open(os.path.join(layout.state, "state.json"), "w", encoding="latin-1") as stream:
         stream.write(content)
     with pytest.raises(states.StateError, match="state.json is damaged .* Move it away"):
         states.State(layout)
 
 
-def test_a_state_that_was_moved_away_is_made_anew_from_the_audit_log(layout):
+def test_a_missing_state_is_rebuilt_from_the_audit_log(layout):
     with open(os.path.join(layout.state, "audit.jsonl"), "wb") as stream:
         stream.write(b"\xff\n")
     states.audit(layout, "live", kind="deploy", target=ONE, source=None, previous=None)
@@ -148,7 +148,7 @@ def test_a_state_that_was_moved_away_is_made_anew_from_the_audit_log(layout):
 
 
 def test_rollback_goes_to_what_served_before(layout):
-    """By the order of the deploys, whatever the names are: TWO was deployed last."""
+    """By the order of the deploys, not of the names: TWO was deployed last."""
     state = states.State(layout)
     state.set_status(ONE, "live", previous=None)
     state.set_status(THREE, "live", previous=ONE)
@@ -165,7 +165,7 @@ def test_rollback_goes_to_what_served_before(layout):
     assert state.rollback_target(TWO) is None
 
 
-def test_two_that_were_deployed_in_turn_lead_to_each_other(layout):
+def test_two_alternating_releases_are_the_rollback_targets_of_each_other(layout):
     state = states.State(layout)
     state.set_status(ONE, "live", previous=TWO)
     state.set_status(TWO, "live", previous=ONE)
@@ -248,7 +248,7 @@ def test_the_hosts_lock_is_waited_for(layout, monkeypatch):
     assert os.stat(path).st_mode & 0o777 == 0o600 and len(os.listdir("/proc/self/fd")) == before
 
 
-def test_the_hosts_lock_keeps_others_out_and_dies_with_its_owner(layout):
+def test_the_hosts_lock_excludes_others_and_ends_with_its_owner(layout):
     code = (
         "import sys; sys.path.insert(0, %r)\nfrom module_utils.shiftmaster.release import state, layout\n"
         "with state.exclusive(layout.Layout(%r)):\n    print('held', flush=True)\n    input()\n"
@@ -276,12 +276,12 @@ def test_only_directories_with_a_releases_name_are_releases(layout):
 
 
 @pytest.mark.parametrize("name", ["../x", "20260101T000000Z-", "20260101T000000Z-123456", ONE + "/..", ONE + "\n", ""])
-def test_a_name_that_is_no_releases_leads_nowhere(layout, name):
+def test_an_invalid_name_of_a_release_is_not_followed(layout, name):
     with pytest.raises(ValueError, match="is not the name of a release"):
         layout.release(name)
 
 
-def test_one_link_says_what_serves(layout):
+def test_one_link_defines_the_live_release(layout):
     assert (layout.active_slot(), layout.current(), layout.idle_slot()) == (None, None, "blue")
     layout.point_slot("blue", ONE)
     layout.point_slot("green", TWO)
@@ -305,12 +305,12 @@ def test_a_link_is_never_absent_while_it_is_replaced(layout):
     layout.activate("blue")
     missed, stop = [], threading.Event()
 
-    def look():
+    def watch_link():
         while not stop.is_set():
             if layout.current() not in (ONE, TWO):
                 missed.append(1)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=watch_link)
     thread.start()
     for number in range(200):
         layout.activate(("green", "blue")[number % 2])
@@ -319,7 +319,7 @@ def test_a_link_is_never_absent_while_it_is_replaced(layout):
     assert missed == []
 
 
-def test_what_a_killed_replacement_left_does_not_disturb(layout):
+def test_files_of_a_killed_replacement_do_not_disturb(layout):
     layout.point_slot("blue", ONE)
     os.symlink("somewhere", layout.active + ".new")
     layout.activate("blue")

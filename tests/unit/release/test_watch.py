@@ -44,7 +44,7 @@ def requests(statuses, seconds=0.1, page="/"):
         ([], [], ""),
     ],
 )  # fmt: skip
-def test_what_is_a_breach(statuses, seconds, words):
+def test_conditions_of_a_breach(statuses, seconds, words):
     breach = watch.judge(requests(statuses, seconds), [], LIMITS)
     assert breach.startswith(words) and bool(breach) == bool(words)
 
@@ -77,7 +77,7 @@ def test_response_times_are_compared_with_the_version_before(before, breach):
     assert bool(found) == breach and (not breach or "before %d ms" % (before * 1000) in found)
 
 
-def test_no_traffic_is_no_breach_whatever_the_limits():
+def test_no_traffic_is_no_breach_of_any_limit():
     assert watch.judge([], [], dict(LIMITS, errors_min=0, requests_min=0, p95_ms=0)) == ""
 
 
@@ -88,7 +88,7 @@ def statuses(log):
     return [one.status for one in log.requests()]
 
 
-def test_only_what_is_new_counts(tmp_path):
+def test_only_new_lines_count(tmp_path):
     path = tmp_path / "access.log"
     path.write_text(line(500))
     log = watch.AccessLog(str(path))
@@ -134,7 +134,7 @@ def site(tmp_path):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            status = site.answers.get(self.path, 200)
+            status = site.responses.get(self.path, 200)
             site.hosts.append(self.headers["Host"])
             self.send_response(status)
             self.send_header("Content-Length", "0")
@@ -146,7 +146,7 @@ def site(tmp_path):
             pass
 
     class Site:
-        answers, hosts = {}, []
+        responses, hosts = {}, []
 
     site = Site()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -167,7 +167,7 @@ def site(tmp_path):
         thread.join()
 
 
-def test_a_quiet_night_is_watched_by_our_own_requests(site):
+def test_without_traffic_the_watch_sends_its_own_requests(site):
     started = time.monotonic()
     result = watch.watch(site.options)
     assert result.breach == "" and result.errors == 0
@@ -180,7 +180,7 @@ def test_a_watch_of_no_seconds_requests_nothing(site):
 
 
 def test_a_page_that_fails_ends_the_watch_early_and_is_named(site):
-    site.answers["/roster/"] = 500
+    site.responses["/roster/"] = 500
     site.options.update(seconds=30, errors_min=2)
     started = time.monotonic()
     result = watch.watch(site.options)
@@ -190,14 +190,14 @@ def test_a_page_that_fails_ends_the_watch_early_and_is_named(site):
 
 
 def test_a_page_that_failed_in_the_version_before_breaks_nothing(site):
-    site.answers["/roster/"] = 500
+    site.responses["/roster/"] = 500
     site.log.write_text(line(500, path="/roster/", at=1.0) * 10)
     result = watch.watch(dict(site.options, errors_min=1))
     assert result.breach == "" and result.errors >= 2
 
 
 def test_a_page_that_fails_is_watched_until_there_is_enough_to_compare(site):
-    site.answers["/"] = 503
+    site.responses["/"] = 503
     result = watch.watch(dict(site.options, paths=["/"], seconds=0.5))
     assert "10 of 10 requests" in result.breach
 
@@ -209,7 +209,7 @@ def test_traffic_of_others_counts(site):
     assert "15 of 15 requests" in result.breach and "/api/: 15 of 15" in result.breach
 
 
-def test_slow_answers_are_a_breach(site):
+def test_slow_responses_are_a_breach(site):
     with open(site.log, "a") as stream:
         threading.Timer(0.3, lambda: (stream.write(line(200, seconds=5) * 30), stream.flush())).start()
         result = watch.watch(site.options)

@@ -61,8 +61,8 @@ def changed(base, patch):
 
 
 def host(patch=None, functions=("web", "app", "database", "cache", "monitoring", "backup"), name="one"):
-    whole = changed(changed(HEALTHY, {"parts": QUIET}), {"parts": patch or {}})
-    return dict(whole, host=name, functions=list(functions))
+    complete = changed(changed(HEALTHY, {"parts": QUIET}), {"parts": patch or {}})
+    return dict(complete, host=name, functions=list(functions))
 
 
 def filled(period, *hosts):
@@ -71,7 +71,7 @@ def filled(period, *hosts):
 
 
 @pytest.mark.parametrize("period", checklist.PERIODS)
-def test_every_line_of_a_healthy_host_is_ticked_or_a_persons(period):
+def test_every_line_of_a_healthy_host_is_ticked_or_manual(period):
     lines, data = filled(period, host())
     assert {name: line["mark"] for name, line in lines.items() if line["mark"] not in ("good", "person")} == {}
     assert data["count"]["good"] + data["count"]["person"] == len(LINES[period])
@@ -101,7 +101,7 @@ FAULTS = {
 }  # fmt: skip
 
 
-def test_a_disk_without_inodes_is_seen_on_its_line():
+def test_a_disk_without_inodes_is_reported_on_its_line():
     lines, _data = filled("morning", host(FAULTS["disk"]))
     assert lines["disk"]["mark"] == "bad" and "inodes 95.0 %" in lines["disk"]["hosts"][0]["evidence"]["ja"]
     lines, _data = filled("morning", host())
@@ -140,16 +140,16 @@ MORE_FAULTS = [
 ALL_FAULTS = [("morning", name, patch) for name, patch in FAULTS.items()] + MORE_FAULTS
 
 
-def test_every_line_that_a_machine_answers_has_its_fault():
-    answered = {(period, line["name"]) for period, lines in LINES.items() for line in lines if "person" not in line}
-    # That there was no time to look is no fault.
-    assert {(period, name) for period, name, _patch in ALL_FAULTS} == answered - {("monthly", "files")}
+def test_every_automatic_line_has_its_fault():
+    responded = {(period, line["name"]) for period, lines in LINES.items() for line in lines if "person" not in line}
+    # A missing check for lack of time is no fault.
+    assert {(period, name) for period, name, _patch in ALL_FAULTS} == responded - {("monthly", "files")}
 
 
 @pytest.mark.parametrize(
     ("period", "name", "patch"), ALL_FAULTS, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_a_fault_is_seen_on_its_line(period, name, patch):
+def test_a_fault_is_reported_on_its_line(period, name, patch):
     lines, _data = filled(period, host(patch))
     assert lines[name]["mark"] == "bad", lines[name]
     seen = lines[name]["hosts"][0]["evidence"]
@@ -181,9 +181,9 @@ def test_nothing_is_ticked_without_evidence(period):
 def test_parts_that_failed_or_are_empty_tick_nothing(period):
     for state in ("failed", "hung", "absent"):
         broken = {name: {"status": state, "error": "why"} for name in PARTS}
-        whole = host()
-        whole["parts"] = broken
-        lines, _data = filled(period, whole)
+        complete = host()
+        complete["parts"] = broken
+        lines, _data = filled(period, complete)
         assert {line["mark"] for line in lines.values()} <= {"unknown", "person"}
     empty = host()
     empty["parts"] = {name: {"status": "ok"} for name in PARTS}
@@ -191,7 +191,7 @@ def test_parts_that_failed_or_are_empty_tick_nothing(period):
     assert {name for name, line in lines.items() if line["mark"] == "good"} == set()
 
 
-def test_a_good_line_that_shows_nothing_is_not_ticked():
+def test_a_good_line_without_evidence_is_not_ticked():
     line = {
         "name": "x",
         "text": {"en": "x", "ja": "x"},
@@ -216,7 +216,7 @@ def test_a_good_line_that_shows_nothing_is_not_ticked():
     ],
     ids=["none", "no database", "never good", "empty", "damaged"],
 )
-def test_what_is_no_backup_is_not_ticked(patch):
+def test_an_invalid_backup_is_not_ticked(patch):
     lines, _data = filled("morning", host({"backups": patch}))
     assert lines["backups"]["mark"] == "bad", lines["backups"]
 
@@ -255,9 +255,9 @@ def test_every_service_is_also_postgresql_and_nothing_is_no_service(patch, mark)
     ],
 )
 def test_a_night_is_quiet_only_where_its_logs_were_read(files, mark):
-    whole = host(functions=["app"])
-    whole["parts"]["logs"]["files"] = files
-    lines, _data = filled("morning", whole)
+    complete = host(functions=["app"])
+    complete["parts"]["logs"]["files"] = files
+    lines, _data = filled("morning", complete)
     assert lines["errors"]["mark"] == mark
     assert "errors" not in filled("morning", host(functions=["monitoring"]))[0]
 
@@ -291,21 +291,21 @@ def test_a_night_is_quiet_only_where_its_logs_were_read(files, mark):
         ("monthly", "files", {"largest": {"complete": False}}, "unknown"),
     ],
 )
-def test_what_a_part_cannot_say_is_the_fault_itself_or_not_known(period, name, patch, mark):
+def test_a_part_without_a_value_is_a_fault_or_unknown(period, name, patch, mark):
     lines, _data = filled(period, host(patch))
     assert lines[name]["mark"] == mark, lines[name]
     assert lines[name]["hosts"][0]["evidence"]["en"]
 
 
 def test_the_trend_of_disks_is_that_of_every_filesystem(monkeypatch, tmp_path):
-    asked = []
+    requested = []
 
     class Silent:
         def __init__(self, *_arguments):
             pass
 
         def now(self, query):
-            asked.append(query)
+            requested.append(query)
             return []
 
         value = now
@@ -314,13 +314,13 @@ def test_the_trend_of_disks_is_that_of_every_filesystem(monkeypatch, tmp_path):
     (tmp_path / "password").write_text("x")
     place = {"url": "https://x", "user": "x", "password_file": str(tmp_path / "password")}
     upkeep.monitoring(Setting({"prometheus": place}))
-    of_disks = [query for query in asked if "node_filesystem" in query]
+    of_disks = [query for query in requested if "node_filesystem" in query]
     assert len(of_disks) == 2
     for query in of_disks:
         assert "mountpoint" not in query and query.count("fstype!~") == query.count("node_filesystem")
 
 
-def test_one_host_fails_the_line_of_all_and_a_silent_one_keeps_it_open():
+def test_one_host_fails_the_line_of_all_and_an_unreachable_one_makes_it_unknown():
     bad = host(FAULTS["cpu"], name="two")
     gone = findings.host_of("three", ["app"], {"unreachable": True, "msg": "no route"})
     lines, _data = filled("morning", host(), bad)
@@ -329,7 +329,7 @@ def test_one_host_fails_the_line_of_all_and_a_silent_one_keeps_it_open():
     assert lines["cpu"]["mark"] == "unknown"
 
 
-def test_lines_of_functions_that_nobody_has_are_left_out():
+def test_lines_of_functions_without_hosts_are_omitted():
     lines, _data = filled("morning", host(functions=["app"]))
     assert "alerts" not in lines and "backups" not in lines and "application" in lines
 
@@ -353,23 +353,23 @@ METRICS["outages"][0]["began"] = "01-01 10:40"
 
 
 @pytest.mark.parametrize("language", findings.LANGUAGES)
-def test_text_and_page_say_the_metrics_and_what_is_missing(language, run_module, tmp_path):
+def test_text_and_page_contain_the_metrics_and_the_missing_ones(language, run_module, tmp_path):
     results = [
         {"host": "one", "functions": ["app", "database", "backup", "monitoring"], "result": {"evidence": host()}}
     ]
     directory = tmp_path / "x"
-    answer = run_module(
+    response = run_module(
         shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", language=language, metrics=METRICS,
         series={"requests": [[0, 5], [86400, 7]]}, directory=str(directory),
     )  # fmt: skip
-    text = answer["text"]
+    text = response["text"]
     assert ("Monthly checklist" if language == "en" else "月次チェックリスト") in text
     assert ("no data" if language == "en" else "データなし") in text
     assert ("requests" if language == "en" else "リクエスト数") in text
     assert "99.000 %" in text and "10 min" in text
     assert ("16.7 h were not measured" if language == "en" else "16.7 時間分は測定されておらず") in text
-    assert "<svg" in answer["page"] and "<script" not in answer["page"] and 'name="viewport"' in answer["page"]
-    assert ("☐" in text) and answer["bad"] == []
+    assert "<svg" in response["page"] and "<script" not in response["page"] and 'name="viewport"' in response["page"]
+    assert ("☐" in text) and response["bad"] == []
     assert {path.name for path in directory.iterdir()} == {"checklist.txt", "checklist.json", "checklist.html"}
 
 
@@ -377,28 +377,28 @@ def test_the_page_is_in_its_readers_language(run_module):
     metrics = kpi.month({"up": METRICS_UP}, 0.0, 120000.0, 60.0)
     metrics["outages"][0]["began"] = "11-03 09:15"
     results = [{"host": "one", "functions": ["app", "backup"], "result": {"evidence": host()}}]
-    answer = run_module(
+    response = run_module(
         shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", metrics=metrics,
         series={"availability_percent": [[0, 99.0], [86400 * 9, 100.0]]},
     )  # fmt: skip
-    assert "測定データなし: リクエスト数、応答時間、データベース応答" in answer["text"].replace(", ", "、")
-    assert "11-03 09:15" in answer["text"] and "11-03 09:15" in answer["page"]
-    assert "可用性(%)" in answer["page"] and "availability_percent" not in answer["page"]
-    assert re.search(r">01-10<", answer["page"]), "the month's axis has days"
+    assert "測定データなし: リクエスト数、応答時間、データベース応答" in response["text"].replace(", ", "、")
+    assert "11-03 09:15" in response["text"] and "11-03 09:15" in response["page"]
+    assert "可用性(%)" in response["page"] and "availability_percent" not in response["page"]
+    assert re.search(r">01-10<", response["page"]), "the month's axis has days"
 
 
-def test_times_are_in_the_hosts_zone_and_it_is_said(run_module):
+def test_times_are_in_the_hosts_zone_which_is_named(run_module):
     japan = dict(host(), zone={"name": "JST", "offset_seconds": 32400})
     results = [{"host": "one", "functions": ["app"], "result": {"evidence": japan}}]
     series = {"availability_percent": [[1793458800, 99.0], [1793458800 + 86400 * 9, 100.0]]}
-    answer = run_module(
+    response = run_module(
         shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", metrics=METRICS, series=series
     )
-    assert answer["checklist"]["made"].endswith("+09:00") and answer["checklist"]["zone"]["name"] == "JST"
-    for text in (answer["text"], answer["page"]):
+    assert response["checklist"]["made"].endswith("+09:00") and response["checklist"]["zone"]["name"] == "JST"
+    for text in (response["text"], response["page"]):
         assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d JST \(UTC\+09:00\)", text)
     # Midnight of 1 November in Japan, which is still October in UTC.
-    assert ">11-01<" in answer["page"] and ">11-10<" in answer["page"]
+    assert ">11-01<" in response["page"] and ">11-10<" in response["page"]
 
 
 def test_days_of_a_month_are_those_of_its_zone():
@@ -435,35 +435,37 @@ def test_no_separator_follows_the_last_entry():
 
 
 @pytest.mark.parametrize("problem", ["Prometheus is silent", ""])
-def test_why_there_are_no_metrics_is_on_the_page_and_in_the_data(run_module, problem):
+def test_the_reason_for_missing_metrics_is_on_the_page_and_in_the_data(run_module, problem):
     results = [{"host": "one", "functions": ["app"], "result": {"evidence": host()}}]
-    answer = run_module(
+    response = run_module(
         shiftmaster_checklist, results=results, lines=LINES["monthly"], period="monthly", metrics_problem=problem
     )
-    said = answer["checklist"]["metrics_problem"]
-    assert JAPANESE.search(said["ja"]) and not JAPANESE.search(said["en"]) and (problem or "no host") in said["en"]
-    assert said["ja"] in answer["text"] and said["ja"] in answer["page"]
+    output = response["checklist"]["metrics_problem"]
+    assert (
+        JAPANESE.search(output["ja"]) and not JAPANESE.search(output["en"]) and (problem or "no host") in output["en"]
+    )
+    assert output["ja"] in response["text"] and output["ja"] in response["page"]
     daily = run_module(shiftmaster_checklist, results=results, lines=LINES["morning"], period="morning")
     assert "metrics_problem" not in daily["checklist"]
 
 
-def test_why_there_are_no_metrics_is_reported(run_module):
+def test_the_reason_for_missing_metrics_is_reported(run_module):
     results = [{"host": "one", "functions": ["app"], "result": {"evidence": host()}}]
-    answer = run_module(
+    response = run_module(
         shiftmaster_checklist,
         results=results,
         lines=LINES["monthly"],
         period="monthly",
         metrics_problem="Prometheus is silent",
     )
-    assert "Prometheus is silent" in answer["text"]
+    assert "Prometheus is silent" in response["text"]
 
 
 # --- what is only collected for them -------------------------------------------------------------------------------------
 
 
 def test_failed_logins_are_counted_by_source():
-    # Each attempt once, whatever PAM and the program log about it.
+    # Each attempt once, regardless of the number of its log lines.
     text = (
         "Invalid user x from 192.0.2.9 port 1\npam_unix(sshd:auth): authentication failure; rhost=192.0.2.9\n"
         "Failed password for invalid user x from 192.0.2.9 port 1 ssh2\nFailed password for root from 192.0.2.9 port 2 ssh2\n"

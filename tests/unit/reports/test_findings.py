@@ -39,7 +39,7 @@ HEALTHY = yaml.safe_load((HERE / "healthy.yml").read_text(encoding="utf-8"))
 
 
 def changed(base, patch):
-    """A copy with a patch's values in it; None for `parts` takes all away."""
+    """A copy with a patch's values in it; None for `parts` removes all."""
     if not isinstance(patch, dict) or not isinstance(base, dict):
         return copy.deepcopy(patch)
     result = copy.deepcopy(base)
@@ -73,7 +73,7 @@ def test_every_rule_has_its_cases_and_every_case_its_rule():
     assert len(RULES) == len(rules()), "a name is used twice"
 
 
-def test_a_host_that_is_well_has_no_finding():
+def test_a_healthy_host_has_no_finding():
     assert found(host(), beat_expected=True) == []
 
 
@@ -91,13 +91,13 @@ def test_rule_fires_on_each_form_of_its_fault(name):
 
 
 @offenders.each(CASES)
-def test_commands_hold_the_values_of_their_fault(name):
-    """What is not quoted, and no plain word, is replaced by a question mark: then the command does not work."""
+def test_commands_contain_the_values_of_their_fault(name):
+    """An unquoted value that is no plain word is replaced by a question mark: then the command does not work."""
     commands = [line for finding in of_case(name) for line in finding["fix"]]
     assert not [line for line in commands if re.search(r"\w\?|\?\w", line)]
 
 
-# A unit that ends at its start, as systemd shows it between two looks.
+# A unit that ends at its start, as systemd shows it between two samples.
 ENDS = {
     "unit": "shiftmaster-worker@blue.service", "required": True, "active": "active", "result": "success", "restarts": 4,
     "active_seconds_ago": 0.4, "stopped": 0,
@@ -121,7 +121,7 @@ ENDS = {
         ("beat", "BeatDown", {}),
     ],
 )
-def test_a_unit_that_ends_at_its_start_is_down_at_every_moment_and_said_by_its_own_words(kind, rule, change):
+def test_a_unit_that_exits_at_its_start_is_always_down_and_reported_with_its_message(kind, rule, change):
     unit = {**ENDS, "unit": f"shiftmaster-{kind}@blue.service", **change}
     first = found(host({"parts": {"units": {"units": [unit]}}}), beat_expected=True)[0]
     assert first["rule"] == rule and "No module named 'celery'" in first["cause"]["en"]
@@ -144,7 +144,7 @@ def test_a_worker_that_was_once_started_again_is_not_down():
          "mount -o remount,bind,rw /var/log/shiftmaster"),
     ],
 )  # fmt: skip
-def test_what_is_said_to_do_gives_the_rights(obstacle, fix):
+def test_the_suggested_command_restores_the_rights(obstacle, fix):
     obstacle = {"problem": "rights", "mode": "0700", "owner": "root:root", **obstacle}
     first = found(host({"parts": {"rights": {"obstacles": [obstacle]}}}))[0]
     assert (first["rule"], first["fix"][-1]) == ("RightsWrong", fix)
@@ -157,13 +157,13 @@ def test_what_is_said_to_do_gives_the_rights(obstacle, fix):
         ("refusal", 'FATAL: role "shiftmaster_a" is not permitted to log in', "not permitted to log in"),
     ],
 )
-def test_a_login_that_the_database_alone_refuses_is_reported_as_it_says_it(reason, message, words):
+def test_a_login_that_only_the_database_rejects_is_reported_with_its_message(reason, message, words):
     login = {"works": False, "reason": reason, "message": message}
     first = found(host({"parts": {"login": login, "http": {"socket": {"status": 503}}}}))[0]
     assert first["rule"] == "DatabaseLoginFails" and words in first["cause"]["en"] and "pg_roles" in first["fix"][0]
 
 
-def test_an_inventory_that_is_ahead_of_the_release_is_no_secret_that_somebody_took_out():
+def test_a_setting_missing_in_an_older_release_is_no_removed_secret():
     first = found(host({"parts": {"environment": {"missing": ["PGSSLROOTCERT"], "edited": False}}}))[0]
     assert (first["rule"], first["severity"]) == ("SettingWrong", "warning")
     assert "PGSSLROOTCERT" in first["title"]["en"] and "missing: PGSSLROOTCERT" in first["evidence"][0]
@@ -183,25 +183,27 @@ def test_a_role_that_was_set_to_reading_only_is_found():
     assert found(host({"parts": {"database": {"own_settings": [dict(own[0], role="reports")]}}})) == []
 
 
-def test_a_filesystem_that_an_error_made_read_only_explains_why_nobody_can_write_there():
+def test_a_filesystem_that_an_error_made_read_only_explains_failed_writes():
     obstacle = {"path": "/var/log/shiftmaster", "user": "shiftmaster", "problem": "read-only", "mount": "/"}
     parts = copy.deepcopy(CASES["DiskReadOnly"]["fires"]["parts"])
     result = found(host({"parts": {**parts, "rights": {"obstacles": [obstacle]}}}))
     assert [one["rule"] for one in result if one["root"]] == ["DiskReadOnly"]
-    # What is closed by its mode is closed by somebody.
+    # A file closed by its mode was closed by a user.
     result = found(host({"parts": {**parts, "rights": {"obstacles": [dict(obstacle, problem="rights", need="w")]}}}))
     assert {one["rule"] for one in result if one["root"]} == {"DiskReadOnly", "RightsWrong"}
 
 
 @pytest.mark.parametrize(("seconds_ago", "shown"), [(30, True), (3600, False)])
-def test_what_a_log_said_long_ago_is_no_evidence_of_what_is_wrong_now(seconds_ago, shown):
+def test_old_lines_of_a_log_are_no_evidence_of_a_current_fault(seconds_ago, shown):
     """Logs are read back for hours; a site that fails since minutes has another reason than the errors before."""
     at = host()["at"]
     old = {"count": 1, "first": 0.0, "last": at - seconds_ago, "text": "[error] upstream gone", "exception": "OldError: x", "where": ""}  # fmt: skip
     new = dict(old, last=at - 1, text="[ERROR] new", exception="NewError: y")
     files = {"nginx": {"problems": [old]}, "application": {"problems": [old]}}
-    ill = {"http": {"socket": {"status": 500, "body": "the body"}, "site": {"status": 500, "where": "x", "body": ""}}}
-    result = {one["rule"]: one for one in found(host({"parts": {**ill, "logs": {"files": files}}}))}
+    unhealthy = {
+        "http": {"socket": {"status": 500, "body": "the body"}, "site": {"status": 500, "where": "x", "body": ""}}
+    }
+    result = {one["rule"]: one for one in found(host({"parts": {**unhealthy, "logs": {"files": files}}}))}
     assert result["SiteErrors"]["evidence"] == (["[error] upstream gone"] if shown else [])
     for language in findings.LANGUAGES:
         assert result["ApplicationErrors"]["cause"][language] == ("OldError: x" if shown else "the body")
@@ -231,7 +233,7 @@ def test_a_lock_that_hangs_every_page_is_the_first_finding(state):
     ("page", "rule"),
     [({"status": None, "error": "no response within 4 s"}, "SiteDown"), ({"status": 500, "body": "x"}, "SiteErrors")],
 )
-def test_a_page_that_fails_while_all_health_is_good_is_the_first_finding(page, rule):
+def test_a_page_that_fails_while_all_health_checks_pass_is_the_first_finding(page, rule):
     first = found(host({"parts": {"http": {"page": dict(page, where="https://localhost")}}}))[0]
     assert (first["rule"], first["severity"]) == (rule, "critical") and "page" in first["title"]["en"]
 
@@ -280,7 +282,7 @@ def test_a_symptom_without_a_known_cause_lists_what_was_changed():
     }
     (first,) = found(host({"parts": {**slow, "http": {"deep": deep}}}))
     assert all("roster.0099_later" in str(first[field]) for field in ("evidence", "evidence_ja"))
-    # Where a cause is known, it is none of it; and without a symptom it is nobody's business.
+    # With a known cause it is no cause; and without a symptom it is not reported.
     caused = found(
         host(
             {
@@ -312,7 +314,7 @@ def test_an_edit_of_long_ago_explains_no_fault_of_now(hours, first):
     assert names(found(host({"parts": {**parts, **release}})))[0] == first
 
 
-def test_a_statement_that_reads_a_whole_table_explains_pages_that_are_slower_than_before():
+def test_a_statement_that_reads_a_complete_table_explains_slower_pages():
     """Its average is far below a second: an index was dropped, and the pages take ten times as long."""
     parts = {
         "requests": {"recent": {"p95_seconds": 0.8, "slower": True}},
@@ -329,7 +331,7 @@ def test_a_statement_that_reads_a_whole_table_explains_pages_that_are_slower_tha
 
 
 @pytest.mark.parametrize("cause", ["CpuHog", "MemoryShort", "SwapStorm"])
-def test_what_overwhelms_a_host_comes_before_that_it_is_overwhelmed(cause):
+def test_causes_of_an_overload_come_before_the_overload(cause):
     parts = {
         **copy.deepcopy(CASES["HostOverwhelmed"]["fires"]["parts"]),
         **copy.deepcopy(CASES[cause]["fires"]["parts"]),
@@ -340,7 +342,7 @@ def test_what_overwhelms_a_host_comes_before_that_it_is_overwhelmed(cause):
     assert next(one for one in result if one["rule"] == "HostOverwhelmed")["follows_from"].startswith(cause)
 
 
-def test_only_the_sessions_of_who_holds_the_connections_are_ended():
+def test_only_sessions_of_the_user_with_most_connections_are_ended():
     parts = copy.deepcopy(CASES["DatabaseConnectionsExhausted"]["fires"]["parts"])
     parts["database"]["connections"] = [{"role": "reports", "application": "report.py", "state": "idle", "count": 70}]
     fix = found(host({"parts": parts}))[0]["fix"][0]
@@ -351,7 +353,7 @@ def test_only_the_sessions_of_who_holds_the_connections_are_ended():
 
 
 @pytest.mark.parametrize(("synchronised", "words"), [(None, "of the controller differ"), (False, "is wrong by")])
-def test_which_clock_is_wrong_is_said_where_it_is_known(synchronised, words):
+def test_the_wrong_clock_is_named_where_it_is_known(synchronised, words):
     clock = {"synchronised": synchronised, "offset_seconds": None, "source": "x", "container": True}
     result = found(host({"skew": -300.0, "parts": {"clock": clock}}))
     assert result[0]["rule"] == "ClockOff" and words in result[0]["title"]["en"]
@@ -421,7 +423,7 @@ def test_the_limit_of_nginx_is_that_of_its_configuration():
     assert "worker_rlimit_nofile" in first["cause"]["en"] and "ansible-playbook deploy.yml --tags nginx" in first["fix"]
 
 
-def test_a_user_that_is_gone_is_said_as_that():
+def test_a_missing_user_is_reported_as_such():
     gone = [{"path": "/x/source", "user": "shiftmaster", "problem": "no such user"}]
     parts = {
         "rights": {"obstacles": gone},
@@ -435,7 +437,7 @@ def test_a_user_that_is_gone_is_said_as_that():
 
 
 @offenders.each(CASES)
-def test_rule_is_silent_near_its_fault(name):
+def test_rule_does_not_fire_near_its_fault(name):
     case = CASES[name]
     assert name not in names(found(host(case["silent"]), **case.get("topology", {})))
 
@@ -473,7 +475,7 @@ def test_rule_is_complete(rule):
     ):
         assert set(text) == {"en", "ja"}
     for one in rule.get("evidence", []):
-        # What is no value has a Japanese form.
+        # Missing values have a Japanese form.
         words = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", one if isinstance(one, str) else one["en"])
         assert not re.search("[a-z]{2,} [a-z]{2,}", words) or JAPANESE.search(one["ja"]), one
     for target in rule.get("explains", []):
@@ -504,14 +506,14 @@ DATABASE_DOWN = CASES["DatabaseStopped"]["fires"]["parts"]
 
 def of(name, *functions):
     """A healthy host with the parts that its functions have."""
-    whole = host(host=name, functions=list(functions))
+    complete = host(host=name, functions=list(functions))
     parts = {
         part: data
-        for part, data in whole["parts"].items()
+        for part, data in complete["parts"].items()
         if not PARTS[part].functions or set(PARTS[part].functions) & set(functions)
     }
     parts["units"] = {"status": "ok", "units": []}
-    return dict(whole, parts=parts)
+    return dict(complete, parts=parts)
 
 
 def topology():
@@ -522,7 +524,7 @@ def topology():
     return hosts
 
 
-def ill(**patches):
+def unhealthy(**patches):
     hosts = topology()
     for name, parts in patches.items():
         known = {part: data for part, data in parts.items() if part in hosts[name]["parts"] or part == "peers"}
@@ -539,12 +541,12 @@ NO_DATABASE = {
 NO_SITE = {"http": {"site": {"status": 502, "where": "https://localhost"}}}
 
 
-def test_a_healthy_fleet_has_no_finding():
+def test_a_healthy_site_has_no_finding():
     assert found(*topology().values(), beat_expected=True) == []
 
 
-def test_the_database_explains_what_the_others_see():
-    result = found(*ill(db1=DATABASE_DOWN, app1=NO_DATABASE, app2=NO_DATABASE, edge1=NO_SITE))
+def test_the_database_explains_the_symptoms_of_the_others():
+    result = found(*unhealthy(db1=DATABASE_DOWN, app1=NO_DATABASE, app2=NO_DATABASE, edge1=NO_SITE))
     assert (result[0]["rule"], result[0]["host"]) == ("DatabaseStopped", "db1")
     assert [one["rule"] for one in result if one["root"]] == ["DatabaseStopped"]
     assert {one["host"] for one in result[1:]} == {"app1", "app2", "edge1"}
@@ -556,13 +558,13 @@ def test_the_database_explains_what_the_others_see():
     [
         # One that ends without its database is started again and again.
         ({"active": "activating", "result": "exit-code", "restarts": 5}, [("DatabaseStopped", "db1")]),
-        # One that somebody stopped does not come back with it.
+        # A unit stopped by an operator does not start with it.
         ({"active": "inactive"}, [("DatabaseStopped", "db1"), ("WorkerDown", "app1")]),
     ],
 )
 def test_a_worker_that_was_stopped_does_not_follow_from_its_database(state, roots):
     stopped = {"units": {"units": [dict(ENDS, **{"restarts": 0, **state})]}}
-    result = found(*ill(db1=DATABASE_DOWN, app1=dict(NO_DATABASE, **stopped), app2=NO_DATABASE))
+    result = found(*unhealthy(db1=DATABASE_DOWN, app1=dict(NO_DATABASE, **stopped), app2=NO_DATABASE))
     assert [(one["rule"], one["host"]) for one in result if one["root"]] == roots
 
 
@@ -570,14 +572,14 @@ def test_a_worker_that_was_stopped_does_not_follow_from_its_database(state, root
 def test_a_unit_that_did_not_start_without_its_release_follows_from_that(kind):
     unit = dict(ENDS, unit=f"shiftmaster-{kind}@blue.service", active="inactive", restarts=0)
     gone = changed(CASES["ReleaseGone"]["fires"]["parts"], {"units": {"units": [unit]}})
-    result = found(*ill(app1=gone))
+    result = found(*unhealthy(app1=gone))
     assert [one["rule"] for one in result if one["root"]] == ["ReleaseGone"] and len(result) > 1
 
 
-def test_two_roots_come_before_the_symptoms_of_both():
+def test_two_causes_come_before_the_symptoms_of_both():
     full = CASES["DiskFullByLog"]["fires"]["parts"]
     both = dict(NO_DATABASE, **full)
-    result = found(*ill(db1=DATABASE_DOWN, app1=both, app2=NO_DATABASE, edge1=NO_SITE))
+    result = found(*unhealthy(db1=DATABASE_DOWN, app1=both, app2=NO_DATABASE, edge1=NO_SITE))
     roots = [(one["rule"], one["host"]) for one in result if one["root"]]
     assert set(roots) == {("DatabaseStopped", "db1"), ("DiskFullByLog", "app1")}
     first_symptom = min(one["number"] for one in result if one["symptom"])
@@ -590,15 +592,15 @@ def test_a_full_filesystem_without_its_data_explains_no_stopped_database():
     assert {one["rule"] for one in result if one["root"]} == {"DiskFull", "DatabaseStopped"}
 
 
-def test_a_full_disk_explains_the_stopped_database_and_all_behind_it():
+def test_a_full_disk_explains_the_stopped_database_and_its_consequences():
     full = dict(DATABASE_DOWN, **CASES["DiskFull"]["fires"]["parts"])
-    result = found(*ill(db1=full, app1=NO_DATABASE, edge1=NO_SITE))
+    result = found(*unhealthy(db1=full, app1=NO_DATABASE, edge1=NO_SITE))
     assert names(result)[:2] == ["DiskFull", "DatabaseStopped"]
     assert [one["rule"] for one in result if one["root"]] == ["DiskFull"]
 
 
-def test_a_host_that_is_gone_is_the_root_of_what_the_others_lack():
-    hosts = [one for one in ill(app1=NO_DATABASE, app2=NO_DATABASE, edge1=NO_SITE) if one["host"] != "db1"]
+def test_an_unreachable_host_is_the_cause_of_what_the_others_lack():
+    hosts = [one for one in unhealthy(app1=NO_DATABASE, app2=NO_DATABASE, edge1=NO_SITE) if one["host"] != "db1"]
     gone = findings.host_of("db1", ["database"], {"unreachable": True, "msg": "No route to host"})
     result = found(*hosts, gone)
     assert (result[0]["rule"], result[0]["host"]) == ("HostUnreachable", "db1")
@@ -655,8 +657,8 @@ COMBINED = [
     COMBINED,
     ids=lambda value: "-".join(sorted(name for name, _host in value)) if isinstance(value, set) else "",
 )
-def test_two_faults_on_two_hosts_come_before_what_follows_from_both(patches, roots):
-    hosts = ill(**{name: parts for name, parts in patches.items() if parts is not GONE})
+def test_two_faults_on_two_hosts_come_before_their_common_symptoms(patches, roots):
+    hosts = unhealthy(**{name: parts for name, parts in patches.items() if parts is not GONE})
     functions = {name: topology()[name]["functions"] for name in patches}
     hosts = [
         findings.host_of(one["host"], functions[one["host"]], {"unreachable": True, "msg": "no route"})
@@ -671,15 +673,15 @@ def test_two_faults_on_two_hosts_come_before_what_follows_from_both(patches, roo
 
 def test_a_fault_of_one_application_host_explains_nothing_of_another():
     broken = {"http": {"socket": {"status": 503}}}
-    result = found(*ill(app1=CASES["RightsWrong"]["fires"]["parts"], app2=broken))
+    result = found(*unhealthy(app1=CASES["RightsWrong"]["fires"]["parts"], app2=broken))
     assert {(one["rule"], one["host"]) for one in result if one["root"]} == {
         ("RightsWrong", "app1"),
         ("ApplicationErrors", "app2"),
     }
 
 
-def test_a_symptom_without_a_cause_comes_after_causes_of_its_weight():
-    result = found(*ill(app1={"http": {"socket": {"status": 500}}}, app2=CASES["InodesGone"]["fires"]["parts"]))
+def test_a_symptom_without_a_cause_comes_after_causes_of_its_severity():
+    result = found(*unhealthy(app1={"http": {"socket": {"status": 500}}}, app2=CASES["InodesGone"]["fires"]["parts"]))
     assert names(result) == ["InodesGone", "ApplicationErrors"]
 
 
@@ -688,14 +690,14 @@ SICK = {"parts": {**SILENT_SERVER, "http": {"site": {"status": 502}}, "static": 
 
 
 def test_the_root_weighs_what_follows_from_it():
-    """A warning that makes the site fail is no warning, whatever else follows from it."""
+    """A warning that makes the site fail is no warning, regardless of its other consequences."""
     weak = dict(RULES["NameServerSilent"], explains=["*", "StaticNotServed"])
     result = findings.find([weak, RULES["SiteErrors"], RULES["StaticNotServed"]], [host(SICK)])
     assert names(result) == ["NameServerSilent", "StaticNotServed", "SiteErrors"]
     assert [one["severity_of_all"] for one in result] == ["critical", "warning", "critical"]
 
 
-def test_what_is_itself_explained_is_no_root_however_deep_it_lies():
+def test_an_explained_finding_is_no_root_cause_at_any_depth():
     far = dict(RULES["StaticNotServed"], depth=900, explains=["NameServerSilent"])
     step = dict(RULES["NameServerSilent"], depth=1, explains=["SiteErrors"])
     result = findings.find([step, RULES["SiteErrors"], far], [host(SICK)])
@@ -705,36 +707,36 @@ def test_what_is_itself_explained_is_no_root_however_deep_it_lies():
 
 def test_scheduler_twice_is_counted_over_hosts():
     twice = {"celery": {"beats": [{"pid": 1, "unit": "shiftmaster-beat@blue.service", "command": "beat"}]}}
-    result = found(*ill(app2=twice))
+    result = found(*unhealthy(app2=twice))
     assert [(one["rule"], one["host"]) for one in result] == [("BeatTwice", "app1")]
     assert "app2: process 1" in result[0]["evidence"][0]
 
 
-def test_a_missing_scheduler_is_not_claimed_where_a_host_has_not_answered():
-    hosts = [one for one in ill(app1={"celery": {"beats": []}}) if one["host"] != "app2"]
+def test_a_missing_scheduler_is_not_reported_where_a_host_did_not_respond():
+    hosts = [one for one in unhealthy(app1={"celery": {"beats": []}}) if one["host"] != "app2"]
     gone = findings.host_of("app2", ["app"], {"unreachable": True, "msg": "x"})
     assert "BeatMissing" not in names(found(*hosts, gone, beat_expected=True))
-    assert "BeatMissing" in names(found(*ill(app1={"celery": {"beats": []}}), beat_expected=True))
+    assert "BeatMissing" in names(found(*unhealthy(app1={"celery": {"beats": []}}), beat_expected=True))
 
 
 def test_the_command_against_a_second_scheduler_names_its_host():
     twice = {"celery": {"beats": [{"pid": 1, "unit": "session-1.scope", "command": "beat"}]}}
-    fix = found(*ill(app2=twice))[0]["fix"]
+    fix = found(*unhealthy(app2=twice))[0]["fix"]
     assert fix == ["ansible app2 --become -m ansible.builtin.command -a 'kill 1'"]
 
 
 def test_the_scheduler_is_missed_where_the_inventory_has_it():
-    result = found(*ill(app1={"celery": {"beats": []}}), beat_expected=True, beat_hosts=["app2"])
+    result = found(*unhealthy(app1={"celery": {"beats": []}}), beat_expected=True, beat_hosts=["app2"])
     assert [(one["rule"], one["host"]) for one in result] == [("BeatMissing", "app2")]
 
 
-def test_a_standby_is_looked_at_and_not_promoted():
+def test_a_standby_is_inspected_and_not_promoted():
     finding = found(host(CASES["DatabaseReadOnly"]["fires"]))[0]
     assert not any("promote" in line for line in finding["fix"])
     assert "database:standby" in finding["fix"][0] and "only when no other" in finding["advice"]["en"]
 
 
-def test_a_clock_that_is_kept_is_wrong_where_the_other_hosts_say_so():
+def test_a_synchronized_clock_is_wrong_where_the_other_hosts_report_it():
     def hosts(*skews):
         return [dict(one, skew=skew) for one, skew in zip(topology().values(), skews)]
 
@@ -795,14 +797,14 @@ def test_a_command_ends_no_process_that_is_needed(parts, ends):
 
 
 @pytest.mark.parametrize(("load", "there"), [(1.0, True), (0.95, True), (0.5, False)])
-def test_a_hog_is_no_burst(load, there):
+def test_a_short_load_is_no_processor_hog(load, there):
     """One loop for each processor brings the load of an idle host to 1, not above."""
     parts = hog("report.service", "python3")
     parts["cpu"]["load_per_processor"] = load
     assert ("CpuHog" in names(found(host({"parts": parts})))) is there
 
 
-def test_a_storm_of_swapping_ends_no_server():
+def test_heavy_swapping_ends_no_server():
     parts = changed(CASES["SwapStorm"]["fires"]["parts"], largest_process("postgresql@17-main.service", "postgres"))
     finding = next(one for one in found(host({"parts": parts})) if one["rule"] == "SwapStorm")
     assert not any("kill" in line for line in finding["fix"]) and finding["advice"]["en"] and finding["advice"]["ja"]
@@ -817,7 +819,7 @@ def test_a_storm_of_swapping_ends_no_server():
         ("/var/log/x y/error.log.1", "gzip '/var/log/x y/error.log.1'"),
     ],
 )
-def test_a_log_that_fills_the_disk_is_not_thrown_away(path, first):
+def test_a_log_that_fills_the_disk_is_not_deleted(path, first):
     parts = dict(CASES["DiskFullByLog"]["fires"]["parts"])
     parts["largest"] = {"files": [{"path": path, "bytes": 41000000000, "mount": "/"}]}
     fix = found(host({"parts": parts}))[0]["fix"]
@@ -832,10 +834,10 @@ def test_the_limit_of_memory_is_raised_where_it_is_ours(unit, there):
     assert any("memory_max" in line for line in fix) is there
 
 
-def test_a_slow_statement_is_critical_where_people_wait():
+def test_a_slow_statement_is_critical_where_users_wait():
     statement = {"database": CASES["DatabaseSlowStatement"]["fires"]["parts"]["database"]}
-    assert [one["severity"] for one in found(*ill(db1=statement))] == ["warning"]
-    assert found(*ill(db1=statement, edge1=SLOW))[0]["severity"] == "critical"
+    assert [one["severity"] for one in found(*unhealthy(db1=statement))] == ["warning"]
+    assert found(*unhealthy(db1=statement, edge1=SLOW))[0]["severity"] == "critical"
 
 
 @pytest.mark.parametrize("name", ["x$(id)", "x`id`", 'x"; id; "', "x;id", "x\n`id`", "X"])
@@ -874,7 +876,7 @@ def test_the_receiver_of_the_backup_is_no_standby():
     assert names(result) == ["ReplicationLost"] and "1 of 1" in result[0]["title"]["en"]
 
 
-def test_connections_that_are_used_up_are_seen_without_a_response():
+def test_exhausted_connections_are_detected_without_a_response():
     for name, patch in (
         ("DatabaseConnectionsExhausted", {"database": None, "login": {"works": False, "reason": "connections"}}),
         ("DatabaseConnectionsExhausted", {"database": {"status": "failed", "reason": "connections", "use": None}}),
@@ -886,7 +888,7 @@ def test_connections_that_are_used_up_are_seen_without_a_response():
 
 def test_used_up_connections_are_a_symptom_on_another_host():
     refused = {"login": {"works": False, "reason": "connections", "message": "sorry"}}
-    result = found(*ill(app1=refused, db1=CASES["DatabaseConnectionsExhausted"]["fires"]["parts"]))
+    result = found(*unhealthy(app1=refused, db1=CASES["DatabaseConnectionsExhausted"]["fires"]["parts"]))
     assert [(one["rule"], one["host"], one["root"]) for one in result] == [
         ("DatabaseConnectionsExhausted", "db1", True), ("DatabaseLoginFails", "app1", False),
     ]  # fmt: skip
@@ -896,11 +898,11 @@ def test_used_up_connections_are_a_symptom_on_another_host():
 @pytest.mark.parametrize(("limit", "larger"), [(220, 320), (None, 220)])
 def test_more_connections_are_more_than_now(limit, larger):
     patch = {"use": {"percent": 100.0}, "server": {"max_connections": limit}}
-    finding = found(*ill(db1={"database": patch}))[0]
+    finding = found(*unhealthy(db1={"database": patch}))[0]
     assert finding["fix"][1].endswith("postgresql_max_connections=%d" % larger)
 
 
-def test_area_leaves_out_what_belongs_elsewhere():
+def test_area_excludes_findings_of_other_areas():
     fault = host(CASES["DatabaseConnectionsHigh"]["fires"])
     assert names(found(fault, area="db")) == ["DatabaseConnectionsHigh"]
     assert found(fault, area="network") == []
@@ -909,7 +911,7 @@ def test_area_leaves_out_what_belongs_elsewhere():
 # --- the engine ----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_there_is_false_and_no_error():
+def test_a_missing_value_is_false_and_no_error():
     engine = findings.Engine()
     for expression in ("a.b.c > 3", "a.b", "a | length > 3", "a[0].b == 1", "x < y", "n > 3"):
         assert not engine.value(expression, {"n": None})
@@ -926,7 +928,7 @@ def test_rules_cannot_leave_their_sandbox():
         engine.value("x.append(1)", {"x": []})
 
 
-def test_why_a_host_was_not_diagnosed():
+def test_the_reason_why_a_host_was_not_diagnosed():
     failed = findings.host_of("a", ["app"], {"failed": True, "msg": "Missing sudo password"})
     assert failed["reach"] == {"unreachable": False, "failed": True, "message": "Missing sudo password"}
     result = found(failed)
@@ -947,32 +949,32 @@ def test_a_chain_that_refuses_the_unknown_is_a_cause_where_something_fails():
     result = found(host({"parts": parts}))
     assert names(result)[:1] == ["FirewallRefuses"] and "DatabaseLoginFails" in names(result)
     # Dropped packets get no response: a stopped server refuses, and a host that is gone is the cause itself.
-    result = found(*ill(app1=dict(NO_DATABASE, firewall=parts["firewall"]), db1=DATABASE_DOWN))
+    result = found(*unhealthy(app1=dict(NO_DATABASE, firewall=parts["firewall"]), db1=DATABASE_DOWN))
     assert names(result)[0] == "DatabaseStopped" and "FirewallRefuses" not in names(result)
     silent = {"peers": [{"host": "db1", "port": 5432, "function": "database", "error": "x", "reason": "timeout"}]}
-    hosts = [one for one in ill(app1=dict(peers=silent, firewall=parts["firewall"])) if one["host"] != "db1"]
+    hosts = [one for one in unhealthy(app1=dict(peers=silent, firewall=parts["firewall"])) if one["host"] != "db1"]
     gone = findings.host_of("db1", ["database"], {"unreachable": True, "msg": "no route"})
     assert "FirewallRefuses" not in names(found(*hosts, gone))
 
 
-def test_a_program_that_hangs_is_not_the_firewalls_doing():
-    strange = {"table": "ip x", "chain": "y", "hook": "input", "result": "drop", "ports": [443],
+def test_a_hung_program_is_no_fault_of_the_firewall():
+    unknown = {"table": "ip x", "chain": "y", "hook": "input", "result": "drop", "ports": [443],
                "addresses": ["saddr 203.0.113.5"], "sure": False}  # fmt: skip
     hangs = {"login": {"works": False, "reason": "timeout", "message": "x"},
              "http": {"socket": {"status": None, "error": "x", "reason": "timeout"},
                       "local": {"status": None, "error": "x", "reason": "timeout", "where": "x"}}}  # fmt: skip
-    result = found(*ill(app1=dict(hangs, firewall={"refusals": [strange]})))
+    result = found(*unhealthy(app1=dict(hangs, firewall={"refusals": [unknown]})))
     assert "FirewallRefuses" not in names(result) and "DatabaseLoginFails" in names(result)
 
 
-def test_a_rule_against_an_address_counts_where_another_host_does_not_come_through():
+def test_a_rule_against_an_address_counts_where_another_host_is_blocked():
     shut = {"table": "ip x", "chain": "y", "hook": "input", "result": "drop", "ports": [5432],
             "addresses": ["saddr 192.0.2.5"], "sure": False}  # fmt: skip
     silent = {"status": "ok", "peers": [{"host": "db1", "port": 5432, "function": "database", "error": "x",
                                          "reason": "timeout"}]}  # fmt: skip
     firewall = {"firewall": {"refusals": [shut]}}
-    assert names(found(*ill(db1=firewall))) == []
-    result = found(*ill(db1=firewall, app1={"peers": silent}))
+    assert names(found(*unhealthy(db1=firewall))) == []
+    result = found(*unhealthy(db1=firewall, app1={"peers": silent}))
     assert (result[0]["rule"], result[0]["host"]) == ("FirewallRefuses", "db1")
 
 
@@ -983,7 +985,7 @@ def test_worst_and_failing():
     assert len(findings.failing(result, "warning")) == 1
 
 
-def test_circles_of_explanations_end():
+def test_cyclic_explanations_end():
     first = dict(RULES["NameServerSilent"], explains=["NameServerSilent", "SiteErrors"])
     second = dict(RULES["SiteErrors"], explains=["NameServerSilent"])
     hosts = [
@@ -992,7 +994,7 @@ def test_circles_of_explanations_end():
     assert len(findings.find([first, second], hosts)) == 2
 
 
-def test_what_sudo_says_is_in_the_finding():
+def test_the_message_of_sudo_is_in_the_finding():
     result = {"failed": True, "msg": "Module result deserialization failed: No start of json char found",
               "module_stderr": "sudo: a password is required\n"}  # fmt: skip
     (finding,) = found(findings.host_of("a", ["app"], result))
@@ -1038,7 +1040,7 @@ STARTS = {"count": 4, "first": 1799999700.0, "last": 1799999940.0, "text": "x [E
         ({"active": "inactive", "restarts": 0, "active_seconds_ago": 30.0}, "WebUnitDown"),
     ],
 )
-def test_a_start_that_failed_before_the_last_that_did_not_is_past(unit, first):
+def test_a_failed_start_before_a_successful_one_is_over(unit, first):
     web = {
         "unit": "shiftmaster-web@blue.service",
         "active_at": 1800000000.0 - unit["active_seconds_ago"],
@@ -1076,14 +1078,14 @@ NOT_VALID = [
 @pytest.mark.parametrize("evidence", NOT_VALID)
 def test_a_host_whose_evidence_is_not_valid_hides_no_other(evidence):
     made = datetime.datetime(2026, 11, 26, 8, 0, tzinfo=datetime.timezone.utc)
-    ill = {"evidence": host(CASES["DatabaseStopped"]["fires"])}
+    unhealthy = {"evidence": host(CASES["DatabaseStopped"]["fires"])}
     results = [
         {"host": "backup1", "functions": ["backup"], "result": {"evidence": evidence}},
-        {"host": "db1", "functions": ["database"], "result": ill},
+        {"host": "db1", "functions": ["database"], "result": unhealthy},
     ]
     given = {"results": results, "rules": rules(), "area": "all", "language": "en", "expectations": {}}
-    answer, files = shiftmaster_findings.judge(dict(given, fail_on="critical", directory="/x"), made)
-    assert "db1: DatabaseStopped" in answer["failing"] and len(files) == 3
+    response, files = shiftmaster_findings.judge(dict(given, fail_on="critical", directory="/x"), made)
+    assert "db1: DatabaseStopped" in response["failing"] and len(files) == 3
     lines = yaml.safe_load((ROOT / "checklists/morning.yml").read_text(encoding="utf-8"))["lines"]
     given = {"results": results, "lines": lines, "period": "morning", "language": "en", "metrics": None, "series": {}}
     assert "services" in shiftmaster_checklist.fill_in(dict(given, metrics_problem=""), made)["bad"]
@@ -1092,15 +1094,18 @@ def test_a_host_whose_evidence_is_not_valid_hides_no_other(evidence):
 def test_a_host_with_endless_evidence_hides_no_other():
     """10,000 failed units took longer than a run may, so that there was no report of any host."""
     units = [{"unit": "u%d.service" % number, "active": "failed", "last_words": ["x" * 10**6]} for number in range(100)]
-    ill = host(CASES["DatabaseStopped"]["fires"])
-    hosts = [dict(ill, host="db1"), host({"parts": {"units": {"status": "ok", "units": units * 100}}}, host="backup1")]
+    unhealthy = host(CASES["DatabaseStopped"]["fires"])
+    hosts = [
+        dict(unhealthy, host="db1"),
+        host({"parts": {"units": {"status": "ok", "units": units * 100}}}, host="backup1"),
+    ]
     result = findings.find(rules(), hosts)
     of_it = [one for one in result if (one["host"], one["rule"]) == ("backup1", "UnitFailed")]
     assert len(of_it) == 20 and max(len(line) for one in of_it for line in one["evidence"]) == 2000
     assert ("db1", "DatabaseStopped") in {(one["host"], one["rule"]) for one in result}
 
 
-def test_half_a_command_is_none():
+def test_an_incomplete_command_is_not_shown():
     engine, names = findings.the_engine(), {"it": {"unit": "x" * 3000}}
     assert engine.text("systemctl restart {{ it.unit | quote }}", names, command=True) == ""
 
@@ -1113,8 +1118,8 @@ def test_a_host_adds_no_line_to_a_checklist():
         "good": "true",
         "evidence": "x",
     }
-    ill = {"host": "backup1", "parts": {"x": {"status": "error", "error": "no\n☑ all is well [good]"}}}
-    found = shiftmaster_checklist.checklist.judge_host(line, ill, {})
+    unhealthy = {"host": "backup1", "parts": {"x": {"status": "error", "error": "no\n☑ all is well [good]"}}}
+    found = shiftmaster_checklist.checklist.judge_host(line, unhealthy, {})
     assert found["evidence"]["en"] == "x: no ☑ all is well [good]"
 
 
@@ -1126,10 +1131,10 @@ def test_a_host_has_the_functions_of_the_inventory():
 COMMAND = "1'; id > /tmp/owned; $(id) `id` | sh & '.service"
 
 
-def test_no_value_of_a_host_adds_a_command_to_what_an_operator_pastes():
+def test_no_value_of_a_host_adds_a_command_to_the_commands_for_operators():
     """The command against a second scheduler is for the control node."""
     beats = {"celery": {"beats": [{"pid": COMMAND, "unit": COMMAND, "command": "beat"}]}}
-    hosts = [*ill(app2=beats), of("backup1", "backup")]
+    hosts = [*unhealthy(app2=beats), of("backup1", "backup")]
     hosts[-1]["parts"]["celery"] = beats["celery"]
     hog = copy.deepcopy(CASES["CpuHog"]["fires"])
     hog["parts"]["cpu"]["groups"][0]["pid"] = COMMAND

@@ -53,24 +53,24 @@ SERIES = {"parts": {"requests": {"series": [
 
 
 @pytest.mark.parametrize("language", findings.LANGUAGES)
-def test_summary_says_cause_and_what_to_do(language):
-    answer, files = shiftmaster_findings.judge(parameters(DATABASE, language=language), MADE)
-    text = answer["report_text"]
+def test_summary_contains_cause_and_action(language):
+    response, files = shiftmaster_findings.judge(parameters(DATABASE, language=language), MADE)
+    text = response["report_text"]
     assert files == {}
     assert "systemctl start postgresql" in text and "No such file or directory" in text
     assert ("PostgreSQL does not run on h1" if language == "en" else "h1 の PostgreSQL が停止しています") in text
     assert ("Follows from it" if language == "en" else "ここから生じている事象") in text
     assert ("DatabaseConnectionError.md" if language == "en" else "DatabaseConnectionError.ja.md") in text
-    assert answer["worst"] == "critical" and "h1: DatabaseStopped" in answer["failing"]
-    assert answer["first"].startswith("h1: ")
+    assert response["worst"] == "critical" and "h1: DatabaseStopped" in response["failing"]
+    assert response["first"].startswith("h1: ")
 
 
-def test_a_healthy_report_says_what_was_not_seen():
+def test_a_healthy_report_names_what_was_not_checked():
     hung = {"parts": {"containers": {"status": "failed", "error": "permission denied"}}}
-    answer, _files = shiftmaster_findings.judge(parameters(hung), MADE)
-    assert "⚠️ Nothing is wrong in what was looked at" in answer["report_text"]
-    assert "h1: containers (permission denied)" in answer["report_text"]
-    assert answer["failing"] == []
+    response, _files = shiftmaster_findings.judge(parameters(hung), MADE)
+    assert "⚠️ Nothing is wrong in what was looked at" in response["report_text"]
+    assert "h1: containers (permission denied)" in response["report_text"]
+    assert response["failing"] == []
 
 
 def test_an_unreachable_host_is_in_the_report():
@@ -78,8 +78,8 @@ def test_an_unreachable_host_is_in_the_report():
     given["results"].append(
         {"host": "gone", "functions": ["database"], "result": {"unreachable": True, "msg": "No route"}}
     )
-    answer, _files = shiftmaster_findings.judge(given, MADE)
-    assert "gone does not respond" in answer["report_text"] and answer["failing"] == ["gone: HostUnreachable"]
+    response, _files = shiftmaster_findings.judge(given, MADE)
+    assert "gone does not respond" in response["report_text"] and response["failing"] == ["gone: HostUnreachable"]
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_an_unreachable_host_is_in_the_report():
         ("ja", r"確認できなかった項目があります: (database, firewall|firewall, database)。"),
     ],
 )
-def test_what_could_not_be_looked_at_is_reported_in_the_headline(language, words):
-    """Whoever reads no further must not take for well what nobody saw."""
+def test_parts_that_could_not_be_checked_are_reported_in_the_headline(language, words):
+    """The headline must not call unchecked parts healthy."""
     blind = {name: {"status": "failed", "error": f"no response of {name}"} for name in ("database", "firewall")}
     given = parameters({"parts": blind}, directory="/x", language=language)
-    answer, files = shiftmaster_findings.judge(given, MADE)
-    assert answer["failing"] == [] and answer["worst"] == "healthy"
-    for said in (answer["report_text"], files["diagnosis.html"], answer["first"]):
-        assert re.search(words, said), said
-        assert findings_report.say(language, "nothing") not in said and "✅" not in said
-    assert "(no response of firewall)" in answer["report_text"]
+    response, files = shiftmaster_findings.judge(given, MADE)
+    assert response["failing"] == [] and response["worst"] == "healthy"
+    for output in (response["report_text"], files["diagnosis.html"], response["first"]):
+        assert re.search(words, output), output
+        assert findings_report.say(language, "nothing") not in output and "✅" not in output
+    assert "(no response of firewall)" in response["report_text"]
     # Next to a fault, too.
     both = {"parts": {**blind, **CASES["DiskFull"]["fires"]["parts"]}}
     assert re.search(words, shiftmaster_findings.judge(parameters(both, language=language), MADE)[0]["report_text"])
@@ -107,17 +107,17 @@ def test_what_could_not_be_looked_at_is_reported_in_the_headline(language, words
 @pytest.mark.parametrize("patch", [{}, DATABASE, SERIES, {"parts": {}}], ids=["well", "ill", "charts", "nothing"])
 def test_data_follows_its_schema(patch):
     schema = json.loads((ROOT / "docs" / "diagnosis.schema.json").read_text(encoding="utf-8"))
-    answer, _files = shiftmaster_findings.judge(parameters(patch, {}), MADE)
-    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(answer["report"])))
+    response, _files = shiftmaster_findings.judge(parameters(patch, {}), MADE)
+    jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(response["report"])))
 
 
 def test_the_schema_refuses_what_is_no_report():
     schema = json.loads((ROOT / "docs" / "diagnosis.schema.json").read_text(encoding="utf-8"))
-    answer, _files = shiftmaster_findings.judge(parameters(DATABASE), MADE)
+    response, _files = shiftmaster_findings.judge(parameters(DATABASE), MADE)
     for broken in (
-        dict(answer["report"], worst="bad"),
-        dict(answer["report"], findings=[dict(answer["report"]["findings"][0], title={"en": "x"})]),
-        {key: value for key, value in answer["report"].items() if key != "hosts"},
+        dict(response["report"], worst="bad"),
+        dict(response["report"], findings=[dict(response["report"]["findings"][0], title={"en": "x"})]),
+        {key: value for key, value in response["report"].items() if key != "hosts"},
     ):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(broken)))
@@ -151,9 +151,11 @@ class Reader(html.parser.HTMLParser):
 
 
 @pytest.mark.parametrize("language", findings.LANGUAGES)
-def test_page_stands_alone(tmp_path, language):
+def test_page_loads_nothing_else(tmp_path, language):
     patch = changed(DATABASE, SERIES)
-    _answer, files = shiftmaster_findings.judge(parameters(patch, {}, directory=str(tmp_path), language=language), MADE)
+    _response, files = shiftmaster_findings.judge(
+        parameters(patch, {}, directory=str(tmp_path), language=language), MADE
+    )
     text = files["diagnosis.html"]
     reader = Reader()
     reader.feed(text)
@@ -169,18 +171,18 @@ def test_page_stands_alone(tmp_path, language):
     assert "{{" not in text
 
 
-def test_what_a_host_says_is_no_part_of_the_page():
+def test_output_of_a_host_is_escaped_in_the_page():
     bad = {"parts": {"units": {"units": [
         {"unit": "<script>alert(1)</script>.service", "required": False, "active": "failed", "result": "x", "last_words": ["<b>"]}
     ]}}}  # fmt: skip
-    _answer, files = shiftmaster_findings.judge(parameters(bad, directory="/x"), MADE)
+    _response, files = shiftmaster_findings.judge(parameters(bad, directory="/x"), MADE)
     assert "<script" not in files["diagnosis.html"] and "&lt;script&gt;" in files["diagnosis.html"]
 
 
 def test_database_tables_are_in_the_page():
     tables = {"parts": {"database": {"tables": [{"schema": "public", "table": "roster", "bytes": 2048}],
                                      "slowest_on_average": [], "duplicate_indexes": []}}}  # fmt: skip
-    _answer, files = shiftmaster_findings.judge(parameters(tables, directory="/x"), MADE)
+    _response, files = shiftmaster_findings.judge(parameters(tables, directory="/x"), MADE)
     page = files["diagnosis.html"]
     assert "<td>roster</td>" in page and "2 KiB" in page and "Statements that take longest on average" in page
     # Where pg_stat_statements is missing, the page reports it.
@@ -273,32 +275,32 @@ def test_alerts_begin_and_end_in_the_timeline():
         ]),
     ],
 )  # fmt: skip
-def test_who_was_paged_reads_which_alerts_fire(language, heading, shown):
+def test_the_report_lists_the_firing_alerts(language, heading, shown):
     nobody = dict(alert("OfNobody", 600.0, None, ""), severity="warning")
     history = {"status": "ok", "source": "prometheus", "usage": {}, "alerts": [
         alert("Ended", 100.0, 400.0), nobody, alert("Fires", 500.0, None), alert("Always", None, None),
     ]}  # fmt: skip
     second = dict(history, alerts=[alert("Fires", 530.0, None)])
-    answer, files = shiftmaster_findings.judge(
+    response, files = shiftmaster_findings.judge(
         parameters({"parts": {"history": history}}, {"parts": {"history": second}}, directory="/x", language=language),
         MADE,
     )
-    text, page = answer["report_text"], files["diagnosis.html"]
+    text, page = response["report_text"], files["diagnosis.html"]
     first = shown[2].replace("mon:", "h1:")
     assert heading + ":\n" + "".join("   %s\n" % line for line in [*shown[:2], first]) in text + "\n"
     assert "".join("<li>%s</li>" % line for line in [*shown[:2], first]) in page
     # They are no findings.
     quiet, _files = shiftmaster_findings.judge(parameters({}, {}, directory="/x", language=language), MADE)
-    assert answer["report"]["findings"] == quiet["report"]["findings"]
+    assert response["report"]["findings"] == quiet["report"]["findings"]
 
 
-def test_where_no_alert_fires_nothing_is_said_of_them():
+def test_without_a_firing_alert_the_section_is_omitted():
     history = {"status": "ok", "source": "prometheus", "usage": {}, "alerts": [alert("Ended", 100.0, 400.0)]}
-    answer, files = shiftmaster_findings.judge(parameters({"parts": {"history": history}}, directory="/x"), MADE)
-    assert "Alerts that fire" not in answer["report_text"] + files["diagnosis.html"]
+    response, files = shiftmaster_findings.judge(parameters({"parts": {"history": history}}, directory="/x"), MADE)
+    assert "Alerts that fire" not in response["report_text"] + files["diagnosis.html"]
 
 
-def test_two_prometheus_tell_of_an_alert_once():
+def test_an_alert_of_two_prometheus_is_listed_once():
     hosts = [
         with_history("mon1", alert("A", 100.0, 400.0), alert("A", 700.0, 760.0)),
         with_history("mon2", alert("A", 130.0, 400.0)),
@@ -318,10 +320,10 @@ def test_page_shows_alerts_and_charts_of_every_host_in_one_zone(language):
         "alerts": [alert("HighCPUUsage", 1800000000.0, None, "h2")],
     }
     patch = {"zone": {"name": "JST", "offset_seconds": 32400}, "parts": {"history": history}}
-    answer, files = shiftmaster_findings.judge(
+    response, files = shiftmaster_findings.judge(
         parameters(patch, {"zone": {"name": "JST", "offset_seconds": 32400}}, directory="/x", language=language), MADE
     )
-    page, text = files["diagnosis.html"], answer["report_text"]
+    page, text = files["diagnosis.html"], response["report_text"]
     for number in (1, 2):
         assert (
             f'CPU(%): max {90 + number}"' in page if language == "ja" else f'Processor, %: max {90 + number}"' in page
@@ -335,17 +337,17 @@ def test_page_shows_alerts_and_charts_of_every_host_in_one_zone(language):
 
 def test_a_host_that_writes_its_logs_in_another_zone_is_named():
     here = {"zone": {"name": "JST", "offset_seconds": 32400}}
-    answer, files = shiftmaster_findings.judge(
+    response, files = shiftmaster_findings.judge(
         parameters(here, here, {"zone": {"name": "UTC", "offset_seconds": 0}}, directory="/x"), MADE
     )
-    for shown in (answer["report_text"], files["diagnosis.html"]):
+    for shown in (response["report_text"], files["diagnosis.html"]):
         assert "JST (UTC+09:00); log lines of h3: UTC" in shown
 
 
-def test_what_a_host_kept_itself_is_drawn_where_there_is_no_prometheus():
+def test_the_local_history_of_a_host_is_drawn_where_there_is_no_prometheus():
     usage = {"": {"cpu": [[0, 1.0], [60, 2.0]], "memory": []}}
     patch = {"parts": {"history": {"status": "ok", "source": "sysstat", "alerts": [], "usage": usage}}}
-    _answer, files = shiftmaster_findings.judge(parameters(patch, {}, directory="/x"), MADE)
+    _response, files = shiftmaster_findings.judge(parameters(patch, {}, directory="/x"), MADE)
     assert files["diagnosis.html"].count("Processor, %") == 2 and "Memory, %" not in files["diagnosis.html"]
 
 
@@ -406,7 +408,7 @@ def test_database_tables_are_in_the_terminal_for_its_area_alone(language):
     assert "SELECT 職員名 xx" in text["db"] and "x…" in text["db"]
 
 
-def test_columns_of_a_terminal_stand_below_each_other():
+def test_columns_of_a_terminal_are_aligned():
     rows = [{"table": "職員", "bytes": 1024}, {"table": "roster", "bytes": 1 << 30}]
     lines = findings_report.terminal_table(["table", "bytes"], rows, "ja")
     assert lines == ["   表      サイズ", "   職員     1 KiB", "   roster   1 GiB"]
@@ -415,7 +417,7 @@ def test_columns_of_a_terminal_stand_below_each_other():
 @pytest.mark.parametrize("language", findings.LANGUAGES)
 def test_headings_of_the_pages_tables_are_in_its_language(language):
     hung = {"parts": {"containers": {"status": "failed", "error": "permission denied"}}}
-    _answer, files = shiftmaster_findings.judge(
+    _response, files = shiftmaster_findings.judge(
         parameters(changed(DATABASE_TABLES, hung), directory="/x", language=language), MADE
     )
     heads = set(re.findall(r"<th>([^<]*)</th>", files["diagnosis.html"]))
@@ -439,12 +441,12 @@ def test_files_are_their_owners_alone(tmp_path, run_module):
     given = {key: value for key, value in parameters(DATABASE).items() if value is not None}
     checked = run_module(shiftmaster_findings, check_mode=True, **dict(given, directory=str(directory), bundle=True))
     assert not directory.exists() and checked["files"] == []
-    answer = run_module(shiftmaster_findings, **dict(given, directory=str(directory), bundle=True))
+    response = run_module(shiftmaster_findings, **dict(given, directory=str(directory), bundle=True))
     assert sorted(path.name for path in directory.iterdir()) == [
         "diagnosis-bundle.tar.gz", "diagnosis.html", "diagnosis.json", "diagnosis.txt",
     ]  # fmt: skip
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
-    assert directory.stat().st_mode & 0o777 == 0o700 and len(answer["bundle_list"]) == 3
+    assert directory.stat().st_mode & 0o777 == 0o700 and len(response["bundle_list"]) == 3
     # A directory that cannot be written costs the files, not the diagnosis.
     (tmp_path / "file").touch()
     lost = run_module(shiftmaster_findings, **dict(given, directory=str(tmp_path / "file" / "x")))

@@ -145,7 +145,7 @@ def attack(place, name, kind):
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "FIFO"])
 @pytest.mark.parametrize(("service", "name"), MANAGED, ids=[name for _service, name in MANAGED])
-def test_a_service_gets_nothing_of_roots_by_its_configuration(services, place, service, name, kind):
+def test_a_service_gets_nothing_of_root_by_its_configuration(services, place, service, name, kind):
     if name.endswith("conf.d") and kind == "hard link":
         pytest.skip("directories have no hard links")
     attack(place, name, kind)
@@ -177,7 +177,7 @@ def state(place):
 
 @pytest.mark.parametrize("name", ["conf", ".conf.new"])
 @pytest.mark.parametrize("kind", ["link", "FIFO"])
-def test_what_a_service_puts_in_the_way_of_a_swap_is_replaced(files, place, name, kind):
+def test_obstacles_of_a_service_during_a_swap_are_replaced(files, place, name, kind):
     (place.theirs / name).unlink(missing_ok=True)
     attack(place, name, kind)
     in_time(lambda: files.apply(lambda: None, lambda: None))
@@ -186,7 +186,7 @@ def test_what_a_service_puts_in_the_way_of_a_swap_is_replaced(files, place, name
 
 
 @pytest.mark.parametrize("kind", ["link", "FIFO"])
-def test_what_a_service_puts_in_the_way_of_a_rollback_is_replaced(files, place, kind):
+def test_obstacles_of_a_service_during_a_rollback_are_replaced(files, place, kind):
     def load():
         for name in ("conf", ".conf.new", "more"):
             attack(place, name, kind)
@@ -206,7 +206,7 @@ def test_a_directory_that_becomes_a_link_meanwhile_is_not_followed(files, place)
     assert untouched(place) and [path.name for path in place.root.iterdir()] == ["secret"]
 
 
-def test_a_rollback_that_fails_says_so_and_an_interrupt_rolls_back_too(files, place):
+def test_a_failed_rollback_is_reported_and_an_interrupt_rolls_back_too(files, place):
     def interrupted():
         assert state(place)[0] == "new"
         raise KeyboardInterrupt
@@ -222,7 +222,7 @@ def test_a_rollback_that_fails_says_so_and_an_interrupt_rolls_back_too(files, pl
         files.apply(lambda: exec("raise Failed('one')", {"Failed": Failed}), broken)
 
 
-def test_nothing_differs_after_a_swap_and_only_what_differs_is_shown(files, place):
+def test_nothing_differs_after_a_swap_and_only_differences_are_shown(files, place):
     assert [entry["before"] for entry in files.diff()] == ["old", ""]
     assert "(mode 0640 -> 0644, owner 65534:65534 -> 0:0)" in files.diff()[0]["after_header"]
     assert not os.path.exists(configuration.STAMP)
@@ -237,7 +237,7 @@ def test_nothing_differs_after_a_swap_and_only_what_differs_is_shown(files, plac
 # --- copies ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_copy_holds_the_set_and_lets_the_service_read_what_it_could(place):
+def test_a_copy_contains_the_set_and_the_service_can_read_the_same_files(place):
     tree = place.theirs
     (tree / "open").write_text("open\n")
     (tree / "closed").write_text("closed\n")
@@ -261,7 +261,7 @@ def test_a_copy_holds_the_set_and_lets_the_service_read_what_it_could(place):
 
 
 @pytest.mark.parametrize("what", ["hard link", "link out"])
-def test_a_copy_that_would_lead_to_roots_files_is_rejected(place, what):
+def test_a_copy_that_would_point_to_files_of_root_is_rejected(place, what):
     files = FileSet()
     if what == "hard link":
         os.link(place.secret, place.theirs / "x")
@@ -358,7 +358,7 @@ def test_a_scratch_redis_is_started_only_where_something_differs(services, redis
     assert services.redis()["changed"] and redis.starts == 5
 
 
-def test_a_redis_that_does_not_take_a_value_gets_its_earlier_files_back(services, redis, monkeypatch):
+def test_a_redis_that_rejects_a_value_gets_its_earlier_files_back(services, redis, monkeypatch):
     path = services.place.theirs / "redis.conf"
     before = path.read_text()
     monkeypatch.setattr(redis, "call", lambda *_words: redis.lines)
@@ -371,7 +371,7 @@ def test_a_redis_that_does_not_take_a_value_gets_its_earlier_files_back(services
 
 @pytest.mark.parametrize("name", ["redis.conf", "users.acl"])
 @pytest.mark.usefixtures("redis")
-def test_a_diff_shows_nothing_of_roots(services, place, name):
+def test_a_diff_shows_nothing_of_root(services, place, name):
     attack(place, name, "link")
     result = services.redis(check_mode=True)
     assert "link to" in json.dumps(result["diff"]) and SECRET not in json.dumps(result)
@@ -379,7 +379,7 @@ def test_a_diff_shows_nothing_of_roots(services, place, name):
 
 
 @pytest.mark.usefixtures("redis")
-def test_the_directory_of_its_configuration_becomes_roots(services, place):
+def test_the_directory_of_its_configuration_becomes_root_owned(services, place):
     assert place.theirs.stat().st_uid == NOBODY
     services.redis()
     status = place.theirs.stat()
@@ -470,7 +470,7 @@ def test_a_secret_is_hidden_in_a_diff():
     assert shown == [("", secret), (secret, ""), (secret, secret), (secret, "(another secret)\n")]
 
 
-def test_an_entry_of_a_diff_says_what_becomes_of_a_path():
+def test_an_entry_of_a_diff_describes_the_change_of_a_path():
     none, link, old = ("none",), ("link", "/t"), ("file", b"old", 0o640, 1, 2, 9)
     new = ("file", b"new", 0o600, None, 3)
     describe = functools.partial(configuration.describe, "/p")
@@ -537,7 +537,7 @@ def test_directories_are_compared_shown_and_made(tmp_path):
     assert stat.S_IMODE(os.stat(tmp_path / "new").st_mode) == 0o755
 
 
-def test_what_differs_of_a_set_is_found_hidden_and_swapped_in_parts(tmp_path):
+def test_differences_of_a_set_are_found_hidden_and_swapped_in_parts(tmp_path):
     for name in ("same", "other", "link"):
         (tmp_path / name).write_text("old")
     files = FileSet()
@@ -558,7 +558,7 @@ def test_what_differs_of_a_set_is_found_hidden_and_swapped_in_parts(tmp_path):
     assert (tmp_path / "third").read_text() == "new" and os.readlink(tmp_path / "link") == "same"
 
 
-def test_what_cannot_be_read_or_is_no_file_is_rejected(place):
+def test_unreadable_paths_and_special_files_are_rejected(place):
     files = FileSet()
     files.want(str(place.root), ("none",))
     with pytest.raises(Rejected, match="neither a file nor a link"):
@@ -610,7 +610,7 @@ class Module:
     ],
 )
 @pytest.mark.usefixtures("place")
-def test_what_a_run_raises_is_reported_with_its_module(error, words):
+def test_exceptions_of_a_run_are_reported_with_their_module(error, words):
     def work():
         raise error
 
@@ -640,7 +640,7 @@ def test_one_run_at_a_time_changes_a_host():
         pass
 
 
-def test_a_swap_that_does_not_succeed_restores_the_files_and_says_what_became_of_the_service(files, place):
+def test_a_failed_swap_restores_the_files_and_reports_the_state_of_the_service(files, place):
     def broken():
         raise OSError("it broke.")
 
@@ -660,7 +660,7 @@ def test_a_swap_that_does_not_succeed_restores_the_files_and_says_what_became_of
 # --- copies ---------------------------------------------------------------------------------------------------------
 
 
-def test_paths_below_the_root_lead_to_the_copy():
+def test_paths_below_the_root_point_into_the_copy():
     text = (
         b"include /etc/nginx/x; a=/etc/nginx/y /srv/etc/nginx/z ./etc/nginx/v -/etc/nginx/w /etc/nginx2/x /etc/nginx;"
     )
@@ -687,14 +687,14 @@ def test_without_a_reader_a_copy_has_the_modes_of_its_files(place):
     assert not os.path.exists(os.path.dirname(copy)) and not (place.top / "elsewhere").exists()
 
 
-def test_where_there_is_no_root_a_copy_holds_the_set_alone(place):
+def test_without_root_a_copy_contains_only_the_set(place):
     files = FileSet()
     files.add({"path": str(place.top / "new/sub/x"), "content": "x"})
     with files.staged(str(place.top / "new"), "x.service") as (copy, _work):
         assert os.listdir(copy) == ["sub"] and os.listdir(copy + "/sub") == ["x"]
 
 
-def test_a_reader_gets_the_copy_and_a_directory_of_its_own(place):
+def test_a_reader_gets_the_copy_and_its_own_directory(place):
     reader = {"user": NOBODY, "group": NOGROUP, "extra_groups": [NOGROUP]}
     (place.theirs / "x").write_text("x")
     (place.theirs / "x").chmod(0o600)

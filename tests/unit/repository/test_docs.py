@@ -113,18 +113,18 @@ def playbook_text(path):
     return text
 
 
-def said_options(playbook):
-    """What group_vars/all/options.yml lets people type with this playbook."""
+def documented_options(playbook):
+    """Options that group_vars/all/options.yml allows with this playbook."""
     return load(ROOT / "group_vars/all/options.yml")["run_options"].get(Path(playbook).stem, {})
 
 
 def playbook_faults(words):
-    """What is wrong with one call of ansible-playbook."""
-    named, wishes, faults = [], [], []
+    """Problems of one call of ansible-playbook."""
+    named, requirements, faults = [], [], []
     iterator = iter(words[1:])
     for word in iterator:
         if word in VALUED:
-            wishes.append((VALUED[word], next(iterator, "")))
+            requirements.append((VALUED[word], next(iterator, "")))
         elif word in PLAIN:
             continue
         elif word.startswith("-"):
@@ -135,9 +135,9 @@ def playbook_faults(words):
         if not (ROOT / playbook).is_file():
             faults.append(f"there is no playbook {playbook}")
     if faults or not named:
-        return faults or (["no playbook is named"] if wishes else [])
+        return faults or (["no playbook is named"] if requirements else [])
     text = "".join(playbook_text(ROOT / playbook) for playbook in named)
-    for kind, value in wishes:
+    for kind, value in requirements:
         if kind == "inventory" and not (ROOT / value).exists():
             faults.append(f"there is no inventory {value}")
         elif kind == "tags":
@@ -145,7 +145,7 @@ def playbook_faults(words):
             faults += [f"there is no tag {tag}" for tag in value.split(",") if tag not in known]
         elif kind == "extra":
             name = value.split("=")[0]
-            typed = {option for playbook in named for option in said_options(playbook)}
+            typed = {option for playbook in named for option in documented_options(playbook)}
             if not re.search(rf"\b{name} \| default|^    {name}: ", text, re.M) and name not in variables() | typed:
                 faults.append(f"there is no option {name}")
     return faults
@@ -217,9 +217,9 @@ def test_guide_names_every_playbook(path):
 
 
 def test_shiftmasterctl_commands_exist():
-    said = {command for path in DOCUMENTS for command in commands(path) if re.match(r"shiftmasterctl \w", command)}
+    output = {command for path in DOCUMENTS for command in commands(path) if re.match(r"shiftmasterctl \w", command)}
     known = re.search(r"commands = ({.*?})", (ROOT / "roles/shiftmaster/files/shiftmasterctl").read_text(), re.S)[1]
-    assert said and {command for command in said if f'"{command.split()[1]}"' not in known} == set()
+    assert output and {command for command in output if f'"{command.split()[1]}"' not in known} == set()
 
 
 # --- variables ------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_variables_exist(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_yaml_blocks_have_the_right_types(path):
-    """An example that a role would refuse helps nobody."""
+    """An example must be valid for its role."""
     options = {}
     for role in ROLES:
         specs = load(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"]
@@ -278,16 +278,16 @@ def test_defaults_in_tables_are_the_codes(path):
 def test_defaults_in_brackets_are_the_codes(path):
     """`variable` (60), also with Japanese brackets."""
     real = defaults()
-    said = re.findall(r"`([a-z0-9_]+)`[ ,、]*[((]?(\d+)(?: s| 秒)?[,)),]", prose(path))
-    said = [(name, int(number)) for name, number in said if name in real]
-    assert len(said) >= 5
-    assert [(name, number, real[name]) for name, number in said if real[name] != number] == []
+    output = re.findall(r"`([a-z0-9_]+)`[ ,、]*[((]?(\d+)(?: s| 秒)?[,)),]", prose(path))
+    output = [(name, int(number)) for name, number in output if name in real]
+    assert len(output) >= 5
+    assert [(name, number, real[name]) for name, number in output if real[name] != number] == []
 
 
 @pytest.mark.parametrize("path", CONFIGURATION, ids=name_of)
 def test_the_configuration_names_everything_that_must_be_set(path):
-    wiring = load(ROOT / "group_vars/all/preflight.yml")
-    lists = [wiring[name] for name in wiring if name.startswith("__preflight_required")]
+    group_variables = load(ROOT / "group_vars/all/preflight.yml")
+    lists = [group_variables[name] for name in group_variables if name.startswith("__preflight_required")]
     required = {entry["name"] for entries in lists for entry in entries}
     vault = set(load(ROOT / "group_vars/single/vault.yml.example"))
     assert required | vault <= set(spans(path))
@@ -303,15 +303,15 @@ def first_column(path, *headings):
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
-def test_checks_are_those_of_the_wiring(path):
+def test_checks_are_those_of_the_group_variables(path):
     checks = load(ROOT / "group_vars/all/health.yml")["shiftmaster_health_checks"]
     group_of = {check["name"]: group for group, entries in checks.items() for check in entries}
-    said = {}
+    output = {}
     for heading, cells in rows(path):
         if heading[0] in ("check", "チェック"):
             group = (re.findall(r"`([^`]+)`", cells[1]) or ["all"])[0]
-            said.update((name, group) for name in re.findall(r"`([^`]+)`", cells[0]))
-    assert said == group_of
+            output.update((name, group) for name in re.findall(r"`([^`]+)`", cells[0]))
+    assert output == group_of
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
@@ -319,8 +319,8 @@ def test_statuses_and_icons_are_the_engines(path):
     source = (ROOT / "module_utils/shiftmaster/health/engine.py").read_text(encoding="utf-8")
     icons = ast.literal_eval(re.search(r"^ICONS = ({.*})$", source, re.M)[1])
     icons["error"] = ast.literal_eval(re.search(r"^UNKNOWN_ICON = (.*)$", source, re.M)[1])
-    said = {cells[0].split("(")[0]: cells[1] for heading, cells in rows(path) if heading[1] in ("icon", "アイコン")}
-    assert said == icons
+    output = {cells[0].split("(")[0]: cells[1] for heading, cells in rows(path) if heading[1] in ("icon", "アイコン")}
+    assert output == icons
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
@@ -353,12 +353,12 @@ def test_states_of_a_release_are_the_codes(path):
 @pytest.mark.parametrize("path", GUIDES, ids=name_of)
 def test_choices_of_schema_are_the_playbooks(path):
     choices = load(ROOT / "group_vars/all/options.yml")["run_options"]["rollback"]["schema"]["choices"]
-    said = {found for span in spans(path) for found in re.findall(r"^schema=(\w+)$", span)}
-    said |= set(first_column(path, "`schema`"))
-    assert said == set(choices)
+    output = {found for span in spans(path) for found in re.findall(r"^schema=(\w+)$", span)}
+    output |= set(first_column(path, "`schema`"))
+    assert output == set(choices)
 
 
-def test_pages_that_users_see_are_named_as_they_see_them():
+def test_pages_are_named_as_users_see_them():
     pages = load(ROOT / "roles/nginx/vars/main.yml")["__nginx_pages"]
     for path, language in zip(GUIDES, ("en", "ja")):
         titles = {page["code"]: page[language] for page in pages}
@@ -378,7 +378,7 @@ def test_paths_of_the_repository_exist(path):
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=name_of)
-def test_links_to_chapters_lead_to_one(path):
+def test_links_to_chapters_are_valid(path):
     for target, anchor in re.findall(r"\]\(([^)#\s]*)#([^)\s]+)\)", prose(path)):
         text = ((path.parent / target) if target else path).read_text(encoding="utf-8")
         headings = [re.sub(r"[^\w\s-]", "", line).strip().lower() for line in re.findall(r"^#+ (.*)$", text, re.M)]
@@ -388,8 +388,10 @@ def test_links_to_chapters_lead_to_one(path):
 @pytest.mark.parametrize("path", CONFIGURATION + GUIDES, ids=name_of)
 def test_chapters_that_are_named_exist(path):
     numbers = {int(number) for number in re.findall(r"^#+ (\d+)\. ", path.read_text(encoding="utf-8"), re.M)}
-    said = {int(number) for number in re.findall(r"chapter (\d+)|(\d+) 章", prose(path)) for number in number if number}
-    assert numbers and said <= numbers
+    output = {
+        int(number) for number in re.findall(r"chapter (\d+)|(\d+) 章", prose(path)) for number in number if number
+    }
+    assert numbers and output <= numbers
 
 
 # --- the two languages ----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples/shiftmaster"
 GOOD = ["2.0.0", "2.1.0", "2.2.0"]
 SECRET = {"DJANGO_SECRET_KEY", "DB_PASSWORD", "CACHE_URL", "CELERY_BROKER_URL"}
-# What a deployment sets; DJANGO_SETTINGS_MODULE and SHIFTMASTER_VERSION are not the settings' business.
+# Variables of a deployment; the settings do not read DJANGO_SETTINGS_MODULE and SHIFTMASTER_VERSION.
 NAMES = SECRET | {
     "DJANGO_SECRET_KEY_FALLBACKS",
     "DJANGO_ALLOWED_HOSTS",

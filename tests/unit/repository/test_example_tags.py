@@ -16,7 +16,7 @@ import pytest
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples/shiftmaster"
 GOOD = ["2.0.0", "2.1.0", "2.2.0"]
-# What each tag changes of the version that it is built on, besides VERSION.
+# Changes of each tag to the version that it is built on, besides VERSION.
 CHANGES = {
     "2.2.0": {
         "M roster/models/shift_type.py",
@@ -91,13 +91,13 @@ def test_repository_is_sound_and_has_the_tags_and_main(repository):
     assert git(repository, "symbolic-ref", "HEAD").strip() == "refs/heads/main"
 
 
-def test_same_files_give_the_same_revisions_whatever_the_user_has_set(repository, copied, tmp_path):
+def test_same_files_give_the_same_revisions_under_any_git_configuration(repository, copied, tmp_path):
     home = tmp_path / "home"
     home.mkdir()
     (home / ".gitconfig").write_text(
         "[init]\ndefaultBranch = trunk\n[core]\nautocrlf = true\n[commit]\ngpgSign = true\n[user]\nname = Somebody\n"
     )
-    # What running the application leaves is not packed.
+    # Files that the running application creates are not packed.
     (copied / "roster/__pycache__").mkdir()
     (copied / "roster/__pycache__/urls.cpython-313.pyc").write_bytes(b"x")
     (copied / "locale/ja/LC_MESSAGES/django.mo").write_bytes(b"x")
@@ -134,7 +134,7 @@ def test_list_names_each_tag_with_its_revision(repository):
 
 
 @pytest.mark.parametrize("tag", packer.VERSIONS)
-def test_every_version_says_its_name_and_has_readable_code(repository, tag):
+def test_every_version_contains_its_name_and_readable_code(repository, tag):
     assert git(repository, "show", f"{tag}:VERSION") == f"{tag}\n"
     names = git(repository, "ls-tree", "-r", "--name-only", tag).splitlines()
     assert not [name for name in names if name.startswith(("versions/", "pack.py")) or name.endswith(".append")]
@@ -152,7 +152,7 @@ def test_a_version_changes_what_it_is_about_and_no_more(repository, tag):
     assert {line.replace("\t", " ") for line in lines} == CHANGES[tag] | {"M VERSION"}
 
 
-def test_2_1_0_brings_a_migration_a_task_a_requirement_and_new_static_files(repository):
+def test_2_1_0_adds_a_migration_a_task_a_requirement_and_new_static_files(repository):
     lines = git(repository, "diff", "--name-status", "--no-renames", "2.0.0", "2.1.0").splitlines()
     changes = {line.replace("\t", " ") for line in lines}
     assert {
@@ -167,7 +167,7 @@ def test_2_1_0_brings_a_migration_a_task_a_requirement_and_new_static_files(repo
     assert 'name="roster.tasks.summarize_month"' in git(repository, "show", "2.1.0:roster/tasks/summary.py")
 
 
-def test_broken_versions_are_broken_where_they_say(repository):
+def test_broken_versions_fail_where_they_are_documented_to(repository):
     names = git(repository, "ls-tree", "-r", "--name-only", "broken-import").splitlines()
     assert "from .telemetry import" in git(repository, "show", "broken-import:shiftmaster/wsgi.py")
     assert "shiftmaster/telemetry.py" not in names

@@ -21,13 +21,13 @@ FAULTS = yaml.safe_load((ROOT / "tests/faults.yml").read_text(encoding="utf-8"))
 JAPAN = zoneinfo.ZoneInfo("Asia/Tokyo")
 DAY = datetime.datetime(2026, 11, 30, 10, 0, tzinfo=JAPAN)
 NIGHT = datetime.datetime(2026, 11, 28, 2, 0, tzinfo=JAPAN)
-HOUSE = ("critical", "warning", "info")
+OTHER_RECEIVERS = ("critical", "warning", "info")
 CATALOGUE = {alert["name"]: alert for alert in catalogue_of.catalogue()}
 
 
 @functools.cache
 def config():
-    """What role alertmanager writes, as its own test renders it."""
+    """The files of role alertmanager, as its own test renders them."""
     spec = importlib.util.spec_from_file_location("role", ROOT / "tests/unit/roles/test_render_alertmanager.py")
     role = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(role)
@@ -54,23 +54,23 @@ def alert(text, env="production"):
     return onset + catalogue_of.seconds(rule.get("for", "0s")), labels
 
 
-def told(found):
+def incidents_and_messages(found):
     """(incidents of PagerDuty, messages to Slack and email) in their order."""
     incidents = {}
     for one in found:
         if one.receiver == "critical-pagerduty":
             incidents[one.group] = " + ".join(one.alerts)
-    return list(incidents.values()), [" + ".join(one.alerts) for one in found if one.receiver in HOUSE]
+    return list(incidents.values()), [" + ".join(one.alerts) for one in found if one.receiver in OTHER_RECEIVERS]
 
 
-def expected(fault, moment):
-    return fault["pages"] if "pages" in fault else fault["day" if moment is DAY else "night"]
+def expected(fault, timestamp):
+    return fault["pages"] if "pages" in fault else fault["day" if timestamp is DAY else "night"]
 
 
 @offenders.each(FAULTS, lambda fault: fault["fault"])
 def test_messages_of_a_fault(fault):
     assert set(fault) <= {"fault", "env", "independent", "alerts", "pages", "day", "night", "messages"}
     alerts = [alert(text) for text in fault["alerts"]]
-    for moment in (DAY, NIGHT):
-        pages, house = told(messages.sent(config(), alerts, moment))
-        assert (pages, house) == (expected(fault, moment), fault["messages"]), moment
+    for timestamp in (DAY, NIGHT):
+        pages, house = incidents_and_messages(messages.sent(config(), alerts, timestamp))
+        assert (pages, house) == (expected(fault, timestamp), fault["messages"]), timestamp

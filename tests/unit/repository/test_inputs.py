@@ -64,7 +64,7 @@ WRONG_TOO = {"kibana_memory_max_mb": 64, "logstash_heap_mb": "many"}
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What is found on a host that is everything: with good values, with something missing, with every mistake."""
+    """Problems of a host with every role: with good values, with missing ones, with every mistake."""
     names = "web app database cache monitoring elasticsearch logstash kibana filebeat"
     groups = {name: {"hosts": {"alone": {}}} for name in names.split()}
     host = {"ansible_connection": "local", "shiftmaster_domain": "shift.example.test", "tls_site_mode": "selfsigned"}
@@ -77,7 +77,7 @@ def found(tmp_path_factory):
 
 
 def problems(source, facts, values):
-    """What the first task of role preflight finds, as deploy.yml calls it."""
+    """Problems that the first task of role preflight finds, as deploy.yml calls it."""
     task = yaml.safe_load((ROOT / "roles/preflight/tasks/main.yml").read_text(encoding="utf-8"))[0]
     plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
     given = next(task["vars"] for task in plays[1]["tasks"] if "preflight_rules" in task.get("vars", {}))
@@ -89,11 +89,11 @@ def problems(source, facts, values):
     return action.check(arguments, known, templar_of, ROOT)["problems"]
 
 
-def test_good_values_are_not_complained_of(found):
+def test_valid_values_are_not_reported(found):
     assert found["good"] == []
 
 
-def test_what_comes_last_is_evaluated_first(found):
+def test_each_wrong_value_is_reported(found):
     def check(mistake):
         assert [one for one in found["wrong"] if mistake[2] in one]
 
@@ -101,14 +101,14 @@ def test_what_comes_last_is_evaluated_first(found):
     offenders.check_each(WRONG, check, lambda mistake: f"{mistake[0]}={mistake[1]}")
 
 
-def test_what_is_missing_hides_no_other_problem_and_is_not_called_too_short_as_well(found):
+def test_a_missing_value_hides_no_other_problem_and_is_not_reported_as_too_short(found):
     names = {one: re.match(r"variable (\w+) is not set: ", one) for one in found["missing"]}
     assert {name[1] for name in names.values() if name} == set(MISSING)
     more = [one for one, name in names.items() if not name]
     assert len(more) == 2 and all(any(name in one for one in more) for name in WRONG_TOO), more
 
 
-def test_what_each_tag_runs_is_what_its_plays_have():
+def test_roles_of_each_tag_are_those_of_its_plays():
     plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
     wanted: dict = {}
     for play in plays:
@@ -120,7 +120,7 @@ def test_what_each_tag_runs_is_what_its_plays_have():
             for tag in tags if role else ():
                 wanted.setdefault(tag, set()).add(role)
     for roles in wanted.values():
-        # Of the play "What the logging parts come from", which goes by its conditions.
+        # Of the play "What the logging parts come from", which runs by its conditions.
         roles |= {"elastic_repository"} if roles & {"elasticsearch", "logstash", "kibana", "filebeat"} else set()
     values = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
     assert {tag: set(roles) for tag, roles in values["preflight_roles_of_tags"].items()} == wanted

@@ -81,10 +81,10 @@ class Toy:
         if path.startswith("/login"):
             if method == "GET":
                 page = '<input type="hidden" name="csrf" value="a&amp;b">'
-                return self.answer(sock, 200, page, "Set-Cookie: c=1\r\n")
+                return self.respond(sock, 200, page, "Set-Cookie: c=1\r\n")
             form = urllib.parse.parse_qs(body)
             good = form.get("csrf") == ["a&b"] and form.get("password") == ["secret"] and "c=1" in headers["cookie"]
-            return self.answer(sock, 302 if good else 403, "", "Set-Cookie: sessionid=s; Path=/\r\n" if good else "")
+            return self.respond(sock, 302 if good else 403, "", "Set-Cookie: sessionid=s; Path=/\r\n" if good else "")
         if what == 200 and method == "POST":
             with self.lock:
                 if len(self.stored) + 1 not in self.forget:
@@ -95,10 +95,10 @@ class Toy:
         if what not in (200, 302):
             self.misdone["failed"] += 1
         text = " ".join(f"[{value}]" for value in self.stored) if path == "/all" else "ok <v>2.0.0</v>"
-        return self.answer(sock, what, text, extra)
+        return self.respond(sock, what, text, extra)
 
     @staticmethod
-    def answer(sock, status, text, extra=""):
+    def respond(sock, status, text, extra=""):
         body = text.encode()
         sock.sendall(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n{extra}\r\n".encode() + body)
         return True
@@ -134,7 +134,7 @@ def test_a_kept_connection_that_the_server_has_ended_is_not_used_though_the_loop
         connection = loadgen.Connection(loadgen.Target("127.0.0.1", server.port, "x", "http://x", None, ""))
         await connection.exchange(head, b"", "GET")
         server.hang_up()
-        time.sleep(0.1)  # Not asyncio's: nobody reads the connection's end meanwhile.
+        time.sleep(0.1)  # Not asyncio's: the connection's end is not read meanwhile.
         return await connection.exchange(head, b"", "GET")
 
     assert asyncio.run(run()).status == 200
@@ -168,7 +168,7 @@ def load(tmp_path, port, requests=None, more=None, *options, expect_code=None):
 QUICK = ("--clients", "4", "--think-seconds", "0", "--seconds", "20", "--timeout", "2")
 
 
-def test_a_good_server_has_no_failure(tmp_path, toy):
+def test_a_healthy_server_has_no_failure(tmp_path, toy):
     server = toy()
     summary, lines = load(tmp_path, server.port, None, None, *QUICK, "--max-requests", "300", expect_code=0)
     assert (summary["requests"], summary["failed"], summary["errors"]) == (300, 0, {})
@@ -191,7 +191,7 @@ def test_every_dropped_and_failed_request_is_counted(tmp_path, toy):
     assert sum(1 for line in lines if line["error"]) == summary["failed"]
 
 
-def test_what_a_kept_connection_leaves_unanswered_is_repeated_where_asked_for(tmp_path, toy):
+def test_a_request_without_a_response_on_a_kept_connection_is_repeated_on_request(tmp_path, toy):
     server = toy(lambda number, method, path: "drop" if number % 10 == 0 else 200)
     options = ("--max-requests", "200", "--clients", "1", "--think-seconds", "0", "--seconds", "20")
     summary, _ = load(tmp_path, server.port, None, None, *options, "--repeat-unanswered", expect_code=0)
@@ -204,14 +204,14 @@ def test_what_a_kept_connection_leaves_unanswered_is_repeated_where_asked_for(tm
     assert (summary["failed"], summary["repeated"]) == (2, 0)
 
 
-def test_nobody_listening_is_refused(tmp_path):
+def test_a_closed_port_is_refused(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     summary, _ = load(tmp_path, port, None, None, *QUICK, "--max-requests", "12", expect_code=1)
     assert summary["errors"] == {"refused": 12}
 
 
-def test_a_silent_server_is_a_timeout(tmp_path, toy):
+def test_a_server_that_does_not_respond_is_a_timeout(tmp_path, toy):
     server = toy(lambda number, method, path: 12.0 if number == 3 else 200)
     summary, lines = load(tmp_path, server.port, None, None, *QUICK[:-1], "3", "--max-requests", "20", expect_code=1)
     assert summary["errors"] == {"timeout": 1}
@@ -324,7 +324,7 @@ def test_sigterm_ends_the_run_with_its_summary(tmp_path, toy):
 
 def test_links_of_a_page_are_followed(tmp_path, toy):
     server = toy()
-    server.answer = lambda sock, status, text, extra="": Toy.answer(
+    server.respond = lambda sock, status, text, extra="": Toy.respond(
         sock, status, '<link href="/static/a.css"><img src="/static/b.svg">', extra
     )
     requests = [

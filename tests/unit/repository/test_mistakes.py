@@ -1,4 +1,4 @@
-"""Mistakes that people make with the commands, and which test shows that each names its cause and the next command.
+"""Mistakes that users make with the commands, and which test shows that each names its cause and the next command.
 
 Where a mistake is found before this repository is read (the locale, a file or an inventory that does not exist), the
 message is Ansible's own; ./shiftmaster avoids it.
@@ -18,7 +18,7 @@ from support import ROOT
 
 LAST = 15
 COVERED = {
-    "the demo is not running and no inventory is named": "release/test_phases.py::test_why_a_module_did_not_start",
+    "the demo is not running and no inventory is named": "release/test_phases.py::test_the_reason_why_a_module_did",
     "wrong password of the vault": "repository/test_mistakes.py::test_a_wrong_password_of_the_vault",
     "no password of the vault": "release/test_phases.py::test_a_vault_without_its_password_is_named",
     "host that cannot be reached": "release/test_phases.py::test_an_unreachable_host_is_named",
@@ -26,17 +26,17 @@ COVERED = {
     "key that the host does not accept": "release/test_phases.py::test_a_known_cause_names_the_next_command",
     "password of sudo": "release/test_phases.py::test_a_known_cause_names_the_next_command",
     "another working directory": "repository/test_mistakes.py::test_another_working_directory",
-    "old ansible-core": "release/test_phases.py::test_an_old_ansible_is_named_with_what_makes_the_right_one",
-    "no Ansible": "repository/test_wrapper.py::test_without_the_virtual_environment_it_says_what_makes_it",
-    "no Python on the host": "release/test_phases.py::test_why_a_module_did_not_start",
+    "old ansible-core": "release/test_phases.py::test_an_old_ansible_is_named",
+    "no Ansible": "repository/test_wrapper.py::test_without_the_virtual_environment_it_names",
+    "no Python on the host": "release/test_phases.py::test_the_reason_why_a_module_did",
     "another locale than UTF-8": "repository/test_wrapper.py::test_the_vault_password_and_the_locale_are_set",
     "another type than a list": "plugins/test_shiftmaster_variables.py::test_another_type_than_a_list_is_one_problem",
     "another type of a role's variable": "plugins/test_shiftmaster_variables.py::test_everything_wrong_is_reported",
-    "a second deploy at the same time": "release/test_held.py::test_a_run_under_way_is_named",
+    "a second deploy at the same time": "release/test_held.py::test_a_running_operation_is_named",
     "verify.yml without a logging pipeline": "repository/test_mistakes.py::test_a_verification_that_checked_nothing",
-    "sources of people on a single host": "roles/test_group_variables.py::test_people_reach_the_monitoring",
-    "misspelt variable": "plugins/test_shiftmaster_options.py::test_tags_and_limits_do_not_lead_past_it",
-    "misspelt tag": "roles/test_group_variables.py::test_hosts_alerts_tags_and_modes_that_there_are_not",
+    "sources of people on a single host": "roles/test_group_variables.py::test_the_monitoring_of_a_single_host",
+    "misspelt variable": "plugins/test_shiftmaster_options.py::test_tags_and_limits_do_not_skip_it",
+    "misspelt tag": "roles/test_group_variables.py::test_unknown_hosts_alerts_tags_and_modes",
     "misspelt command or option": "repository/test_wrapper.py::test_an_unknown_option_or_command_is_named",
     "misspelt environment": "repository/test_wrapper.py::test_the_environment_is_a_choice",
     "version that does not exist": "plugins/test_shiftmaster_source.py::test_an_unknown_version_is_one_sentence",

@@ -70,8 +70,8 @@ def test_tests_of_a_line_are_those_that_call_its_function():
     assert mutants.tests_of_line(SOURCE, 9, {}) is mutants.tests_of_line(SOURCE, 9, {"5": ["", "a.py::one"]}) is None
 
 
-def test_a_function_gets_the_code_of_a_mutant(tmp_path):
-    """Whatever holds the function: a decorator, another name, a method's class."""
+def test_a_function_runs_the_code_of_a_mutant(tmp_path):
+    """In each form of the function: a decorator, another name, a method's class."""
     source = (
         b"import contextlib\n\n\n@contextlib.contextmanager\ndef one():\n    def inner():\n        return 1 + 2\n\n"
         b"    yield inner()\n\n\nclass Two:\n    def method(self):\n        return 1 < 2\n"
@@ -91,7 +91,7 @@ def test_a_function_gets_the_code_of_a_mutant(tmp_path):
     assert mutants.outermost(source, 4) is mutants.outermost(source, 5) is mutants.outermost(source, 12) is None
 
 
-def test_what_a_child_does_is_reported_and_limited(tmp_path):
+def test_results_of_a_child_are_reported_and_limited(tmp_path):
     def broken():
         raise ValueError
 

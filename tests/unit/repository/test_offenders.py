@@ -30,6 +30,6 @@ def test_another_error_of_one_item_hides_no_other():
         offenders.check_each([0, 1, 3], reciprocal_of_little)
 
 
-def test_no_items_are_no_pass():
+def test_an_empty_list_does_not_pass():
     with pytest.raises(AssertionError):
         offenders.check_each([], print)

@@ -37,7 +37,7 @@ def test_every_module_is_in_a_known_package():
         "__init__.py",
         *(str(path.relative_to(ROOT)) for path in ROOT.glob("*/*.py")),
     }
-    # AnsiballZ ships each package's __init__ with whatever is imported of it.
+    # AnsiballZ ships each package's __init__ with each module imported from it.
     assert not [path for path in ROOT.rglob("__init__.py") if path.stat().st_size]
 
 

@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
 
 @functools.cache
 def files(*patterns):
-    """What is or would be committed; directories are given as "name/"."""
+    """Files that are or would be committed; directories are given as "name/"."""
     result = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *patterns],
         cwd=ROOT,
@@ -79,7 +79,7 @@ def test_pinned_collections_are_those_of_the_ansible_package():
             absent.append(pin["name"])
             continue
         assert json.loads(manifest.read_text())["collection_info"]["version"] == pin["version"], pin["name"]
-    # What that package does not bring is installed by whoever sets AWX up.
+    # Collections missing from that package are installed with AWX.
     assert absent == ["awx.awx"]
 
 
@@ -101,11 +101,11 @@ def test_locked_requirements_name_no_index_and_have_hashes():
     assert [line for line in packages if not re.fullmatch(r"[\w.-]+==[\w.!+]+ \\", line)] == []
 
 
-def test_the_lock_answers_the_wishes():
+def test_the_lock_file_matches_the_requirements():
     locked = dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), re.M))
-    wishes = re.findall(r"^([\w.-]+)(?:==([\w.]+))?$", (ROOT / "requirements.in").read_text(), re.M)
-    assert [(name, version) for name, version in wishes if version and locked.get(name) != version] == []
-    assert [name for name, _ in wishes if name not in locked] == []
+    requirements = re.findall(r"^([\w.-]+)(?:==([\w.]+))?$", (ROOT / "requirements.in").read_text(), re.M)
+    assert [(name, version) for name, version in requirements if version and locked.get(name) != version] == []
+    assert [name for name, _ in requirements if name not in locked] == []
 
 
 # --- secrets --------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_no_private_key_is_committed():
     ] == []
 
 
-def test_vaults_are_encrypted_or_made_anew_for_each_installation():
+def test_vaults_are_encrypted_or_created_for_each_installation():
     for path in files("**/vault.yml", "**/vault.yaml", "**/*.vault.yml"):
         text = text_of(path)
         if text.startswith("$ANSIBLE_VAULT;"):
@@ -138,7 +138,7 @@ HARMLESS = re.compile(
 )
 
 
-def speaks_of_secrets(text):
+def contains_secrets(text):
     # A sentence or a path between quotes is no secret.
     text = re.sub(r"'([^'\n]*)'", lambda found: "''" if re.search("[ /]", found[1]) else found[0], text)
     return [
@@ -176,7 +176,7 @@ def hides_itself(task, role):
         for name, arguments in task.items():
             source = directory / f"{name}.py"
             if isinstance(arguments, dict) and source.exists():
-                secret = [key for key in arguments if speaks_of_secrets(key)]
+                secret = [key for key in arguments if contains_secrets(key)]
                 # SECRET of host/quiet.py is marked.
                 mark = r"(?:SECRET\b|(?:dict\(|given\(|list_of\(|{)[^)}]*(?:no_log\W+True|SECRET\b))"
                 marked = [re.search(rf"\b{key}\W+{mark}", text_of(source)) for key in secret]
@@ -191,18 +191,18 @@ def secrets_in(task, role):
         for k, v in task.items()
         if k not in ("name", "no_log", "when", "register", "notify", "tags", "changed_when", "failed_when")
     }
-    found = speaks_of_secrets(" ".join(expressions(arguments)))
+    found = contains_secrets(" ".join(expressions(arguments)))
     template = task.get("ansible.builtin.template")
     if isinstance(template, dict):
         source = role / "templates" / str(template.get("src"))
         if source.exists():
-            # What is shown in a template's diff: expressions, not the comments around them.
-            found += speaks_of_secrets(" ".join(re.findall(r"{{.*?}}", text_of(source), re.S)))
+            # Text shown in a template's diff: expressions, not the comments around them.
+            found += contains_secrets(" ".join(re.findall(r"{{.*?}}", text_of(source), re.S)))
     return sorted(set(found))
 
 
 @offenders.each(lambda: files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml"), relative)
-def test_tasks_that_carry_secrets_are_behind_the_switch(path):
+def test_tasks_with_secrets_use_the_switch(path):
     role = ROOT / path.relative_to(ROOT).parts[0] / path.relative_to(ROOT).parts[1]
     open_ones = [
         f"{task.get('name')}: {', '.join(found)}"
@@ -234,7 +234,7 @@ REFUSED = {
 
 
 @offenders.each(REFUSED)
-def test_nothing_refused_is_in_use(pattern):
+def test_forbidden_patterns_are_not_used(pattern):
     paths = files("*.cfg", "*.yml", "*.yaml", "*.j2", ".ansible-lint")
     assert [relative(path) for path in paths if re.search(pattern, text_of(path), re.M)] == [], REFUSED[pattern]
 
@@ -253,7 +253,7 @@ def test_a_rule_that_is_switched_off_shows_why():
 # --- playbooks, inventories, scenarios, scripts ---------------------------------------------------------------------
 
 
-def test_every_playbook_is_one_to_ansible_lint():
+def test_ansible_lint_recognizes_every_playbook():
     """It checks the syntax of those below playbooks/ and of what its `kinds` name."""
     kinds = [pattern for kind in load(ROOT / ".ansible-lint")["kinds"] for pattern in [kind.get("playbook")] if pattern]
     known = {
@@ -312,14 +312,14 @@ def facts(tasks) -> set:
 
 
 @offenders.each(tasks_files, relative)
-def test_no_result_is_lost_under_another_of_the_same_name(path):
+def test_no_result_is_overwritten_by_another_of_the_same_name(path):
     """A task that is skipped registers, too: that it was skipped."""
     found = registers(load(path))
     assert sorted(set(found)) == sorted(found)
 
 
 @offenders.each(tasks_files, relative)
-def test_nothing_a_run_notes_hides_a_variable_of_a_role(path):
+def test_no_fact_of_a_run_hides_a_variable_of_a_role(path):
     """A fact comes before a role's variables, in each later task: the role would read it in their place."""
     tasks = load(path)
     assert (facts(tasks) | set(registers(tasks))) & constants() == set()
@@ -331,7 +331,7 @@ def test_nothing_a_run_notes_hides_a_variable_of_a_role(path):
     ),
     relative,
 )
-def test_nothing_is_in_an_order_of_chance(path):
+def test_no_result_depends_on_a_random_order(path):
     """These filters are of sets: what they give is in another order in each run, and a file of it changed each time."""
     found = re.findall(
         r"\| *(?:difference|intersect|symmetric_difference|union)\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)\s*\|? *\w*",
@@ -354,7 +354,7 @@ def test_every_scenario_has_its_step():
     ] == []
 
 
-def test_what_begins_with_an_interpreter_can_be_executed():
+def test_files_with_an_interpreter_line_are_executable():
     scripts = [path for path in files("scripts/", ".ci/", "inventory/") if text_of(path).startswith("#!")]
     assert scripts
     assert [relative(path) for path in scripts if not path.stat().st_mode & stat.S_IXUSR] == []
@@ -366,7 +366,7 @@ def test_group_variables_are_found_from_both_places():
     assert not list((ROOT / "group_vars/all").glob("*vault*"))
 
 
-def test_links_between_documents_lead_somewhere():
+def test_links_between_documents_are_valid():
     broken = []
     for path in files("*.md"):
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text_of(path), flags=re.S)):
@@ -385,7 +385,7 @@ def demo_script():
 @pytest.mark.parametrize(
     ("active", "wanted", "expected"), [('"2.1.0"\n', "", "2.1.0"), ("", "", "2.0.0"), ('"2.1.0"\n', "2.0.0", "2.0.0")]
 )
-def test_a_demo_that_is_started_again_keeps_its_version(monkeypatch, tmp_path, active, wanted, expected):
+def test_a_restarted_demo_keeps_its_version(monkeypatch, tmp_path, active, wanted, expected):
     """./shiftmaster -E demo deploy had deployed it, and make demo brought the one before back."""
     demo, deployed = demo_script(), []
     monkeypatch.setenv("VERSION", wanted)
@@ -399,7 +399,7 @@ def test_a_demo_that_is_started_again_keeps_its_version(monkeypatch, tmp_path, a
 
 
 def test_the_demo_reaches_its_own_host_alone(monkeypatch):
-    """Whoever has exported the inventory of real hosts must not change those by `make demo-deploy`."""
+    """With an exported inventory of real hosts `make demo-deploy` must not change those."""
     demo, ran = demo_script(), []
     monkeypatch.setenv("ANSIBLE_INVENTORY", "inventory/single")
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""What is run, how it is noted, and what is known of a step that has run on another state of the files."""
+"""Steps that are run, their record, and the status of a step that has run on another state of the files."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def rows(directory) -> dict:
     return {one[0]: one[1:] for one in cells[2:]}
 
 
-def test_what_passed_is_noted_with_its_commit_and_not_run_again_on_the_same_state(clone):
+def test_a_pass_is_recorded_with_its_commit_and_not_repeated_on_the_same_state(clone):
     directory, commit, run = clone
     first = commit()
     assert run("rest") == (1, ["good", "late"])
@@ -95,7 +95,7 @@ def test_what_passed_is_noted_with_its_commit_and_not_run_again_on_the_same_stat
     assert f"failed on `{first}`" in rows(directory)["late"][-1]
 
 
-def test_a_change_of_what_a_step_covers_asks_for_it_again(clone):
+def test_a_change_of_covered_files_runs_the_step_again(clone):
     directory, commit, run = clone
     (directory / "fixed").touch()
     assert run("all") == (0, ["good", "late"])
@@ -110,7 +110,7 @@ def test_a_change_of_what_a_step_covers_asks_for_it_again(clone):
     assert rows(directory)["late"][2:] == [f"`{last}`", rows(directory)["late"][3], "no", ""]
 
 
-def test_uncommitted_changes_are_run_and_not_noted(clone):
+def test_uncommitted_changes_are_run_and_not_recorded(clone):
     directory, commit, run = clone
     (directory / "code/one").write_text("other")
     assert run("good", "part") == (0, ["good", "part"])
@@ -123,7 +123,7 @@ def test_uncommitted_changes_are_run_and_not_noted(clone):
     assert list(rows(directory)["late"][2:5]) == ["never", "", ""] and rows(directory)["good"][2] != "never"
 
 
-def test_a_failure_does_not_take_the_last_pass_away_and_counts_as_not_verified(clone):
+def test_a_failure_keeps_the_last_pass_and_counts_as_not_verified(clone):
     directory, commit, run = clone
     (directory / "fixed").touch()
     passed = commit()
@@ -149,7 +149,7 @@ def test_affected_runs_what_covers_a_change_since_a_commit(clone):
     commit("late/one")
     # On main, without an upstream: the last commit.
     assert run("affected") == (0, ["late"])
-    # What passed on this state is not run again.
+    # A step that passed on this state is not run again.
     assert run("affected") == (0, [])
     (directory / "code/one").write_text("not committed")
     assert run("affected", first) == (0, ["good"])
@@ -163,7 +163,7 @@ def test_affected_runs_what_covers_a_change_since_a_commit(clone):
         run("affected", "nowhere")
 
 
-def test_make_test_says_what_it_does_not_cover_and_leaves_the_record_alone(clone, capsys):
+def test_make_test_reports_what_it_does_not_cover_and_keeps_the_record(clone, capsys):
     directory, commit, run = clone
     assert run("test") == (0, ["good", "part"])
     assert not (directory / "docs/verification.json").exists()
@@ -217,7 +217,7 @@ def test_a_step_without_a_recorded_duration_is_named():
     assert run_tests.time_left([step("a", None), step("b", 60)], {}) == (60, ["a"])
 
 
-def test_which_tests_failed_is_reported_at_the_end(clone, capsys):
+def test_failed_tests_are_reported_at_the_end(clone, capsys):
     step = run_tests.Step(
         "bad", run="echo 'FAILED tests/test_it.py::test_one - assert 1 == 2'; echo 'ERROR    Executed'; false"
     )
@@ -228,7 +228,7 @@ def test_which_tests_failed_is_reported_at_the_end(clone, capsys):
 
 # -- scripts/steps.yml of this repository -----------------------------------------------------------------------------
 
-# What others than lint and unit tests have to run for. (Of scripts, what only writes files is the unit tests' own.)
+# Files that steps other than lint and unit tests cover. (Scripts that only write files: unit tests.)
 PRODUCT = (
     "deploy.yml", "rollback.yml", "ansible.cfg", "checklists/", "diagnosis/", "examples/", "group_vars/", "inventory/",
     "library/", "module_utils/", "molecule/", "monitoring/", "playbooks/", "plugins/", "roles/", "scripts/test_",
@@ -280,7 +280,7 @@ def test_every_step_is_complete(steps):
         assert ("test" in one.suites) == (one.expected is not None), one.name
 
 
-def test_what_a_sample_takes_is_marked(steps):
+def test_tests_of_a_sample_are_marked(steps):
     """Each scenario that a sample names has tests that are marked, and each that has some is named."""
     marked = {
         path.parts[-3]
@@ -320,7 +320,7 @@ def test_a_third_one_runs_where_two_leave_room(clone, monkeypatch, load, alone, 
     assert runner.run() and max(running) == most
 
 
-def test_nothing_is_begun_that_a_step_which_has_to_be_alone_would_wait_for(clone):
+def test_no_step_begins_that_an_exclusive_step_would_wait_for(clone):
     steps = [
         run_tests.Step("first", run="sleep 1; touch first.ran"),
         run_tests.Step(

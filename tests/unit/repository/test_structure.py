@@ -61,7 +61,7 @@ def test_playbooks_have_no_tasks_and_no_templates_of_their_own():
 
 
 @offenders.each(ROLES)
-def test_no_role_reads_another_ones_private_variables(role):
+def test_no_role_reads_private_variables_of_another(role):
     others = [re.escape(other) for other in ROLES if other != role and not role.startswith(f"{other}_")]
     private = re.compile(rf"\b__(?:{'|'.join(others)})_(?<!__{role}_)\w+")
     own = re.compile(rf"__{role}_")

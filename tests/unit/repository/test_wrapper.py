@@ -57,9 +57,9 @@ class Copy:
     def environment(self, **more):
         return {"PATH": os.environ["PATH"], "HOME": str(self.home), "LC_ALL": "C.UTF-8", **more}
 
-    def run(self, *words, answers="", **more):
+    def run(self, *words, responses="", **more):
         return subprocess.run(
-            [self.root / "shiftmaster", *words], cwd="/", env=self.environment(**more), input=answers,
+            [self.root / "shiftmaster", *words], cwd="/", env=self.environment(**more), input=responses,
             capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
 
@@ -107,7 +107,7 @@ def test_a_command_is_one_playbook_that_exists(copy, words, expected):
 
 
 @pytest.mark.parametrize("command", ["status", "history"])
-def test_status_and_history_come_from_the_hosts(copy, command):
+def test_status_and_history_are_read_from_the_hosts(copy, command):
     done = copy.run(command, "-E", "single")
     assert done.returncode == 0 and done.stdout == "app1:\nwhat it shows\n"
     ((program, arguments, _, _),) = copy.calls()
@@ -143,7 +143,7 @@ def test_the_vault_password_and_the_locale_are_set_where_they_are_missing(copy):
     assert (third["LC_ALL"], third["SHIFTMASTER_LANGUAGE"]) == ("C.UTF-8", "ja")
 
 
-def test_an_unknown_option_or_command_is_named_with_the_one_that_was_meant(copy):
+def test_an_unknown_option_or_command_is_named_with_the_nearest_one(copy):
     for words, near in ((["deploy", "--chek"], "--check"), (["diagnoze"], "diagnose")):
         done = copy.run(*words)
         assert (done.returncode, copy.calls(), done.stdout) == (2, [], "") and near in done.stderr
@@ -162,7 +162,7 @@ def test_wrong_usage_runs_nothing(copy, words):
     assert copy.run(*words).returncode == 2 and copy.calls() == []
 
 
-def test_without_the_virtual_environment_it_says_what_makes_it(copy):
+def test_without_the_virtual_environment_it_names_the_command_that_creates_it(copy):
     shutil.rmtree(copy.root / ".venv")
     done = copy.run("health")
     assert done.returncode == 1 and "make bootstrap" in done.stderr and "Traceback" not in done.stderr
@@ -183,10 +183,10 @@ def test_ctrl_c_ends_the_playbook_and_then_shows_what_is_live(copy):
 
 def test_init_writes_inventory_variables_and_an_encrypted_vault(copy):
     (copy.root / ".venv/bin/ansible-vault").symlink_to(Path(sys.executable).with_name("ansible-vault"))
-    answers = "bad host!\napp1.example.jp\nshift.example.org\nhttps://git.example.org/s.git\n2.1.0\n"
-    done = copy.run("-E", "hospital", "init", answers=answers)
+    responses = "bad host!\napp1.example.jp\nshift.example.org\nhttps://git.example.org/s.git\n2.1.0\n"
+    done = copy.run("-E", "hospital", "init", responses=responses)
     assert done.returncode == 0, done.stderr
-    # Why an answer is rejected.
+    # Reasons why an input is rejected.
     assert "without user and port" in done.stdout
     hosts = yaml.safe_load((copy.root / "inventory/hospital/hosts.yml").read_text())["all"]["children"]
     assert list(hosts["hospital"]["hosts"]) == list(hosts["web"]["hosts"]) == ["app1.example.jp"]
@@ -195,7 +195,7 @@ def test_init_writes_inventory_variables_and_an_encrypted_vault(copy):
     assert values["shiftmaster_repository"] == "https://git.example.org/s.git"
     assert values["shiftmaster_version"] == "2.1.0"
     assert ".secrets/hospital/" in values["tls_provided_key_src"]
-    # What remains can be typed as it is printed.
+    # The remaining commands can be typed as they are printed.
     assert stat.S_IMODE((copy.root / ".secrets/hospital").stat().st_mode) == 0o700
     assert all(f".secrets/hospital/shiftmaster.{end}" in done.stdout for end in ("crt", "key"))
     vault, password = copy.root / "group_vars/hospital/vault.yml", copy.home / ".shiftmaster.vault-password"
@@ -207,12 +207,12 @@ def test_init_writes_inventory_variables_and_an_encrypted_vault(copy):
     assert all(re.fullmatch("[0-9a-f]{64}", value) for value in made.values())
     assert not any(value in done.stdout + done.stderr for value in made.values())
     # A second time nothing is overwritten.
-    again = copy.run("-E", "hospital", "init", answers=answers)
+    again = copy.run("-E", "hospital", "init", responses=responses)
     assert again.returncode == 1 and vault.read_text().startswith("$ANSIBLE_VAULT;")
-    assert copy.run("-E", "web", "init", answers=answers).returncode == 2
+    assert copy.run("-E", "web", "init", responses=responses).returncode == 2
 
 
-def test_init_ends_without_answers_and_writes_nothing(copy):
+def test_init_ends_without_input_and_writes_nothing(copy):
     (copy.root / ".venv/bin/ansible-vault").symlink_to(Path(sys.executable).with_name("ansible-vault"))
     assert copy.run("-E", "hospital", "init").returncode == 1
     assert not (copy.root / "inventory/hospital").exists() and not (copy.home / ".shiftmaster.vault-password").exists()
@@ -244,15 +244,15 @@ def test_keys_are_compared_as_they_are_typed_and_never_shown(copy):
     assert sheet.returncode == 0 and set(fingerprints) == set(key)
     # The same key for two purposes is no secret that the sheet shows.
     assert len(set(fingerprints.values())) == 2
-    good = copy.run("-E", "single", "keys", answers="c" * 64 + "\n" + "r" * 64 + "\n")
+    good = copy.run("-E", "single", "keys", responses="c" * 64 + "\n" + "r" * 64 + "\n")
     assert good.returncode == 0 and good.stdout.count("the same") == 2
-    bad = copy.run("-E", "single", "keys", answers="\n" + "r" * 63 + "x\n")
+    bad = copy.run("-E", "single", "keys", responses="\n" + "r" * 63 + "x\n")
     assert bad.returncode == 1 and "the same" not in bad.stdout
     for run in (sheet, good, bad):
         assert "c" * 60 not in run.stdout + run.stderr and "r" * 60 not in run.stdout + run.stderr
 
 
-def test_without_keys_there_is_no_sheet(copy):
+def test_without_keys_there_is_no_list(copy):
     stub = copy.root / ".venv/bin/ansible-inventory"
     for output, code in (('{"_meta": {"hostvars": {"app1": {}}}}', 0), ("", 1)):
         stub.write_text(f"#!{sys.executable}\nprint({output!r})\nraise SystemExit({code})\n")

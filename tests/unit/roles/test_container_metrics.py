@@ -38,18 +38,18 @@ def engine(tmp_path):
     """A function that starts an engine with these responses (path -> object, status or a function of the handler)."""
     started = []
 
-    def start(answers):
-        asked = []
+    def start(responses):
+        requested = []
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
-                asked.append(self.path)
-                answer = answers.get(self.path, 404)
-                if callable(answer):
-                    return answer(self)
-                status, body = (answer, b"{}") if isinstance(answer, int) else (200, json.dumps(answer).encode())
+                requested.append(self.path)
+                response = responses.get(self.path, 404)
+                if callable(response):
+                    return response(self)
+                status, body = (response, b"{}") if isinstance(response, int) else (200, json.dumps(response).encode())
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 # As Docker sends what is larger.
@@ -70,7 +70,7 @@ def engine(tmp_path):
         server = Engine(path, Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         started.append(server)
-        return path, asked
+        return path, requested
 
     yield start
     for server in started:
@@ -89,7 +89,7 @@ def metrics(path):
 
 
 def test_metrics_of_recorded_containers(script, engine, tmp_path):
-    path, asked = engine(RECORDED)
+    path, requested = engine(RECORDED)
     output = tmp_path / "c.prom"
     before = time.time()
     assert script.main(["--socket", path, "--output", str(output)]) == 0
@@ -115,13 +115,13 @@ def test_metrics_of_recorded_containers(script, engine, tmp_path):
     )
     # A stopped container has no metrics of its own, and is not queried.
     assert 'shiftmaster_container_memory_bytes{name="killed"}' not in found
-    assert len([target for target in asked if "stats" in target]) == 2
+    assert len([target for target in requested if "stats" in target]) == 2
     assert stat.S_IMODE(output.stat().st_mode) == 0o644
     assert [item.name for item in tmp_path.iterdir() if item.name.startswith(".")] == []
 
 
-def test_the_text_is_what_the_collector_takes(script, engine, tmp_path):
-    path, _asked = engine(RECORDED)
+def test_the_collector_accepts_the_text(script, engine, tmp_path):
+    path, _requested = engine(RECORDED)
     script.run(path, str(tmp_path / "c.prom"), 10)
     text = (tmp_path / "c.prom").read_text(encoding="utf-8")
     seen = set()
@@ -153,16 +153,18 @@ def test_memory_of_both_kinds_of_cgroups(script, memory, expected):
     assert script.memory_bytes({"memory_stats": memory}) == expected
 
 
-def test_a_container_that_goes_away_meanwhile_is_left_out(script, engine, tmp_path):
+def test_a_container_that_ends_meanwhile_is_skipped(script, engine, tmp_path):
     gone = next(key for key in RECORDED if key.endswith("/json") and RECORDED[key]["Name"] == "/web")
-    path, _asked = engine({key: value for key, value in RECORDED.items() if not key.startswith(gone[: -len("/json")])})
+    path, _requested = engine(
+        {key: value for key, value in RECORDED.items() if not key.startswith(gone[: -len("/json")])}
+    )
     assert script.run(path, str(tmp_path / "c.prom"), 10) == (None, True)
     found = metrics(tmp_path / "c.prom")
     assert not [name for name in found if 'name="web"' in name]
     assert found['shiftmaster_container_running{name="sick"}'] == 1
 
 
-def assert_says_that_it_failed(output, last):
+def assert_reports_failure(output, last):
     assert metrics(output).keys() == {
         "shiftmaster_container_engine_up",
         "shiftmaster_containers_last_collected_timestamp_seconds",
@@ -172,35 +174,35 @@ def assert_says_that_it_failed(output, last):
     assert metrics(output)["shiftmaster_containers_last_collected_timestamp_seconds"] == last
 
 
-def test_an_engine_that_is_away_leaves_no_old_metrics_but_their_time(script, engine, tmp_path, capsys):
-    path, _asked = engine(RECORDED)
+def test_an_unreachable_engine_leaves_no_old_metrics_but_their_time(script, engine, tmp_path, capsys):
+    path, _requested = engine(RECORDED)
     output = tmp_path / "c.prom"
     script.run(path, str(output), 10)
     last = metrics(output)["shiftmaster_containers_last_collected_timestamp_seconds"]
     for _time in range(2):
         assert script.main(["--socket", str(tmp_path / "none"), "--output", str(output)]) == 0
-        assert_says_that_it_failed(output, last)
+        assert_reports_failure(output, last)
     assert capsys.readouterr().err.count("<4>") == 1, "every 15 seconds, it would fill the journal"
     output.unlink()
     script.main(["--socket", str(tmp_path / "none"), "--output", str(output)])
-    assert_says_that_it_failed(output, 0)
+    assert_reports_failure(output, 0)
 
 
 LIST = "/v1.41/containers/json?all=1"
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [500, {"message": "no"}, [{"State": "running"}], [None], "text"],
     ids=["500", "no list", "no id", "null", "text"],
 )
-def test_answers_that_make_no_sense(script, engine, tmp_path, answer):
-    path, _asked = engine({LIST: answer})
+def test_invalid_responses(script, engine, tmp_path, response):
+    path, _requested = engine({LIST: response})
     assert script.run(path, str(tmp_path / "c.prom"), 10)[0]
-    assert_says_that_it_failed(tmp_path / "c.prom", 0)
+    assert_reports_failure(tmp_path / "c.prom", 0)
 
 
-def test_no_json(script, engine, tmp_path):
+def test_a_response_that_is_no_json(script, engine, tmp_path):
     def cut(handler):
         handler.send_response(200)
         handler.send_header("Content-Length", "100")
@@ -208,9 +210,9 @@ def test_no_json(script, engine, tmp_path):
         handler.wfile.write(b"[")
         handler.close_connection = True
 
-    path, _asked = engine({LIST: cut})
+    path, _requested = engine({LIST: cut})
     assert script.run(path, str(tmp_path / "c.prom"), 10)[0]
-    assert_says_that_it_failed(tmp_path / "c.prom", 0)
+    assert_reports_failure(tmp_path / "c.prom", 0)
 
 
 @pytest.mark.parametrize("drip", [False, True], ids=["silent", "byte by byte"])
@@ -228,7 +230,7 @@ def test_an_engine_that_hangs_is_waited_for_within_the_limit(script, engine, tmp
                 except OSError:
                     return
 
-    path, _asked = engine({LIST: hang})
+    path, _requested = engine({LIST: hang})
     began = time.monotonic()
     problems = []
     # In a thread: one that waits for ever shall fail, not hang.
@@ -241,7 +243,7 @@ def test_an_engine_that_hangs_is_waited_for_within_the_limit(script, engine, tmp
     end.set()
     assert not hung and problems[0][0]
     assert 0.5 < time.monotonic() - began < 5
-    assert_says_that_it_failed(tmp_path / "c.prom", 0)
+    assert_reports_failure(tmp_path / "c.prom", 0)
 
 
 def test_many_containers_share_the_limit(script, engine, tmp_path):
@@ -253,11 +255,11 @@ def test_many_containers_share_the_limit(script, engine, tmp_path):
         handler.end_headers()
         handler.wfile.write(body)
 
-    path, _asked = engine({key: RECORDED[key] if key == LIST else slow for key in RECORDED})
+    path, _requested = engine({key: RECORDED[key] if key == LIST else slow for key in RECORDED})
     began = time.monotonic()
     assert script.run(path, str(tmp_path / "c.prom"), 0.7)[0]
     assert time.monotonic() - began < 5
-    assert_says_that_it_failed(tmp_path / "c.prom", 0)
+    assert_reports_failure(tmp_path / "c.prom", 0)
 
 
 def test_a_reader_never_sees_half_a_file(script, tmp_path):

@@ -72,12 +72,12 @@ def problems(**variables):
     return rendered.problems("grafana", templar(**{**GIVEN, **variables}))
 
 
-def test_good_inputs_have_no_problem():
+def test_valid_inputs_have_no_problem():
     assert problems(grafana_data_sources=[SOURCE], grafana_users=[{"login": "nurse", "password": "of-the-nurse"}]) == []
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "output"),
     [
         ({"grafana_apt_key": ""}, "Grafana is not part of Debian"),
         ({"grafana_admin_password": "short"}, "(vault_grafana_admin_password)"),
@@ -91,9 +91,9 @@ def test_good_inputs_have_no_problem():
         ({"grafana_home_dashboard": "none"}, "no dashboard with the uid none"),
     ],
 )
-def test_each_problem_is_named_alone_and_says_no_secret(variables, said):
+def test_each_problem_is_named_alone_without_a_secret(variables, output):
     found = problems(**variables)
-    assert len(found) == 1 and said in found[0], found
+    assert len(found) == 1 and output in found[0], found
     assert not any(secret in found[0] for secret in ("short", "0123456789", "long-enough", "seven77"))
 
 
@@ -107,7 +107,7 @@ def ini(**variables):
 # --- templates ------------------------------------------------------------------------------------------------------
 
 
-def test_no_door_is_open_and_nothing_goes_out():
+def test_access_is_closed_and_nothing_is_sent_out():
     found = ini()
     assert {
         (section, name): found[section][name]
@@ -175,7 +175,7 @@ def test_data_sources_verify_and_log_in():
     assert yaml.safe_load(render("datasources.yaml.j2"))["datasources"] == []
 
 
-def test_dashboards_are_files_that_nobody_edits_in_the_browser():
+def test_dashboards_are_files_that_cannot_be_edited_in_the_browser():
     (provider,) = yaml.safe_load(render("dashboards.yaml.j2"))["providers"]
     assert provider["disableDeletion"] is False and provider["allowUiUpdates"] is False
     assert provider["folderUid"] == "shiftmaster"
@@ -198,7 +198,7 @@ def test_dashboards_are_in_the_language_next_to_those_of_the_site(tmp_path, lang
     assert f"/docs/runbooks/HighCPUUsage{ending}" in overview
 
 
-def test_without_an_address_no_link_leads_to_a_runbook():
+def test_without_an_address_no_link_points_to_a_runbook():
     files = templar(grafana_runbook_url_base="").template(trust_as_template("{{ __grafana_dashboard_files }}"))
     assert len(files) == 11
     for item in files:
@@ -211,7 +211,7 @@ def test_without_an_address_no_link_leads_to_a_runbook():
             assert item["content"].count(text) == source.read_text(encoding="utf-8").count(text)
 
 
-def test_dashboards_get_the_address_of_the_runbooks():
+def test_dashboards_contain_the_address_of_the_runbooks():
     known = templar()
     titles = known.template(trust_as_template("{{ __grafana_dashboard_titles }}"))
     assert titles["shiftmaster-overview"] == "ShiftMaster - システム概要" and len(titles) == 11
@@ -221,14 +221,14 @@ def test_dashboards_get_the_address_of_the_runbooks():
         assert "@RUNBOOK" not in item["content"] and item["apply"] == "none"
         base = next(found for found in model["templating"]["list"] if found["name"] == "runbook_url_base")
         assert base["query"] == "https://docs.example.org/ops"
-    # What is Grafana's in them is left as it is.
+    # Fields of Grafana itself are unchanged.
     assert any("{{instance}}" in item["content"] for item in files)
 
 
 # --- the module -----------------------------------------------------------------------------------------------------
 
 MODULE = load("grafana_instance", ROOT / "library/service/grafana_instance.py")
-STAND_IN = load("grafana_stub", ROOT / "tests" / "grafana_stub" / "grafana")
+STUB = load("grafana_stub", ROOT / "tests" / "grafana_stub" / "grafana")
 USERS = [
     {"login": "hanako", "password": "hanako-password", "role": "Editor", "name": "山田花子", "email": "h@example.org"},
     {"login": "taro", "password": "taro \"'$%: 太郎"},
@@ -239,19 +239,19 @@ USERS = [
 def grafana(tmp_path, monkeypatch):
     """The stub, in this process and without TLS, with one dashboard."""
     boards, provisioning = tmp_path / "boards", tmp_path / "provisioning"
-    for folder in (boards, provisioning / "dashboards", provisioning / "datasources"):
-        folder.mkdir(parents=True)
+    for directory in (boards, provisioning / "dashboards", provisioning / "datasources"):
+        directory.mkdir(parents=True)
     (boards / "one.json").write_text(json.dumps({"uid": "one", "title": "一"}), encoding="utf-8")
     provider = {"folderUid": "shiftmaster", "options": {"path": str(boards)}}
     (provisioning / "dashboards" / "a.yaml").write_text(json.dumps({"providers": [provider]}))
     (tmp_path / "grafana.ini").write_text(
         "[security]\nadmin_password = admin-password\n[metrics]\nbasic_auth_username = p\nbasic_auth_password = q\n"
     )
-    monkeypatch.setattr(STAND_IN, "DATABASE", str(tmp_path / "grafana.db"))
-    monkeypatch.setattr(STAND_IN, "PROVISIONING", str(provisioning))
-    monkeypatch.setattr(STAND_IN.Handler, "log_message", lambda *_: None)
-    STAND_IN.Handler.grafana = server = STAND_IN.Grafana(str(tmp_path / "grafana.ini"))
-    http = ThreadingHTTPServer(("127.0.0.1", 0), STAND_IN.Handler)
+    monkeypatch.setattr(STUB, "DATABASE", str(tmp_path / "grafana.db"))
+    monkeypatch.setattr(STUB, "PROVISIONING", str(provisioning))
+    monkeypatch.setattr(STUB.Handler, "log_message", lambda *_: None)
+    STUB.Handler.grafana = server = STUB.Grafana(str(tmp_path / "grafana.ini"))
+    http = ThreadingHTTPServer(("127.0.0.1", 0), STUB.Handler)
     thread = threading.Thread(target=http.serve_forever)
     thread.start()
     server.url, server.boards = f"http://127.0.0.1:{http.server_port}", boards
@@ -309,7 +309,7 @@ def test_only_what_differs_is_changed(grafana, keep):
     assert not keep(users=changed)["changed"]
 
 
-def test_users_of_others_stay_where_the_site_says_so(grafana, keep):
+def test_users_of_others_are_kept_where_the_site_specifies(grafana, keep):
     keep()
     assert not keep(users=USERS[:1], prune_users=False)["changed"]
     assert "taro" in roles(grafana)
@@ -321,7 +321,7 @@ def test_a_check_changes_nothing(grafana, keep):
     assert roles(grafana) == {"admin": "Admin"}
 
 
-def test_the_administrators_password_is_replaced_by_one_of_before(grafana, keep):
+def test_the_administrators_password_is_replaced_with_the_help_of_an_earlier_one(grafana, keep):
     result = keep(admin_password="new-password")
     assert result["failed"] and "grafana_admin_previous_passwords" in result["msg"]
     before = {"admin_previous_passwords": ["older", "admin-password"]}
@@ -355,17 +355,17 @@ def test_a_data_source_that_does_not_respond_is_a_failure(grafana, keep):
     assert "data source p is unhealthy (400" in keep(data_sources=["p"])["msg"]
 
 
-def test_a_page_that_strangers_can_read_is_a_failure(grafana, keep, monkeypatch):
-    asked = MODULE.Api.ask
+def test_a_public_page_is_a_failure(grafana, keep, monkeypatch):
+    requested = MODULE.Api.ask
 
-    def ask(self, path, *values, login=None, **more):
-        return (200, "") if path == "/metrics" and not login else asked(self, path, *values, login=login, **more)
+    def query(self, path, *values, login=None, **more):
+        return (200, "") if path == "/metrics" and not login else requested(self, path, *values, login=login, **more)
 
-    monkeypatch.setattr(MODULE.Api, "ask", ask)
+    monkeypatch.setattr(MODULE.Api, "ask", query)
     assert "/metrics returns 200 without a login" in keep()["msg"]
 
 
-def test_nobody_there(keep):
+def test_no_server(keep):
     assert "Grafana does not respond" in keep(url="http://127.0.0.1:9")["msg"]
     assert keep(True, url="http://127.0.0.1:9")["changed"]
     # On a host that is still empty there is no authority either.

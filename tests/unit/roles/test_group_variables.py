@@ -1,4 +1,4 @@
-"""What group_vars/all makes of an inventory: who listens for whom, and how they speak."""
+"""The values of group_vars/all for an inventory: listeners, their clients, and protocols."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from rendered import render
 
 ROOT = Path(__file__).resolve().parents[3]
-ASKED = (
+VARIABLES = (
     "topology_rules", "postgresql_listen_addresses", "postgresql_hba_rules", "redis_port", "redis_tls_port",
     "nginx_upstream_servers", "nginx_upstream_tls", "nginx_local_tls_listen", "nginx_static_url", "firewall_rules",
     "shiftmaster_database_sslmode", "shiftmaster_lb_servers", "tls_internal_names", "shiftmaster_secret_environment",
@@ -26,22 +26,22 @@ WATCHED = (
 )  # fmt: skip
 
 
-def wiring(inventory: str, pattern: str = "all", asked=ASKED, facts=None, **extra) -> dict:
+def group_variables(inventory: str, pattern: str = "all", variable_names=VARIABLES, facts=None, **extra) -> dict:
     """{host: {variable: value}} of an inventory; facts: {host: what is known of it already}."""
-    return inventories.variables(ROOT / "inventory" / inventory, asked, pattern, facts, **extra)
+    return inventories.variables(ROOT / "inventory" / inventory, variable_names, pattern, facts, **extra)
 
 
 @pytest.fixture(scope="module")
 def production():
-    return wiring("production", topology_media_shared=True)
+    return group_variables("production", topology_media_shared=True)
 
 
-def test_a_fleet_has_no_problem_of_its_own(production):
+def test_a_site_of_several_hosts_has_no_problem(production):
     assert {host: values["topology_rules"] for host, values in production.items() if values["topology_rules"]} == {}
 
 
 @pytest.mark.parametrize("group", ["database", "cache"])
-def test_a_second_primary_is_a_problem_and_a_standby_is_none(tmp_path, group):
+def test_a_second_primary_is_a_problem_and_a_standby_is_not(tmp_path, group):
     inventory = yaml.safe_load((ROOT / "inventory/production/hosts.yml").read_text(encoding="utf-8"))
     children = inventory["all"]["children"]
     children["production"]["hosts"]["second"] = {"ansible_host": "192.0.2.40", "private_address": "10.20.0.40"}
@@ -50,7 +50,7 @@ def test_a_second_primary_is_a_problem_and_a_standby_is_none(tmp_path, group):
     def problems(name):
         (tmp_path / name).mkdir()
         (tmp_path / name / "hosts.yml").write_text(yaml.safe_dump(inventory))
-        found = wiring(tmp_path / name, "db1", ("topology_rules",), topology_media_shared=True)
+        found = group_variables(tmp_path / name, "db1", ("topology_rules",), topology_media_shared=True)
         return found["db1"]["topology_rules"]
 
     assert problems("standby") == []
@@ -60,7 +60,7 @@ def test_a_second_primary_is_a_problem_and_a_standby_is_none(tmp_path, group):
     assert found.startswith(f"group {group} holds ") and "second" in found and "primary" in found
 
 
-def test_the_database_answers_the_application_hosts_alone(production):
+def test_the_database_accepts_only_application_hosts(production):
     assert production["db1"]["postgresql_listen_addresses"] == ["*"]
     addresses = [rule.get("address") for rule in production["db1"]["postgresql_hba_rules"]]
     assert addresses[-2:] == ["10.20.0.11/32", "10.20.0.12/32"]
@@ -70,7 +70,7 @@ def test_the_database_answers_the_application_hosts_alone(production):
     assert production["app1"]["shiftmaster_database_sslmode"] == "verify-full"
 
 
-def test_the_cache_speaks_tls_alone(production):
+def test_the_cache_uses_only_tls(production):
     assert (production["cache1"]["redis_port"], production["cache1"]["redis_tls_port"]) == (0, 6379)
     assert production["app2"]["shiftmaster_secret_environment"]["CACHE_URL"].startswith("rediss://shiftmaster:")
     assert (
@@ -78,7 +78,7 @@ def test_the_cache_speaks_tls_alone(production):
     )
 
 
-def test_the_web_server_asks_both_application_hosts_by_their_private_addresses(production):
+def test_the_web_server_connects_to_both_application_hosts_by_their_private_addresses(production):
     edge = production["edge1"]
     assert edge["nginx_upstream_servers"] == ["10.20.0.11:8443", "10.20.0.12:8443"] and edge["nginx_upstream_tls"]
     assert edge["nginx_static_url"] == "" and edge["nginx_local_tls_listen"] == []
@@ -87,8 +87,8 @@ def test_the_web_server_asks_both_application_hosts_by_their_private_addresses(p
     assert {"app1", "10.20.0.11", "app.shiftmaster.internal"} <= set(production["app1"]["tls_internal_names"])
 
 
-def test_one_host_needs_nobody_else():
-    values = next(iter(wiring("single").values()))
+def test_one_host_needs_no_other():
+    values = next(iter(group_variables("single").values()))
     assert values["topology_rules"] == [] and values["shiftmaster_lb_servers"] == {}
     assert values["postgresql_listen_addresses"] == ["localhost"]
     assert (values["redis_port"], values["redis_tls_port"]) == (6379, 0)
@@ -102,7 +102,7 @@ def test_one_host_needs_nobody_else():
 def test_the_database_has_room_for_both_slots_of_every_application_host(tmp_path, count, connections):
     apps = "".join(f"app{number} ansible_host=10.0.0.{number}\n" for number in range(count))
     (tmp_path / "hosts").write_text(f"[app]\n{apps}[database]\napp0\n[web]\napp0\n[cache]\napp0\n")
-    values = wiring(str(tmp_path / "hosts"), asked=("postgresql_max_connections",))
+    values = group_variables(str(tmp_path / "hosts"), variable_names=("postgresql_max_connections",))
     assert {str(value["postgresql_max_connections"]) for value in values.values()} == {connections}
 
 
@@ -129,11 +129,14 @@ mon2
 
 
 def watched(directory, environment="production", hosts=HOSTS, **extra) -> dict:
-    """app1 is of Debian 12, of the others nobody knows."""
+    """app1 runs Debian 12, the release of the others is unknown."""
     facts = {"app1": {"distribution_major_version": "12"}}
     (directory / "hosts").write_text(hosts.replace("{environment}", environment))
-    return wiring(
-        str(directory / "hosts"), asked=WATCHED, facts=facts, **{"shiftmaster_domain": "shift.example.test", **extra}
+    return group_variables(
+        str(directory / "hosts"),
+        variable_names=WATCHED,
+        facts=facts,
+        **{"shiftmaster_domain": "shift.example.test", **extra},
     )
 
 
@@ -164,9 +167,11 @@ def alerts(values) -> set:
     }
 
 
-def test_one_host_that_watches_itself_listens_for_nobody_else(tmp_path):
+def test_one_host_that_monitors_itself_listens_for_no_other(tmp_path):
     (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database cache monitoring".split()))
-    one = wiring(str(tmp_path / "hosts"), asked=WATCHED, shiftmaster_domain="shift.example.test")["one"]
+    one = group_variables(str(tmp_path / "hosts"), variable_names=WATCHED, shiftmaster_domain="shift.example.test")[
+        "one"
+    ]
     assert one["exporter_listen_addresses"] == ["127.0.0.1"] and one["prometheus_listen_address"] == "127.0.0.1"
     assert one["alertmanager_listen_addresses"] == ["127.0.0.1:9093"]
     assert one["nginx_metrics_listen"] == ["127.0.0.1:9443"] and one["monitoring_clients"] == []
@@ -184,17 +189,17 @@ def test_one_host_that_watches_itself_listens_for_nobody_else(tmp_path):
     assert opened & {9090, 9093, 9094, 9100, 9113, 9115, 9121, 9187, 9443} == set(), one["firewall_rules"]
 
 
-def test_people_reach_the_monitoring_of_a_single_host(tmp_path):
+def test_the_monitoring_of_a_single_host_is_reachable_for_its_sources(tmp_path):
     """The firewall opened the ports, and Prometheus listened on the loopback interface alone."""
     (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database cache monitoring".split()))
     values = {"monitoring_admin_sources": ["10.0.0.5"], "shiftmaster_domain": "shift.example.test"}
-    one = wiring(str(tmp_path / "hosts"), asked=WATCHED, **values)["one"]
+    one = group_variables(str(tmp_path / "hosts"), variable_names=WATCHED, **values)["one"]
     opened = {port for rule in one["firewall_rules"] if rule.get("sources") == ["10.0.0.5"] for port in rule["ports"]}
     assert {9090, 9093} <= opened and one["prometheus_listen_address"] == ""
     assert one["alertmanager_listen_addresses"] == [":9093"]
 
 
-def test_the_demo_notifies_nobody():
+def test_the_demo_sends_no_notification():
     """It has no mail server, and the alert that messages fail was in each of its diagnoses."""
     channels = ["alertmanager_email_to", "alertmanager_slack_api_url", "alertmanager_pagerduty_routing_key"]
     (found,) = inventories.variables(ROOT / "inventory/demo", channels).values()
@@ -210,7 +215,9 @@ def two_hundred(tmp_path_factory):
         "[app]\n" + "\n".join(apps) + "\n[web]\nedge1 ansible_host=10.0.0.1\n[database]\nedge1\n[cache]\nedge1\n"
         "[monitoring]\nmon1 ansible_host=10.0.0.2\n"
     )  # fmt: skip
-    return wiring(str(directory / "hosts"), "mon1", asked=WATCHED, shiftmaster_domain="shift.example.test")["mon1"]
+    return group_variables(
+        str(directory / "hosts"), "mon1", variable_names=WATCHED, shiftmaster_domain="shift.example.test"
+    )["mon1"]
 
 
 def test_two_hundred_hosts_are_targets_of_their_own(two_hundred):
@@ -223,7 +230,7 @@ def test_two_hundred_hosts_are_targets_of_their_own(two_hundred):
         assert len({target["labels"]["instance"] for target in job["targets"]}) == len(job["targets"])
 
 
-def test_the_configuration_for_two_hundred_hosts_is_one(two_hundred, tmp_path):
+def test_two_hundred_hosts_have_one_configuration(two_hundred, tmp_path):
     text = render(
         "prometheus", "prometheus.yml.j2", prometheus_jobs=two_hundred["prometheus_jobs"], ansible_managed="x",
         prometheus_web_users=[{"name": "prometheus", "password": "x"}],
@@ -247,9 +254,9 @@ def test_exporters_that_know_no_password_are_left_out(site):
 
 def test_hosts_watch_the_certificates_of_their_services_and_their_mail_servers(tmp_path):
     (tmp_path / "hosts").write_text("[web]\na\n[app]\na\n[database]\nd\n[cache]\nd\n[monitoring]\nm\n")
-    asked = ("exporter_tls_listeners", "exporter_mail_servers", "diagnosis_certificates")
+    variable_names = ("exporter_tls_listeners", "exporter_mail_servers", "diagnosis_certificates")
     mail = {"shiftmaster_email_host": "mail.x.jp", "alertmanager_smtp_smarthost": "relay.x.jp:587"}
-    found = wiring(str(tmp_path / "hosts"), asked=asked, shiftmaster_domain="x", **mail)
+    found = group_variables(str(tmp_path / "hosts"), variable_names=variable_names, shiftmaster_domain="x", **mail)
     host_certificate = {"file": "/etc/ssl/shiftmaster/host.crt"}
     listeners = [
         {"name": "postgresql", "port": 5432, **host_certificate},
@@ -262,11 +269,11 @@ def test_hosts_watch_the_certificates_of_their_services_and_their_mail_servers(t
     assert [one["name"] for one in found["a"]["diagnosis_certificates"]] == ["site"]
     assert found["m"]["exporter_mail_servers"] == ["relay.x.jp:587"]
     # The default is no mail server.
-    alone = wiring(str(tmp_path / "hosts"), "a", asked, shiftmaster_domain="x")["a"]
+    alone = group_variables(str(tmp_path / "hosts"), "a", variable_names, shiftmaster_domain="x")["a"]
     assert alone["exporter_mail_servers"] == []
 
 
-def test_the_page_is_known_by_the_only_host_that_answers_it(site, demo):
+def test_the_page_is_probed_on_the_host_that_serves_it(site, demo):
     assert instances(site["mon1"], "blackbox-http") == ["edge1"]
     assert instances(demo["mon1"], "blackbox-http") == ["shift.example.test"]
 
@@ -281,17 +288,17 @@ def test_the_page_is_known_by_the_only_host_that_answers_it(site, demo):
         ({"monitoring_container_hosts": ["one"], "monitoring_alerts_left_out": ["BackupMissing"]}, None),
     ],
 )
-def test_hosts_alerts_tags_and_modes_that_there_are_not(tmp_path, given, sentence):
+def test_unknown_hosts_alerts_tags_and_modes(tmp_path, given, sentence):
     (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
-    (problems,) = wiring(str(tmp_path / "hosts"), asked=("topology_rules",), **given).values()
+    (problems,) = group_variables(str(tmp_path / "hosts"), variable_names=("topology_rules",), **given).values()
     assert [sentence in one for one in problems["topology_rules"]] == ([True] if sentence else [])
 
 
 def test_a_new_password_for_scrapes_is_valid_next_to_the_old_one(tmp_path):
     (tmp_path / "hosts").write_text("".join(f"[{name}]\none\n" for name in "web app database monitoring".split()))
-    old, asked = {"name": "prometheus", "password": "old"}, ("exporter_users", "nginx_metrics_users")
-    found = wiring(
-        str(tmp_path / "hosts"), asked=(*asked, "prometheus_web_users", "prometheus_jobs"),
+    old, variable_names = {"name": "prometheus", "password": "old"}, ("exporter_users", "nginx_metrics_users")
+    found = group_variables(
+        str(tmp_path / "hosts"), variable_names=(*variable_names, "prometheus_web_users", "prometheus_jobs"),
         monitoring_scrape_user="prometheus-2", vault_monitoring_scrape_password="new",
         monitoring_scrape_users_previous=[old], shiftmaster_domain="shift.example.test",
     )  # fmt: skip
@@ -305,12 +312,12 @@ def test_grafana_is_queried_where_there_is_one(site, demo):
     assert instances(site["mon1"], "grafana") == ["mon1", "mon2"] and instances(demo["mon1"], "grafana") == []
 
 
-def test_what_is_watched_listens_on_addresses_of_ipv6_as_well(site):
+def test_monitored_services_also_listen_on_addresses_of_ipv6(site):
     assert site["db1"]["exporter_listen_addresses"] == [""] and site["mon1"]["prometheus_listen_address"] == ""
     assert site["mon1"]["alertmanager_listen_addresses"] == [":9093"]
 
 
-def test_several_alertmanagers_may_speak_with_one_another(site):
+def test_several_alertmanagers_can_form_a_cluster(site):
     ports = {
         host: {port for rule in values["firewall_rules"] if rule["name"] == "monitoring" for port in rule["ports"]}
         for host, values in site.items()
@@ -318,32 +325,32 @@ def test_several_alertmanagers_may_speak_with_one_another(site):
     assert {host for host, open_ports in ports.items() if 9094 in open_ports} == {"mon1", "mon2"}
 
 
-def test_what_is_not_wanted_is_not_told_as_a_lack(site, demo):
+def test_disabled_functions_are_not_reported_as_missing(site, demo):
     lacks = {"CeleryBeatMissing", "BackupMissing", "RestoreTestTooOld"}
     assert lacks <= alerts(site["mon1"]) and alerts(site["mon1"]) - alerts(demo["mon1"]) == lacks
 
 
 @pytest.mark.parametrize(
-    "extra, said",
+    "extra, output",
     [
         ({"topology_media_shared": False}, "topology_media_shared"),
         ({"topology_media_shared": True, "shiftmaster_batches": [0]}, "shiftmaster_batches"),
     ],
 )
-def test_what_is_wrong_about_a_fleet_is_reported(extra, said):
-    problems = wiring("production", asked=("topology_rules",), **extra)["app1"]["topology_rules"]
-    assert len(problems) == 1 and said in problems[0]
+def test_problems_of_an_inventory_are_reported(extra, output):
+    problems = group_variables("production", variable_names=("topology_rules",), **extra)["app1"]["topology_rules"]
+    assert len(problems) == 1 and output in problems[0]
 
 
-def test_only_hosts_with_an_address_are_looked_for(tmp_path):
+def test_only_hosts_with_an_address_are_peers(tmp_path):
     (tmp_path / "hosts").write_text("[app]\na\nb\n[web]\nw\n[database]\nd private_address=192.0.2.7\n[cache]\nc\n")
-    hosts = wiring(str(tmp_path / "hosts"), asked=("diagnosis_peers",))
+    hosts = group_variables(str(tmp_path / "hosts"), variable_names=("diagnosis_peers",))
     assert [(peer["host"], peer["address"]) for peer in hosts["a"]["diagnosis_peers"]] == [("d", "192.0.2.7")]
     assert hosts["w"]["diagnosis_peers"] == []
 
 
 @pytest.mark.parametrize(
-    "said, taken",
+    "output, taken",
     [
         ("192.0.2.7", "192.0.2.7"),
         ("0.0.0.0/0", ""),
@@ -353,26 +360,28 @@ def test_only_hosts_with_an_address_are_looked_for(tmp_path):
         (["192.0.2.7"], ""),
     ],
 )
-def test_what_a_host_says_of_its_address_cannot_change_the_files_of_others(tmp_path, said, taken):
+def test_the_reported_address_of_a_host_cannot_change_the_files_of_others(tmp_path, output, taken):
     (tmp_path / "hosts").write_text("[app]\na\n[database]\nd private_address=192.0.2.9\n")
-    facts = {"a": {"default_ipv4": {"address": said}}}
-    values = wiring(str(tmp_path / "hosts"), pattern="d", asked=["topology_addresses"], facts=facts)
+    facts = {"a": {"default_ipv4": {"address": output}}}
+    values = group_variables(str(tmp_path / "hosts"), pattern="d", variable_names=["topology_addresses"], facts=facts)
     assert values["d"]["topology_addresses"] == {"a": taken, "d": "192.0.2.9"}
 
 
-def test_what_the_source_is_checked_with_names_all_of_the_environment(tmp_path):
+def test_the_source_check_gets_all_names_of_the_environment(tmp_path):
     (tmp_path / "hosts").write_text("[app]\na\n[web]\na\n[database]\na\n[cache]\na\n")
     names = ("shiftmaster_extra_environment", "shiftmaster_extra_secret_environment")
     more = {name: {"ONE_OF_%s" % name.upper(): "x"} for name in names}
-    hosts = wiring(str(tmp_path / "hosts"), asked=("preflight_application",), shiftmaster_domain="a.example", **more)
+    hosts = group_variables(
+        str(tmp_path / "hosts"), variable_names=("preflight_application",), shiftmaster_domain="a.example", **more
+    )
     application = hosts["a"]["preflight_application"]
     assert {"DB_NAME", "DB_PASSWORD", *(name for one in more.values() for name in one)} <= {*application["environment"]}
     assert (application["settings_module"], application["collectstatic"]) == ("shiftmaster.settings", True)
 
 
-def test_the_watchers_are_units_that_must_run(tmp_path):
+def test_the_monitoring_units_are_units_that_must_run(tmp_path):
     (tmp_path / "hosts").write_text("[app]\na\n[web]\na\n[database]\na\n[cache]\na\n[monitoring]\nm\n")
-    hosts = wiring(str(tmp_path / "hosts"), asked=("diagnosis_units",), grafana_apt_url="https://x")
+    hosts = group_variables(str(tmp_path / "hosts"), variable_names=("diagnosis_units",), grafana_apt_url="https://x")
     assert hosts["m"]["diagnosis_units"] == [
         "prometheus",
         "prometheus-alertmanager",
@@ -384,10 +393,10 @@ def test_the_watchers_are_units_that_must_run(tmp_path):
 
 def test_a_scheduler_is_expected_where_all_hosts_are_queried_and_one_has_it(production):
     assert production["app2"]["diagnosis_beat_hosts"] == ["app1"] and production["app2"]["diagnosis_beat_expected"]
-    asked = ("diagnosis_beat_hosts", "diagnosis_beat_expected")
-    some = wiring("production", asked=asked, shiftmaster_celery_beat=False)["app1"]
+    variable_names = ("diagnosis_beat_hosts", "diagnosis_beat_expected")
+    some = group_variables("production", variable_names=variable_names, shiftmaster_celery_beat=False)["app1"]
     assert some["diagnosis_beat_hosts"] == [] and not some["diagnosis_beat_expected"]
-    assert not wiring("production", "app2", asked)["app2"]["diagnosis_beat_expected"]
+    assert not group_variables("production", "app2", variable_names)["app2"]["diagnosis_beat_expected"]
 
 
 def test_both_examples_of_a_vault_have_the_same_secrets():
@@ -401,14 +410,14 @@ def test_pgbackrests_port_has_a_key_and_a_login_of_its_own(tmp_path):
     children["production"]["hosts"]["backup1"] = {"ansible_host": "192.0.2.40", "private_address": "10.20.0.40"}
     children["backup"] = {"hosts": {"backup1": None}}
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
-    asked = (
+    variable_names = (
         "tls_internal_services", "postgresql_hba_rules", "postgresql_roles", "backup_tls_peer_address",
         "firewall_rules", "tls_internal_reload_commands",
     )  # fmt: skip
     secrets = {
         f"vault_backup_{name}": "s" * 20 for name in ("cipher_passphrase", "restic_password", "database_password")
     }
-    found = wiring(tmp_path, "all", asked, topology_media_shared=True, **secrets)
+    found = group_variables(tmp_path, "all", variable_names, topology_media_shared=True, **secrets)
     with_key = {host for host, values in found.items() if values["tls_internal_services"]}
     assert with_key == {"db1", "backup1"}
     assert found["db1"]["tls_internal_services"] == [{"name": "pgbackrest", "group": "postgres"}]

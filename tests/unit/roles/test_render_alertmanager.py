@@ -95,13 +95,13 @@ def test_no_secret_is_in_a_file_that_is_shown(version):
     assert [one["path"] for one in files if one["path"] not in named] == []
 
 
-def test_what_a_site_adds_is_as_it_said_and_its_secret_files_are_found():
+def test_additions_of_a_site_are_kept_and_their_secret_files_are_found():
     route = {"matchers": ['team="lab"'], "receiver": "lab", "routes": [{"matchers": ['a="b"'], "receiver": "none"}]}
     lab = {"name": "lab", "webhook_configs": [{"url_file": "/etc/lab", "http_config": {"follow_redirects": False}}]}
     text = render("alertmanager.yml.j2", alertmanager_routes=[route, route], alertmanager_receivers=[lab])
     found = yaml.safe_load(text)
     assert found["route"]["routes"][2:4] == [route, route] and found["receivers"][-1] == lab
-    # In the form in which service_config looks for them.
+    # In the form in which service_config searches for them.
     assert ("url_file", "/etc/lab") in list(service_config.named_files(text))
 
 
@@ -155,13 +155,13 @@ def test_addresses_and_subject_are_those_of_the_guide():
 
 
 def test_another_site_of_pagerduty_is_queried_by_alerts_and_runs_alike():
-    wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
     site = "https://events.eu.pagerduty.com"
     templar = Templar(DataLoader(), variables={"monitoring_pagerduty_site": site})
     names = ("alertmanager_pagerduty_url", "notify_pagerduty_url", "notify_pagerduty_change_url")
-    said = [templar.template(trust_as_template(wiring[name])) for name in names]
-    assert said == [f"{site}/v2/enqueue", f"{site}/v2/enqueue", f"{site}/v2/change/enqueue"]
-    assert config(**SECRETS, alertmanager_pagerduty_url=said[0])["global"]["pagerduty_url"] == said[0]
+    output = [templar.template(trust_as_template(group_variables[name])) for name in names]
+    assert output == [f"{site}/v2/enqueue", f"{site}/v2/enqueue", f"{site}/v2/change/enqueue"]
+    assert config(**SECRETS, alertmanager_pagerduty_url=output[0])["global"]["pagerduty_url"] == output[0]
 
 
 @pytest.mark.parametrize(
@@ -179,15 +179,15 @@ def test_another_site_of_pagerduty_is_queried_by_alerts_and_runs_alike():
         ("", ""),
     ],
 )
-def test_runbooks_are_read_where_the_repository_comes_from(origin, base):
-    wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
+def test_runbook_links_point_to_the_origin_of_the_repository(origin, base):
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
     known = Templar(DataLoader(), variables={"__monitoring_origin": origin})
-    found = known.template(trust_as_template(wiring["alertmanager_runbook_url_base"]))
+    found = known.template(trust_as_template(group_variables["alertmanager_runbook_url_base"]))
     assert found == base
     assert problems(alertmanager_runbook_url_base=found) == []
 
 
-def test_a_host_that_is_down_keeps_quiet_what_runs_on_it():
+def test_a_host_that_is_down_silences_the_alerts_of_its_services():
     first = config()["inhibit_rules"][0]
     assert first["equal"] == ["env", "instance"] and first["source_matchers"] == ['alertname="HostDown"']
     assert "inhibit_rules" not in config(alertmanager_inhibit_rules=[])
@@ -227,7 +227,7 @@ def test_the_example_of_the_checks_is_json():
     assert [one["status"] for one in example["alerts"]] == ["firing", "resolved"]
 
 
-def test_warnings_are_loud_in_production_and_name_what_is_missing():
+def test_warnings_are_shown_in_production_and_name_what_is_missing():
     nobody = "\n".join(warnings(alertmanager_email_to=[]))
     assert "NOBODY IS NOTIFIED" in nobody and "NOBODY NOTICES" in nobody
     assert "NOBODY" not in "\n".join(warnings(alertmanager_email_to=[], alertmanager_production=False))
@@ -236,10 +236,10 @@ def test_warnings_are_loud_in_production_and_name_what_is_missing():
 
 
 @pytest.mark.parametrize("more, warned", [({}, True), ({"continue": False}, True), ({"continue": True}, False)])
-def test_a_route_that_takes_alerts_from_who_is_called_is_told_of(more, warned):
+def test_a_route_that_takes_alerts_from_the_on_call_receiver_is_reported(more, warned):
     route = {"matchers": ['service="database"'], "receiver": "lab", **more}
-    said = "\n".join(warnings(alertmanager_email_to=["ops@example.com"], alertmanager_routes=[route], **SECRETS))
-    assert ("without `continue: true`" in said) is warned
+    output = "\n".join(warnings(alertmanager_email_to=["ops@example.com"], alertmanager_routes=[route], **SECRETS))
+    assert ("without `continue: true`" in output) is warned
 
 
 def test_a_cluster_has_a_port_and_tls_only_with_peers():
@@ -275,12 +275,12 @@ def problems(**variables):
         },
     ],
 )
-def test_good_inputs_have_no_problem(variables):
+def test_valid_inputs_have_no_problem(variables):
     assert problems(**variables) == []
 
 
 @pytest.mark.parametrize(
-    ("variables", "said"),
+    ("variables", "output"),
     [
         ({"alertmanager_web_users": []}, "alertmanager_web_users is empty"),
         ({"alertmanager_web_users": [{"name": "admin", "password": ""}]}, "a password of alertmanager_web_users"),
@@ -317,9 +317,9 @@ def test_good_inputs_have_no_problem(variables):
         ({"alertmanager_routes": [{"receiver": "deadman"}]}, "there is no receiver deadman"),
     ],
 )
-def test_each_problem_is_named_alone_and_says_no_secret(variables, said):
+def test_each_problem_is_named_alone_without_a_secret(variables, output):
     found = problems(**variables)
-    assert len(found) == 1 and said in found[0]
+    assert len(found) == 1 and output in found[0]
     assert "mail-password" not in found[0] and "hooks.slack.com" not in found[0]
 
 

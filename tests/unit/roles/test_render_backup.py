@@ -42,7 +42,7 @@ def test_on_one_host_everything_is_local_and_encrypted():
     assert "tls-server-address" not in common and "pg1-host" not in stanza
 
 
-def test_the_keeper_reaches_the_database_for_backups_and_not_for_restores():
+def test_the_backup_server_connects_to_the_database_for_backups_and_not_for_restores():
     common, stanza = config(**REMOTE)
     assert stanza["pg1-host"] == "db1" and stanza["pg1-host-type"] == "tls"
     assert common["tls-server-auth"] == "db1=shiftmaster"
@@ -50,7 +50,7 @@ def test_the_keeper_reaches_the_database_for_backups_and_not_for_restores():
     assert "pg1-host" not in stanza
 
 
-def test_the_database_host_knows_no_passphrase_where_another_one_keeps_the_backups():
+def test_the_database_host_has_no_passphrase_where_another_host_stores_the_backups():
     common, _stanza = config(
         backup_repository_host="backup_server",
         backup_tls_peer="backup_server",
@@ -88,7 +88,7 @@ def test_pgbackrests_server_writes_the_archive_of_the_repository_alone():
     assert (unit["IPAddressDeny"], unit["IPAddressAllow"]) == (["any"], ["192.0.2.7"])
 
 
-def test_pgbackrests_server_has_no_way_out_by_proc():
+def test_pgbackrests_server_cannot_escape_by_proc():
     """Each of these settings would mount /proc, where another process of postgres leads to the host."""
     for unit in (server(**REMOTE), server(backup_server=False, backup_tls_peer="backup_server")):
         assert unit["MountAPIVFS"] == ["no"] and "PrivateUsers" not in unit
@@ -97,7 +97,7 @@ def test_pgbackrests_server_has_no_way_out_by_proc():
         assert last == {"ProtectProc": "default", "ProcSubset": "all"}
         for name in ("ProtectKernelTunables", "ProtectControlGroups", "ProtectHostname"):
             assert unit[name][-1] == "no"
-        # What is owned by postgres outside of the unit would go with its end.
+        # IPC objects of postgres outside of the unit would be removed with its end.
         assert "RemoveIPC" not in unit
 
 
@@ -128,18 +128,18 @@ def test_the_receiver_of_wal_leaves_room():
     assert {"MemoryMax=1G", "TasksMax=16", "LimitFSIZE=32M"} < set(text.splitlines())
 
 
-def test_what_another_host_sends_does_not_use_up_the_memory():
+def test_data_of_another_host_does_not_use_up_the_memory():
     text = render("backup", "backup.service.j2", __backup_instance="", inventory_hostname="h")
     assert {"MemoryMax=50%", "OOMPolicy=continue"} < set(text.splitlines())
 
 
-def test_a_unit_for_each_run_tells_of_being_killed():
+def test_a_unit_for_each_run_reports_a_kill():
     text = render("backup", "backup.service.j2", __backup_instance=" %i", inventory_hostname="h")
     assert "ExecStart=/usr/local/sbin/shiftmaster-backup run %i" in text
     assert "OnFailure=shiftmaster-backup-killed@%n.service" in text
 
 
-def test_the_unit_that_ends_a_restore_at_boot_comes_before_postgresql_and_is_not_pulled_in_by_it():
+def test_the_unit_that_ends_a_restore_at_boot_starts_before_postgresql_and_is_not_pulled_in_by_it():
     text = render("backup", "undo.service.j2", inventory_hostname="h", backup_postgresql_version=17)
     assert "\nBefore=postgresql.service postgresql@17-main.service\n" in text
     assert "\nWantedBy=multi-user.target\n" in text and "RequiredBy" not in text
@@ -147,7 +147,7 @@ def test_the_unit_that_ends_a_restore_at_boot_comes_before_postgresql_and_is_not
 
 
 def test_the_backup_server_writes_little_to_the_journal_of_its_sources(tmp_path):
-    """sudo logs the whole argument. With 120 kB at a time the journal held nothing else within minutes (tried)."""
+    """sudo logs the complete argument. With 120 kB at a time the journal held nothing else within minutes (tried)."""
     template = tmp_path / "limits.j2"
     template.write_text("{{ __backup_source_limits }}")
     line = render("backup", template, backup_source_from="192.0.2.9")
@@ -215,7 +215,7 @@ def test_units_of_runs_know_where_metrics_go_and_do_not_pile_up():
         assert "\nCollectMode=inactive-or-failed\n" in text
 
 
-def test_the_host_of_the_copy_outside_is_known_by_its_port(tmp_path):
+def test_the_off_site_host_is_identified_with_its_port(tmp_path):
     template = tmp_path / "known_hosts.j2"
     template.write_text("{{ __backup_offsite_known_hosts_text }}")
     outside = {
@@ -250,7 +250,7 @@ def test_secrets_of_the_off_site_copy_are_in_the_environment_of_restic(options, 
     assert (json.loads(text) if isinstance(text, str) else text) == expected
 
 
-def test_what_health_finds_becomes_metrics():
+def test_health_results_become_metrics():
     checks = [{"name": name, "status": name} for name in ("healthy", "warning", "critical", "unknown")]
     text = render("health", "health.prom.j2", __health_host={"report": {"checks": checks}}, now=datetime.datetime.now)
     metrics = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))

@@ -98,7 +98,7 @@ def test_auditd_and_its_rules_are_for_machines_with_a_kernel_of_their_own():
     assert any("=/etc/shadow " in rule for rule in rules)
 
 
-def test_what_is_optional_is_off():
+def test_optional_features_are_off():
     packages = set(value("base", "__base_packages"))
     assert not packages & {"fail2ban", "aide", "rsyslog"}
     on = {"base_fail2ban_enabled": True, "base_aide_enabled": True, "base_remote_syslog": {"host": "syslog.example.jp"}}
@@ -106,7 +106,7 @@ def test_what_is_optional_is_off():
     assert 'target="syslog.example.jp" port="514"' in render("base", "rsyslog.conf.j2", **on)
 
 
-def test_a_container_does_not_move_its_machines_clock_and_a_virtual_machine_keeps_its_own():
+def test_a_container_does_not_set_its_machines_clock_and_a_virtual_machine_sets_its_own():
     assert value("base", "__base_chrony_adjusts_clock") is True
     container = {**FACTS, "virtualization_type": "docker"}
     assert value("base", "__base_chrony_adjusts_clock", ansible_facts=container) is False
@@ -126,28 +126,28 @@ KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmDME\n=abcd\n-----END PGP PUBLIC 
 
 
 @pytest.mark.parametrize("places", [{"base_apt_mirror": "file:/mnt/debian"}, {"base_apt_dir": "/srv/x"}])
-def test_apt_takes_everything_from_a_mirror_or_a_directory_that_is_signed(tmp_path, places):
+def test_apt_uses_only_a_mirror_or_a_signed_directory(tmp_path, places):
     """Read by the real apt, where there is one."""
     text = render("base", "debian.sources.j2", **places, base_apt_dir_key=KEY)
     directory = "base_apt_dir" in places
     expected = ["file:/srv/x"] if directory else ["file:/mnt/debian", "file:/mnt/debian-security"]
     assert re.findall(r"^URIs: (.*)", text, re.M) == expected
-    # A mirror of Debian's archive is signed by Debian, whatever is set for a directory.
+    # A mirror of Debian's archive is signed by Debian, regardless of the options of a directory.
     assert ("\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDME\n" in text) is directory
     files = value("base", "__base_files_before_packages", ansible_check_mode=False, **places)
     assert [entry["wanted"] for entry in files if "/sources.list" in entry["dest"]] == [True, True]
     if shutil.which("apt-get"):
         (tmp_path / "debian.sources").write_text(text)
-        said = subprocess.run(
+        output = subprocess.run(
             ["apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)",
              "-o", f"Dir::Etc::SourceParts={tmp_path}", "-o", "Dir::Etc::SourceList=/dev/null"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert said.returncode == 0, said.stderr
-        assert {line.rstrip("/") for line in said.stdout.split()} == set(expected)
+        assert output.returncode == 0, output.stderr
+        assert {line.rstrip("/") for line in output.stdout.split()} == set(expected)
 
 
-def test_what_is_wrong_with_a_directory_is_reported_before_anything_changes(tmp_path):
+def test_problems_of_a_directory_are_reported_before_anything_changes(tmp_path):
     def problems(**variables):
         return " ".join(rendered.problems("base", templar("base", **variables)))
 
@@ -165,13 +165,13 @@ def test_what_is_wrong_with_a_directory_is_reported_before_anything_changes(tmp_
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_security_upgrades_are_on_or_off_as_a_whole(enabled):
+def test_security_upgrades_are_completely_on_or_off(enabled):
     text = render("base", "unattended-upgrades.conf.j2", base_unattended_upgrades_enabled=enabled)
     assert f'APT::Periodic::Unattended-Upgrade "{int(enabled)}";' in text
     assert ("-security" in text) is enabled
 
 
-def test_no_reboot_by_surprise_and_none_without_an_hour():
+def test_automatic_reboots_are_off_by_default_and_have_an_hour():
     assert 'Automatic-Reboot "false"' in render("base", "unattended-upgrades.conf.j2")
     text = render("base", "unattended-upgrades.conf.j2", base_unattended_upgrades_reboot=True)
     assert 'Automatic-Reboot "true"' in text and 'Automatic-Reboot-Time "03:30"' in text
@@ -207,7 +207,7 @@ def rules_of(*rules, **variables):
     return [line.strip() for line in text.splitlines() if re.search(r"dport \{.* accept", line)], text
 
 
-def test_without_sources_80_and_443_are_for_everybody_and_other_ports_for_nobody():
+def test_without_sources_80_and_443_are_open_to_all_and_other_ports_are_closed():
     accepted, text = rules_of(
         {"name": "web", "ports": [80, 443]},
         {"name": "postgresql", "ports": [5432], "sources": []},
@@ -228,7 +228,7 @@ def test_sources_of_both_families_become_a_rule_each():
     ]
 
 
-def test_ssh_has_a_rule_whatever_the_rules_say_and_only_its_sources_narrow_it():
+def test_ssh_always_has_a_rule_that_only_its_sources_restrict():
     accepted, _ = rules_of(__firewall_ssh_ports=[22, 2222])
     assert accepted == ['tcp dport { 22, 2222 } ct state new counter accept comment "ssh"']
     accepted, _ = rules_of(firewall_ssh_sources=["10.0.0.0/8"])
@@ -242,7 +242,7 @@ def test_connections_of_one_address_are_limited_on_public_ports_except_a_load_ba
     assert "tcp dport { 80, 443 } ct state new jump connections" in text
     assert "ip saddr { 10.0.0.9 } return" in text and "ip6 saddr { fd00::9 } return" in text
     assert len(re.findall(r"ct count over 2000 \} counter reject", text)) == 2
-    # The limit comes before what lets in, and after what is established and the loopback.
+    # The limit comes before the accepting rules, and after established connections and the loopback.
     assert text.index('iifname "lo" accept') < text.index("jump connections") < text.index('accept comment "ssh"')
     for rules, variables in (([web, known], {"firewall_connections_per_address": 0}), ([known], {})):
         _, text = rules_of(*rules, **variables)
@@ -259,7 +259,7 @@ def test_connections_of_a_rule_are_limited():
     assert "'sources': backup_clients, 'connections': 30" in group_variables["firewall_rules"]
 
 
-def test_no_other_table_is_touched():
+def test_no_other_table_is_changed():
     _, text = rules_of()
     assert "flush ruleset" not in text
     assert set(re.findall(r"^(?:delete )?table (\S+ \S+)", text, re.M)) == {"inet shiftmaster"}
@@ -301,7 +301,7 @@ def test_a_renewal_reaches_the_site_only_where_acme_is_its_source(mode):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_verification_asks_for_a_name_that_a_wildcard_covers():
+def test_the_verification_requests_a_name_that_a_wildcard_covers():
     assert value("tls", "__tls_name", tls_names=["*.shift.test"]) == "www.shift.test"
     assert value("tls", "__tls_name", tls_names=["shift.test", "*.shift.test"]) == "shift.test"
 
@@ -330,7 +330,7 @@ def test_a_service_has_an_authority_and_a_directory_of_its_own():
 
 
 @pytest.mark.parametrize(("name", "good"), [("pgbackrest", True), ("../etc", False), ("a/b", False), ("", False)])
-def test_the_name_of_a_service_leads_nowhere_else(name, good):
+def test_an_invalid_name_of_a_service_is_rejected(name, good):
     made = templar(
         "tls", tls_mode="none", tls_internal_ca_dir="/ca", tls_internal_names=["db1"],
         tls_internal_services=[{"name": name, "group": "postgres"}],
@@ -362,7 +362,7 @@ def test_the_first_certificate_of_a_file_is_the_one_that_is_compared(tool):
     assert tool.leaf_of("text before\n" + pem("bGVhZg==") + pem("aXNzdWVy")) == b"leaf"
 
 
-def test_a_file_is_replaced_whole_with_its_access(tool, tmp_path, monkeypatch):
+def test_a_file_is_replaced_completely_with_its_access(tool, tmp_path, monkeypatch):
     target = tmp_path / "site.key"
     target.write_bytes(b"old")
     monkeypatch.setattr(tool.os, "fchown", lambda *arguments: None)
@@ -374,7 +374,7 @@ def test_a_file_is_replaced_whole_with_its_access(tool, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["site.key"]
 
 
-def test_what_is_read_of_a_host_never_holds_a_key(tmp_path):
+def test_data_read_from_a_host_never_contains_a_key(tmp_path):
     key, certificate = tmp_path / "key", tmp_path / "certificate"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=x"]
@@ -394,25 +394,25 @@ def test_what_is_read_of_a_host_never_holds_a_key(tmp_path):
         assert line not in done.stdout.decode()
 
 
-def test_who_reads_the_authorities_once_is_started_again():
+def test_services_that_read_the_authorities_once_are_restarted():
     """A probe that does not know the site's new authority raises WebsiteDown until it does."""
     tasks = yaml.safe_load((ROOT / "roles/base/tasks/certificates.yml").read_text(encoding="utf-8"))
-    told = next(one for one in tasks if one["name"].endswith("Make the host trust them"))["notify"]
+    reported = next(one for one in tasks if one["name"].endswith("Make the host trust them"))["notify"]
     handlers = yaml.safe_load((ROOT / "roles/base/handlers/main.yml").read_text(encoding="utf-8"))
-    argv = next(one for one in handlers if one["name"] == told)["ansible.builtin.command"]["argv"]
+    argv = next(one for one in handlers if one["name"] == reported)["ansible.builtin.command"]["argv"]
     assert {"prometheus-blackbox-exporter.service*", "prometheus-alertmanager.service*"} <= set(argv)
 
 
 @pytest.mark.parametrize("name", ["db1", "backup1"])
-def test_a_certificate_is_signed_for_the_host_that_asks_alone(name):
-    """pgBackRest's server on the database host lets in whoever has the backup server's common name."""
+def test_a_certificate_is_signed_only_for_the_requesting_host(name):
+    """pgBackRest's server on the database host accepts any client with the backup server's common name."""
     tasks = yaml.safe_load((ROOT / "roles/tls/tasks/issue_new.yml").read_text(encoding="utf-8"))
     (task,) = (one for one in tasks if one["name"] == "Issue | Refuse a request for anything else")
-    asked = {
+    requested = {
         "subject_alt_name": ["DNS:db1"], "basic_constraints": ["CA:FALSE"], "signature_valid": True,
         "subject": {"commonName": name},
     }  # fmt: skip
-    given = {"__tls_request_info": asked, "__tls_san": ["DNS:db1"], "__tls_issue": {"names": ["db1"]}}
+    given = {"__tls_request_info": requested, "__tls_san": ["DNS:db1"], "__tls_issue": {"names": ["db1"]}}
     templar = Templar(DataLoader(), variables=given)
     that = task["ansible.builtin.assert"]["that"]
     accepted = all(templar.template(trust_as_template("{{ %s }}" % condition)) for condition in that)

@@ -53,7 +53,7 @@ def value(name, kind, **variables):
 
 
 def settings(text):
-    """{name: [values]} of a unit, with lines that go on joined."""
+    """{name: [values]} of a unit, with continued lines joined."""
     found = {}
     for line in text.replace("\\\n", " ").splitlines():
         match = re.match(r"(\w+)=(.*)$", line)
@@ -104,7 +104,7 @@ def test_no_secret_is_an_argument_or_in_the_unit(kind):
 
 
 @pytest.mark.parametrize(
-    ("addresses", "listens", "asked"),
+    ("addresses", "listens", "requested"),
     [
         (["127.0.0.1"], ["127.0.0.1:9100"], "https://127.0.0.1:9100/metrics"),
         (["192.0.2.1", "127.0.0.1"], ["192.0.2.1:9100", "127.0.0.1:9100"], "https://192.0.2.1:9100/metrics"),
@@ -114,10 +114,10 @@ def test_no_secret_is_an_argument_or_in_the_unit(kind):
         ([""], [":9100"], "https://127.0.0.1:9100/metrics"),
     ],
 )
-def test_addresses(addresses, listens, asked):
+def test_addresses(addresses, listens, requested):
     text = render("drop-in.conf.j2", "node", exporter_listen_addresses=addresses)
     assert [word.split("=", 1)[1] for word in words(text) if "listen-address" in word] == listens
-    assert value("__exporter_url", "node", exporter_listen_addresses=addresses) == asked
+    assert value("__exporter_url", "node", exporter_listen_addresses=addresses) == requested
 
 
 def test_an_instance_may_have_its_own_address_and_port():
@@ -165,7 +165,7 @@ def test_a_password_of_postgresql_is_as_the_library_reads_it_back(password, line
     assert re.sub(r"\\(.)", r"\1", text[len("*:*:*:*:") : -1]) == password
 
 
-def test_the_environment_holds_what_systemd_reads_back():
+def test_the_environment_contains_what_systemd_reads_back():
     from ansible.module_utils.shiftmaster.host import envfile
 
     assert envfile.parse(render("environment.j2", "redis")) == {
@@ -260,7 +260,7 @@ def test_the_query_of_locks_names_its_series():
     assert "AS longest_wait_seconds" in queries["pg_lock"]["query"] and "waitstart" in queries["pg_lock"]["query"]
 
 
-def test_on_debian_12_a_query_says_what_is_a_standby():
+def test_on_debian_12_a_query_detects_a_standby():
     old = yaml.safe_load(render("queries.yml.j2", "postgres", ansible_facts={"distribution_major_version": "12"}))
     columns = [name for metric in old["pg_replication"]["metrics"] for name in metric]
     assert columns == ["is_replica", "lag_seconds"]
@@ -269,7 +269,7 @@ def test_on_debian_12_a_query_says_what_is_a_standby():
     assert set(yaml.safe_load(render("queries.yml.j2", "postgres"))) == {"pg_lock", "pg_checksum"}
 
 
-def test_containers_are_read_in_less_time_than_lies_between():
+def test_containers_are_read_in_less_time_than_the_interval():
     service = settings(render("container.service.j2"))
     assert words(render("container.service.j2")) == [
         "/usr/local/sbin/shiftmaster-container-metrics", "--socket", "/run/docker.sock",
@@ -425,7 +425,7 @@ def test_bytes_and_durations(counted):
     assert counted['nginx_http_request_duration_seconds_bucket{site="local",le="+Inf"}'] == 2
 
 
-def test_of_several_upstreams_the_last_that_answered_counts(counted):
+def test_the_last_responding_one_of_several_upstreams_counts(counted):
     assert counted['nginx_http_upstream_duration_seconds_count{site="local"}'] == 1
     assert counted['nginx_http_upstream_duration_seconds_sum{site="local"}'] == pytest.approx(1.2)
     # Two digits after the point or more: nginx writes three.

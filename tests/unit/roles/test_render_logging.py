@@ -1,4 +1,4 @@
-"""What the roles of the logging pipeline write, with Ansible's own templating."""
+"""Files of the roles of the logging pipeline, with Ansible's own templating."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECRET = "a-secret-of-the-test"
 PASSWORDS = {f"elasticsearch_{name}_password": SECRET + name for name in ("admin", "writer", "kibana", "canary")}
 
 
-def asked(role, expression, **variables):
+def templated(role, expression, **variables):
     return templar(role, **variables).template(trust_as_template("{{ " + expression + " }}"))
 
 
@@ -44,12 +44,12 @@ def test_every_option_that_a_role_writes_is_one_of_this_version(role):
     settings, options = SETTINGS[role]
     known = variables_of(role)[options]
     for more in ({}, {"elasticsearch_nodes": {"host1": "192.0.2.1", "host2": "192.0.2.2"}}):
-        found = asked(role, settings, filebeat_files=FILES, filebeat_journal_units=["a.service"], **more)
+        found = templated(role, settings, filebeat_files=FILES, filebeat_journal_units=["a.service"], **more)
         assert list(names(found)) and unknown_options(found, known) == []
 
 
 @pytest.mark.parametrize(
-    ("role", "name", "said"),
+    ("role", "name", "message"),
     [
         ("logstash", "http.port", "api.http.port"),
         ("logstash", "pipeline.worker", "did you mean pipeline.workers?"),
@@ -63,11 +63,11 @@ def test_every_option_that_a_role_writes_is_one_of_this_version(role):
         ("filebeat", "logging.levels", "did you mean logging.level?"),
     ],
 )
-def test_an_option_that_is_gone_or_misspelt_is_refused(role, name, said):
+def test_a_removed_or_misspelt_option_is_rejected(role, name, message):
     found = variables_of(role)
     settings, options = SETTINGS[role]
     (sentence,) = unknown_options({name: 1}, found[options], found[options + "_gone"])
-    assert name in sentence and said in sentence
+    assert name in sentence and message in sentence
 
 
 def test_the_guides_own_filebeat_is_refused():
@@ -111,7 +111,7 @@ def test_every_option_of_every_plugin_is_one_of_this_version():
 # --- Elasticsearch ---------------------------------------------------------------------------------------------------
 
 
-def test_elasticsearch_is_closed_and_speaks_tls():
+def test_elasticsearch_is_closed_and_uses_tls():
     settings = yaml.safe_load(render("elasticsearch", "elasticsearch.yml.j2"))
     assert settings["discovery.type"] == "single-node" and "cluster.initial_master_nodes" not in settings
     for name in (
@@ -129,42 +129,42 @@ def test_several_nodes_are_one_cluster_which_the_first_one_makes_once():
     nodes = {"host1": "192.0.2.1", "host2": "2001:db8::2"}
     new = {"stdout_lines": ["maps 65530"]}
     common = {"elasticsearch_nodes": nodes, "__elasticsearch_found": new}
-    first = asked("elasticsearch", "__elasticsearch_makes_cluster", **common)
+    first = templated("elasticsearch", "__elasticsearch_makes_cluster", **common)
     assert first is True
-    settings = asked("elasticsearch", "__elasticsearch_settings", __elasticsearch_first=True, **common)
+    settings = templated("elasticsearch", "__elasticsearch_settings", __elasticsearch_first=True, **common)
     assert settings["cluster.initial_master_nodes"] == ["host1"] and "discovery.type" not in settings
     assert settings["discovery.seed_hosts"] == ["192.0.2.1:9300", "[2001:db8::2]:9300"]
-    later = asked("elasticsearch", "__elasticsearch_settings", **common)
+    later = templated("elasticsearch", "__elasticsearch_settings", **common)
     assert "cluster.initial_master_nodes" not in later
     # Not the second one, not one that has been in a cluster, and not where another one responds.
-    assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **{**common, "inventory_hostname": "host2"})
+    assert not templated("elasticsearch", "__elasticsearch_makes_cluster", **{**common, "inventory_hostname": "host2"})
     for lines, makes in (
         (["is configured"], False),
         # A first start that did not come to its end: the package's file was restored, or the second set did not come.
         ([], True), (["is configured", "makes a cluster"], True),
     ):  # fmt: skip
         common["__elasticsearch_found"] = {"stdout_lines": ["has held data", *lines, "maps 65530"]}
-        assert asked("elasticsearch", "__elasticsearch_makes_cluster", **common) is makes
+        assert templated("elasticsearch", "__elasticsearch_makes_cluster", **common) is makes
     common["__elasticsearch_found"] = new
     for status in (200, 401, 503):
         others = {"results": [{"status": status}]}
-        assert not asked("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_others=others)
+        assert not templated("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_others=others)
     others = {"results": [{"status": -1}]}
-    assert asked("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_others=others)
+    assert templated("elasticsearch", "__elasticsearch_makes_cluster", **common, __elasticsearch_others=others)
 
 
 def test_all_nodes_are_waited_for_with_the_last_one():
     """One after the other: the first ones cannot wait for the later ones."""
     nodes = {"host1": "192.0.2.1", "host2": "192.0.2.2", "host3": "192.0.2.3"}
-    for given, host, now, whole in (
+    for given, host, now, complete in (
         (nodes, "host1", 1, 3), (nodes, "host2", 1, 3), (nodes, "host3", 3, 3), ({}, "host1", 1, 1),
         ({"host1": "192.0.2.1"}, "host1", 1, 1),
     ):  # fmt: skip
-        found = asked(
+        found = templated(
             "elasticsearch", "[__elasticsearch_nodes_by_now | int, __elasticsearch_nodes_in_all | int]",
             elasticsearch_nodes=given, inventory_hostname=host,
         )  # fmt: skip
-        assert found == [now, whole]
+        assert found == [now, complete]
     (kept,) = (task["elasticsearch_objects"] for task in tasks("elasticsearch", "run"))
     assert (kept["nodes"], kept["all_nodes"]) == (
         "{{ __elasticsearch_nodes_by_now }}", "{{ __elasticsearch_nodes_in_all }}",
@@ -174,8 +174,8 @@ def test_all_nodes_are_waited_for_with_the_last_one():
 def test_the_cluster_is_queried_before_a_node_is_touched():
     order = [task["ansible.builtin.include_tasks"] for task in tasks("elasticsearch", "main")]
     assert order == ["preflight.yml", "wait.yml", "install.yml", "configure.yml", "run.yml"]
-    asking = tasks("elasticsearch", "wait")[-1]["elasticsearch_objects"]
-    assert asking["before_restart"] is True and "policies" not in asking
+    querying = tasks("elasticsearch", "wait")[-1]["elasticsearch_objects"]
+    assert querying["before_restart"] is True and "policies" not in querying
 
 
 @pytest.mark.parametrize(("memory", "heap"), [(1024, 512), (8192, 4096), (131072, 31744)])
@@ -202,7 +202,7 @@ def test_rights_are_the_least():
             {"names": ["logs-shiftmaster.canary-demo", "shiftmaster-ignored"], "privileges": ["read"]},
         ],
     }
-    # What a licence has to be paid for: with the one that everybody has, such a role counts for nothing.
+    # Features of a paid licence: with the free one, such a role has no effect.
     assert not [
         name for name, role in roles.items() if {"query", "field_security"} & set(re.findall(r"\w+", str(role)))
     ]
@@ -210,7 +210,7 @@ def test_rights_are_the_least():
 
 
 def test_each_user_has_one_role_and_a_password_of_its_own():
-    users = asked("elasticsearch", "__elasticsearch_users", **PASSWORDS)
+    users = templated("elasticsearch", "__elasticsearch_users", **PASSWORDS)
     assert {user["name"]: user["roles"] for user in users} == {
         "shiftmaster_admin": ["superuser"],
         "shiftmaster_writer": ["shiftmaster_writer"],
@@ -220,8 +220,8 @@ def test_each_user_has_one_role_and_a_password_of_its_own():
     assert len({user["password"] for user in users}) == 4
 
 
-def test_what_is_verified_of_the_writer():
-    verified = asked("elasticsearch", "__elasticsearch_verified", elasticsearch_environment="demo", **PASSWORDS)
+def test_verified_rights_of_the_writer():
+    verified = templated("elasticsearch", "__elasticsearch_verified", elasticsearch_environment="demo", **PASSWORDS)
     writer = verified[0]
     assert writer["name"] == "shiftmaster_writer"
     streams = set(writer["has"])
@@ -231,27 +231,27 @@ def test_what_is_verified_of_the_writer():
     assert {"read", "delete", "index"} <= set(writer["has_not"]["logs-shiftmaster.app-demo"])
 
 
-def test_the_canary_reads_its_own_lines_and_nobody_elses():
-    verified = asked("elasticsearch", "__elasticsearch_verified", elasticsearch_environment="demo", **PASSWORDS)
+def test_the_canary_reads_only_its_own_lines():
+    verified = templated("elasticsearch", "__elasticsearch_verified", elasticsearch_environment="demo", **PASSWORDS)
     canary = verified[1]
     assert canary["name"] == "shiftmaster_canary" and set(canary["has"]) == {
         "logs-shiftmaster.canary-demo", "shiftmaster-ignored"
     }  # fmt: skip
     assert "read" in canary["has_not"]["logs-shiftmaster.app-demo"]
     assert "read" in canary["has_not"]["logs-shiftmaster.audit-demo"]
-    # People who look for logs do not find it among them.
-    templates = asked("elasticsearch", "__elasticsearch_templates")
+    # A search for logs does not return it.
+    templates = templated("elasticsearch", "__elasticsearch_templates")
     named = {name for name, found in templates.items() if "logs-shiftmaster.canary-*" in found["index_patterns"]}
     assert named == {"shiftmaster-canary"} and "aliases" not in templates["shiftmaster-canary"]["template"]
-    policies = asked("elasticsearch", "__elasticsearch_policies")
+    policies = templated("elasticsearch", "__elasticsearch_policies")
     assert policies[templates["shiftmaster-canary"]["template"]["settings"]["index.lifecycle.name"]]
 
 
 def test_logs_are_deleted_and_audit_events_after_seven_years():
-    policies = asked("elasticsearch", "__elasticsearch_policies")
+    policies = templated("elasticsearch", "__elasticsearch_policies")
     ages = {name: policy["policy"]["phases"]["delete"]["min_age"] for name, policy in policies.items()}
     assert ages == {"shiftmaster-logs": "90d", "shiftmaster-audit": "2557d", "shiftmaster-canary": "7d"}
-    templates = asked("elasticsearch", "__elasticsearch_templates")
+    templates = templated("elasticsearch", "__elasticsearch_templates")
     assert templates["shiftmaster-logs"]["template"]["aliases"].keys() == {"shiftmaster-logs", "shiftmaster-ignored"}
     assert templates["shiftmaster-audit"]["template"]["aliases"].keys() == {"shiftmaster-ignored"}
     assert all(found["priority"] > 100 and found["data_stream"] == {} for found in templates.values())
@@ -262,7 +262,7 @@ def test_logs_are_deleted_and_audit_events_after_seven_years():
 
 def test_a_value_of_another_type_is_a_dead_letter_or_is_counted():
     """Version 9 takes logsdb for logs-*-*, which ignores such values, where a template names no mode."""
-    templates = asked("elasticsearch", "__elasticsearch_templates")
+    templates = templated("elasticsearch", "__elasticsearch_templates")
     assert {found["template"]["settings"].get("index.mode") for found in templates.values()} == {"standard"}
 
     def lenient(properties, prefix=""):
@@ -271,14 +271,18 @@ def test_a_value_of_another_type_is_a_dead_letter_or_is_counted():
             if body.get("ignore_malformed"):
                 yield prefix + name
 
-    fields = asked("elasticsearch", "__elasticsearch_component_templates")["shiftmaster-fields"]["template"]["mappings"]
-    counted = asked("elasticsearch", "__elasticsearch_ignored")["shiftmaster-ignored"]["filter"]["terms"]["_ignored"]
+    fields = templated("elasticsearch", "__elasticsearch_component_templates")["shiftmaster-fields"]["template"][
+        "mappings"
+    ]
+    counted = templated("elasticsearch", "__elasticsearch_ignored")["shiftmaster-ignored"]["filter"]["terms"][
+        "_ignored"
+    ]
     assert set(counted) == set(lenient(fields["properties"]))
 
 
 def test_a_small_site_has_few_shards():
-    policies = asked("elasticsearch", "__elasticsearch_policies")
-    streams = asked("elasticsearch", "elasticsearch_datasets")
+    policies = templated("elasticsearch", "__elasticsearch_policies")
+    streams = templated("elasticsearch", "elasticsearch_datasets")
     logs = policies["shiftmaster-logs"]["policy"]["phases"]
     assert logs["hot"]["actions"]["rollover"] == {"max_age": "7d", "max_primary_shard_size": "25gb"}
     assert len(streams) * (90 // 7 + 2) < 100
@@ -286,7 +290,7 @@ def test_a_small_site_has_few_shards():
 
 def test_every_field_that_logstash_makes_has_a_type():
     """A field without one is kept, but not to be searched: what is left out here is left out on purpose."""
-    mapped = set(types(asked("elasticsearch", "__elasticsearch_component_templates")))
+    mapped = set(types(templated("elasticsearch", "__elasticsearch_component_templates")))
     made = set()
     for path in (ROOT / "tests/logging/corpus").glob("*.yml"):
         for case in yaml.safe_load(path.read_text(encoding="utf-8")).get("cases", []):
@@ -309,7 +313,7 @@ def types(templates):
 # --- Logstash --------------------------------------------------------------------------------------------------------
 
 
-def test_logstash_keeps_what_it_has_taken():
+def test_logstash_keeps_received_events():
     settings = yaml.safe_load(render("logstash", "logstash.yml.j2"))
     assert settings["queue.type"] == "persisted" and settings["dead_letter_queue.enable"] is True
     assert settings["dead_letter_queue.storage_policy"] == "drop_older"
@@ -317,7 +321,7 @@ def test_logstash_keeps_what_it_has_taken():
     assert settings["api.http.host"] == "127.0.0.1" and settings["allow_superuser"] is False
 
 
-def test_logstash_lets_in_who_has_a_certificate_and_names_no_password():
+def test_logstash_accepts_clients_with_a_certificate_and_contains_no_password():
     text = render("logstash", "pipeline.conf.j2", logstash_masks=masks(), logstash_elasticsearch_password=SECRET)
     sections = read(text)
     beats, elasticsearch = dict(sections["input"][0][1]), dict(sections["output"][0][1])
@@ -355,7 +359,7 @@ def test_kibanas_objects_fit_together():
     names_of = {found["name"] for found in dashboard["references"]}
     assert {f"{panel['panelIndex']}:{panel['panelRefName']}" for panel in panels} == names_of and len(panels) == 6
     # Their fields exist in Elasticsearch.
-    mapped = set(types(asked("elasticsearch", "__elasticsearch_component_templates")))
+    mapped = set(types(templated("elasticsearch", "__elasticsearch_component_templates")))
     for item in objects:
         assert set(item["attributes"].get("columns", [])) <= mapped, item["id"]
 
@@ -382,8 +386,8 @@ def test_filebeats_inputs():
 def test_no_two_inputs_of_a_host_read_the_same_file():
     import fnmatch
 
-    wiring = yaml.safe_load((ROOT / "group_vars/all/logging.yml").read_text(encoding="utf-8"))["logging_files"]
-    files = [file for kind in wiring.values() for file in kind]
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/logging.yml").read_text(encoding="utf-8"))["logging_files"]
+    files = [file for kind in group_variables.values() for file in kind]
     assert len({file["id"] for file in files}) == len(files)
     import re
 
@@ -403,7 +407,7 @@ def test_no_two_inputs_of_a_host_read_the_same_file():
 
 
 @pytest.mark.parametrize(("memory", "size"), [(256, 1048576), (512, 1048576), (256, 131072)])
-def test_what_waits_for_a_blocked_output_fits_into_filebeats_memory(memory, size):
+def test_events_that_wait_for_a_blocked_output_fit_into_filebeats_memory(memory, size):
     given = {"filebeat_memory_max_mb": memory, "filebeat_max_bytes": size}
     settings = yaml.safe_load(render("filebeat", "filebeat.yml.j2", **given))
     events, batch = settings["queue.mem"]["events"], settings["output.logstash"]["bulk_max_size"]
@@ -466,14 +470,14 @@ def test_another_version_restarts_the_service(role):
 
 
 @pytest.mark.parametrize("role", SETTINGS)
-def test_what_a_part_needs_is_looked_for(role):
-    """What nobody looks for would be missing, and installed, in every run."""
+def test_requirements_of_a_part_are_checked(role):
+    """A package without a check would be missing, and installed, in every run."""
     package = variables_of(role)[f"__{role}_package"]
-    looked_for = variables_of("elastic_repository")["__elastic_repository_names"]
-    assert {package["name"], *package.get("with", [])} <= set(looked_for)
+    searched = variables_of("elastic_repository")["__elastic_repository_names"]
+    assert {package["name"], *package.get("with", [])} <= set(searched)
 
 
-def test_only_what_is_installed_can_be_held_in_check_mode():
+def test_only_installed_packages_can_be_held_in_check_mode():
     (hold,) = (task for task in tasks("elastic_repository", "package") if "ansible.builtin.dpkg_selections" in task)
     assert "not ansible_check_mode or elastic_repository_part.installed | length > 0" in hold["when"]
 
@@ -488,20 +492,20 @@ def test_logstashs_own_check_is_run_as_the_service_and_writes_nowhere_else():
 
 
 def test_logstash_runs_the_pipeline_with_its_workers_or_is_not_verified():
-    (answer,) = swapped("logstash")["verify"]["answers"]
-    assert answer["path"] == ["pipelines", "shiftmaster", "workers"] and answer["url"].endswith("/_node/pipelines")
-    assert asked("logstash", answer["value"].strip("{} "), logstash_workers=3) == "3"
+    (response,) = swapped("logstash")["verify"]["answers"]
+    assert response["path"] == ["pipelines", "shiftmaster", "workers"] and response["url"].endswith("/_node/pipelines")
+    assert templated("logstash", response["value"].strip("{} "), logstash_workers=3) == "3"
 
 
-def test_logstashs_heap_comes_with_its_environment():
+def test_logstashs_heap_is_set_by_its_environment():
     """It reads no jvm.options.d; Elasticsearch does."""
     text = render("logstash", "drop-in.conf.j2", logstash_heap_mb=600)
     assert 'Environment="LS_JAVA_OPTS=-Xms600m -Xmx600m"\n' in text
     assert not [file for file in variables_of("logstash")["__logstash_files"] if "jvm" in file["path"]]
 
 
-def test_nothing_that_elasticsearchs_package_says_is_shown():
-    """Its installation prints the password of a superuser that it has made; and nobody may log in with it."""
+def test_output_of_elasticsearchs_package_is_not_shown():
+    """Its installation prints the password of a superuser that it has made; and no one may log in with it."""
     (install,) = (task for task in tasks("elastic_repository", "package") if "ansible.builtin.apt" in task)
     assert install["no_log"] is True
     settings = yaml.safe_load(render("elasticsearch", "elasticsearch.yml.j2"))
@@ -525,8 +529,8 @@ def test_maps_of_memory_are_never_set_down():
         (2000000, False, False),
     ):
         lines = [f"maps {there}"] + ["maps are kept"] * kept
-        said = [asked("elasticsearch", one, __elasticsearch_found={"stdout_lines": lines}) for one in when]
-        assert all(said) is written, (there, kept)
+        message = [templated("elasticsearch", one, __elasticsearch_found={"stdout_lines": lines}) for one in when]
+        assert all(message) is written, (there, kept)
 
 
 def refusal(role, installed, version, allow):
@@ -555,10 +559,10 @@ def refusal(role, installed, version, allow):
 )  # fmt: skip
 def test_another_major_version_and_an_older_one_are_refused(role, installed, version, allow, refused):
     form = "1:%s-1" if role == "logstash" else "%s"
-    said = refusal(role, form % installed if installed else "", form % version if version else "", allow)
-    assert bool(re.match(r"version \S+ is (requested|installed)", said)) is refused, said
+    message = refusal(role, form % installed if installed else "", form % version if version else "", allow)
+    assert bool(re.match(r"version \S+ is (requested|installed)", message)) is refused, message
     # The advice for another major version does not suit an older one.
-    assert (" Another major version: " in said) is (refused and "nothing goes back" not in said)
+    assert (" Another major version: " in message) is (refused and "nothing goes back" not in message)
 
 
 def test_elasticsearch_is_updated_from_the_major_version_before_alone():
@@ -567,10 +571,10 @@ def test_elasticsearch_is_updated_from_the_major_version_before_alone():
 
 @pytest.mark.parametrize("role", SETTINGS)
 def test_the_newest_one_is_of_the_major_version_of_the_configuration(role):
-    """What a repository has besides, e.g. the next major version, is not taken."""
+    """Other packages of a repository, e.g. the next major version, are not installed."""
     pattern = "1:9.*" if role == "logstash" else "9.*"
     for version, wanted in (("", pattern), ("9.2.1", "9.2.1")):
-        assert asked(role, f"__{role}_package.version", **{f"{role}_version": version}) == wanted
+        assert templated(role, f"__{role}_package.version", **{f"{role}_version": version}) == wanted
 
 
 PASSWORDS = {
@@ -600,12 +604,12 @@ def variables_hold(role, **variables):
         {"elasticsearch_environment": "Env 1"},
     ],
 )
-def test_what_would_delete_logs_at_once_or_is_no_name_is_refused(wrong):
+def test_a_retention_that_deletes_logs_at_once_and_an_invalid_name_are_rejected(wrong):
     assert variables_hold("elasticsearch", **PASSWORDS)
     assert not variables_hold("elasticsearch", **PASSWORDS, **wrong)
 
 
 @pytest.mark.parametrize("name", ["kibana_elasticsearch_password", "kibana_session_key"])
-def test_what_kibana_would_take_for_a_variable_is_refused(name):
+def test_values_that_kibana_would_expand_are_rejected(name):
     assert variables_hold("kibana", **{**KIBANA, name: "$a{b}" + "c" * 32})
     assert not variables_hold("kibana", **{**KIBANA, name: "a${HOME}" + "c" * 32})

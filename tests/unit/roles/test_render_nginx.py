@@ -109,7 +109,7 @@ def test_log_format_is_json(query):
     assert ("$request_uri" in line and "$http_referer" in line) is query
 
 
-def test_public_edge_and_local_listener_are_switches():
+def test_public_site_and_local_listener_are_optional():
     assert set(servers()) == {"80", "443", "127.0.0.1:8000", "127.0.0.1:8081"}
     assert set(servers(nginx_public=False)) == {"127.0.0.1:8000", "127.0.0.1:8081"}
     assert set(servers(nginx_local_listener=False)) == {"80", "443", "127.0.0.1:8081"}
@@ -148,7 +148,7 @@ def test_one_upstream_server_has_no_retry_and_several_never_repeat_a_post():
 FLEET = {"nginx_upstream_servers": ["192.0.2.1:8443", "192.0.2.2:8443"], "nginx_upstream_tls": True}
 
 
-def test_a_server_that_was_taken_out_stays_out_when_the_role_runs(tree):
+def test_a_drained_server_stays_drained_when_the_role_runs(tree):
     text = render("servers.conf.j2", **FLEET)
     assert tree.servers_of(text) == {"192.0.2.1:8443": (False, ""), "192.0.2.2:8443": (False, "")}
     assert "server 192.0.2.1:8443 max_fails=3 fail_timeout=10s;" in text
@@ -160,17 +160,17 @@ def test_a_server_that_was_taken_out_stays_out_when_the_role_runs(tree):
     assert tree.with_server(out, "192.0.2.2:8443", False, "it is being patched") == out, "out for another reason"
 
 
-def test_a_server_that_comes_to_others_is_out_until_a_run_takes_it_in(tree):
+def test_an_added_server_is_drained_until_a_run_restores_it(tree):
     known = {"servers": ["192.0.2.1:8443"], "servers_down": {}}
     text = render("servers.conf.j2", __nginx_host=dict(HOST, **known), **FLEET)
     assert tree.servers_of(text) == {"192.0.2.1:8443": (False, ""), "192.0.2.2:8443": (True, "new")}
-    # Where none of before is left, somebody must be served.
+    # Without an earlier server, requests must be served.
     other = {"servers": ["192.0.2.9:8443"], "servers_down": {}}
     text = render("servers.conf.j2", __nginx_host=dict(HOST, **other), **FLEET)
     assert not any(down for down, _ in tree.servers_of(text).values())
 
 
-def test_the_last_server_and_an_unknown_one_are_not_taken_out(tree):
+def test_the_last_server_and_an_unknown_one_are_not_drained(tree):
     text = render("servers.conf.j2", **FLEET)
     out = tree.with_server(text, "192.0.2.2:8443", True, "x")
     with pytest.raises(ValueError, match="last server"):
@@ -194,7 +194,7 @@ def test_application_hosts_are_queried_by_verified_tls():
     }  # fmt: skip
 
 
-def test_the_local_listener_answers_the_web_servers_by_tls_whoever_they_name_as_client():
+def test_the_local_listener_accepts_the_web_servers_by_tls_for_any_client_address():
     block = servers(nginx_local_tls_listen=["8443"])["127.0.0.1:8000"]
     assert ["8443", "ssl"] in values(block, "listen")
     assert values(block, "ssl_certificate") == [["/etc/ssl/shiftmaster/host.crt"]]
@@ -213,7 +213,7 @@ def test_every_block_with_a_header_has_the_security_headers():
                 assert {"Strict-Transport-Security", "X-Content-Type-Options", "X-Request-ID"} <= own, name
 
 
-def test_every_way_to_the_application_has_the_same_rules():
+def test_every_location_of_the_application_has_the_same_rules():
     for listen in ("443", "127.0.0.1:8000"):
         for name, inner in locations(servers()[listen]).items():
             if not values(inner, "proxy_pass"):
@@ -237,12 +237,12 @@ def test_hsts_can_be_off():
 
 def test_stapling_where_the_certificate_names_a_responder():
     assert "ssl_stapling" not in render("site.conf.j2")
-    told = {**HOST, "ocsp_uri": "http://ocsp.test"}
-    assert "ssl_stapling on;" in render("site.conf.j2", __nginx_host=told)
-    assert "ssl_stapling" not in render("site.conf.j2", __nginx_host=told, nginx_ocsp_stapling=False)
+    reported = {**HOST, "ocsp_uri": "http://ocsp.test"}
+    assert "ssl_stapling on;" in render("site.conf.j2", __nginx_host=reported)
+    assert "ssl_stapling" not in render("site.conf.j2", __nginx_host=reported, nginx_ocsp_stapling=False)
 
 
-def test_static_files_are_looked_for_in_the_given_order_and_not_remembered():
+def test_static_files_are_searched_in_the_configured_order_and_not_cached():
     inner = next(inner for name, inner in locations(servers()["443"]).items() if "/static/" in name)
     assert values(inner, "try_files") == [
         [
@@ -264,7 +264,7 @@ def test_static_files_are_looked_for_in_the_given_order_and_not_remembered():
         ("/static/0123456789ab/a.css", False),
     ],
 )
-def test_which_names_are_kept_for_a_year(name, hashed):
+def test_names_with_a_hash_are_cached_for_a_year(name, hashed):
     pattern = re.search(r'"~(\S+)" "public, max-age=31536000, immutable"', render("site.conf.j2"))[1]
     assert bool(re.search(pattern, name)) is hashed
 
@@ -280,7 +280,7 @@ def redirects(**variables):
     return re.findall(r"(?:return 301|error_page 497 =301) (\S+);", text), text
 
 
-def test_redirects_lead_to_names_of_the_site_only():
+def test_redirects_point_to_names_of_the_site_only():
     targets, text = redirects(nginx_server_names=["shift.test", "*.shift.test", "~^x"], nginx_https_redirect_port=8443)
     assert targets == ["https://$lb_redirect_host:8443$request_uri"] * 2
     assert re.search(r"map \$host \$lb_redirect_host \{\s+default shift\.test;\s+shift\.test shift\.test;\s+\}", text)
@@ -289,7 +289,7 @@ def test_redirects_lead_to_names_of_the_site_only():
         assert targets == [] and "return 400;" in text
 
 
-def test_through_the_loopback_every_name_is_served_and_from_outside_those_of_the_site():
+def test_the_loopback_serves_every_name_and_the_public_site_only_its_own():
     text = render("site.conf.j2", nginx_server_names=["shift.test"])
     tree = [(words, block) for words, block in parse(text) if words == ["server"]]
     reject = next(block for _, block in tree if values(block, "ssl_reject_handshake"))
@@ -316,7 +316,7 @@ def test_the_content_security_policy_is_reported_first(enforced):
     assert set(re.findall(r"add_header (\S+) \$lb_content_security_policy always", text)) == {name}
 
 
-# What pages load: of the published application (its last commit), and of the examples here.
+# Files that pages load: of the published application (its last commit), and of the examples here.
 LOADED = [
     ("script-src", "https://cdn.jsdelivr.net/npm/bootstrap@5.3.3/dist/js/bootstrap.bundle.min.js"),
     ("script-src", "https://code.jquery.com/jquery-3.5.1.slim.min.js"),
@@ -330,7 +330,7 @@ LOADED = [
 ]
 
 
-def test_the_policy_lets_the_applications_pages_work_and_nothing_else():
+def test_the_policy_allows_the_applications_pages_and_nothing_else():
     text = render("site.conf.j2")
     policy = re.search(r'\$lb_content_security_policy \{\s+default "";\s+"" "([^"]+)"', text)[1]
     allowed = {words[0]: words[1:] for words in (part.split() for part in policy.split(";"))}
@@ -453,7 +453,7 @@ METRICS = {
 }
 
 
-def test_the_metrics_listener_is_off_by_default_and_asks_for_tls_and_a_password_everywhere():
+def test_the_metrics_listener_is_off_by_default_and_always_requires_tls_and_a_password():
     assert "auth_basic" not in render("site.conf.j2")
     block = servers(**METRICS)["9443"]
     assert values(block, "listen") == [["9443", "ssl"], ["[::]:9443", "ssl"], ["192.0.2.1:9444", "ssl"]]
@@ -468,7 +468,7 @@ def test_the_metrics_listener_is_off_by_default_and_asks_for_tls_and_a_password_
     assert not [name for name, inner in found.items() if values(inner, "auth_basic")], "nothing switches it off again"
 
 
-def test_what_the_metrics_listener_asks_takes_it_for_its_own_host():
+def test_the_metrics_listener_sends_no_forwarding_headers():
     found = locations(servers(nginx_server_names=["shift.test"], **METRICS)["9443"])
     app, mtail = found["= /shiftmaster/metrics"], found["= /mtail/metrics"]
     assert values(app, "proxy_pass") == [["http://unix:/var/www/shiftmaster/active/socket:/metrics"]]
@@ -482,7 +482,7 @@ def test_what_the_metrics_listener_asks_takes_it_for_its_own_host():
 
 
 @pytest.mark.parametrize("listen", ["443", "127.0.0.1:8000"])
-def test_metrics_are_hidden_from_everybody_else(listen):
+def test_metrics_are_hidden_from_others(listen):
     found = locations(servers(**METRICS)[listen])
     for path in ("/metrics", "/shiftmaster/metrics", "/mtail/metrics"):
         for name in (f"= {path}", f"^~ {path}/"):
@@ -490,7 +490,7 @@ def test_metrics_are_hidden_from_everybody_else(listen):
     assert not [name for name in locations(servers(nginx_hidden_paths=[])[listen]) if "metrics" in name]
 
 
-def test_a_password_file_keeps_hashes_that_still_match_and_shows_none(tree):
+def test_a_password_file_keeps_matching_hashes_and_shows_none(tree):
     users = [{"name": "prometheus", "password": "first"}, {"name": "b", "password": "second"}]
     text = tree.password_lines(users, "")
     assert re.fullmatch(r"prometheus:\$6\$\S{60,}\nb:\$6\$\S{60,}\n", text)

@@ -106,7 +106,7 @@ def test_a_local_rule_can_name_a_system_user():
     assert text.split()[-4:] == ["local", "postgres", "pgbackrest", "peer"]
 
 
-def test_default_hba_lets_nobody_come_from_outside_or_without_tls():
+def test_default_hba_allows_no_external_and_no_unencrypted_connection():
     text = render("postgresql", "pg_hba.conf.j2")
     hosts = [line.split() for line in text.splitlines() if line.startswith("host") and "reject" not in line]
     assert {(words[0], words[3]) for words in hosts} == {("hostssl", "127.0.0.1/32"), ("hostssl", "::1/128")}
@@ -135,7 +135,7 @@ def test_the_session_that_sets_passwords_is_kept_out_of_logs_and_statistics_and_
 
 
 def test_no_role_owns_a_database():
-    """Who owns it could close it to the backup and the next version: CONNECTION LIMIT 0, ALTER DATABASE SET."""
+    """An owner could close it to the backup and the next version: CONNECTION LIMIT 0, ALTER DATABASE SET."""
     (play,) = yaml.safe_load((ROOT / "roles/postgresql/tasks/access.yml").read_text(encoding="utf-8"))
     modules = {name: task[name] for task in play["block"] for name in task if name.startswith("community.")}
     assert "owner" not in modules["community.postgresql.postgresql_db"]
@@ -189,11 +189,11 @@ def test_private_keys_follow_the_rule_of_the_server(pg, mode, owner, fine):
 
 
 def test_complaints_of_the_server_name_the_real_files(pg):
-    said = (
+    output = (
         '2026-11-25 12:00:00 GMT [1] LOG:  invalid value for parameter "work_mem": "lots"\n'
         '2026-11-25 12:00:00 GMT [1] FATAL:  configuration file "/tmp/x/postgresql.conf" contains errors\n'
     )
-    assert pg.readable_errors(said, "/tmp/x", "/etc/postgresql/17/main") == (
+    assert pg.readable_errors(output, "/tmp/x", "/etc/postgresql/17/main") == (
         'invalid value for parameter "work_mem": "lots"; '
         'configuration file "/etc/postgresql/17/main/postgresql.conf" contains errors'
     )
@@ -232,7 +232,7 @@ def test_tls_only_where_it_has_a_port():
     assert settings_of(redis_conf(tls_port=6390), " ")["tls-auth-clients"] == "no"
 
 
-def test_a_cache_keeps_nothing_on_disk():
+def test_a_cache_stores_nothing_on_disk():
     values = settings_of(redis_conf(appendonly=False), " ")
     assert values["appendonly"] == "no" and values["save"] == '""'
 
@@ -281,7 +281,7 @@ def test_directives_are_read_as_the_server_would(rd):
     assert rd.directive(text, "dir") is None
 
 
-def test_no_hash_is_shown_but_that_one_changed(rd):
+def test_a_changed_hash_is_reported_without_its_value(rd):
     old, new = (
         f"user a on #{'1' * 64} +@all\nuser b on #{'2' * 64}",
         f"user a on #{'3' * 64} +@all\nuser b on #{'2' * 64}",
@@ -290,13 +290,13 @@ def test_no_hash_is_shown_but_that_one_changed(rd):
     assert rd.changed_passwords(old, new) == ["a"]
 
 
-def test_differences_come_from_the_reference_and_for_addresses_from_the_file(rd):
+def test_differences_are_found_by_the_reference_and_for_addresses_by_the_file(rd):
     live = {"maxmemory": "1", "port": "6379", "dir": "/var/lib/redis", "daemonize": "no", "hz": "10"}
     reference = {"maxmemory": "2", "port": "0", "dir": "/tmp/x", "daemonize": "yes", "hz": "10", "newer": "1"}
     assert rd.differences(live, reference, "port 6380\ndir /var/lib/redis\n") == {"maxmemory": "2", "port": "6380"}
 
 
-def test_where_an_instance_may_be_reached(rd):
+def test_addresses_of_an_instance(rd):
     old, new = "port 6379\n", "port 6380\nunixsocket /run/redis/s\n"
     assert rd.addresses((new, old, None)) == ["/run/redis/s", ("127.0.0.1", 6379)]
 
@@ -313,15 +313,15 @@ def test_the_administrators_password_is_sent_to_no_port_that_anybody_can_listen_
         thread.join(5)
 
 
-def test_a_refused_file_is_reported_in_the_servers_words(rd):
-    said = (
+def test_a_rejected_file_is_reported_with_the_message_of_the_server(rd):
+    output = (
         "\n*** FATAL CONFIG FILE ERROR (Redis 8.0.2) ***\nReading the configuration file, at line 3\n"
         ">>> 'no-such-thing 1'\nBad directive or wrong number of arguments\n"
     )
-    assert rd.startup_errors(said).endswith("Bad directive or wrong number of arguments")
+    assert rd.startup_errors(output).endswith("Bad directive or wrong number of arguments")
 
 
-# --- redis: passwords of before -------------------------------------------------------------------------------------
+# --- redis: earlier passwords --------------------------------------------------------------------------------------
 
 ACL = "user default reset off\nuser admin reset on #{a} ~* &* +@all\nuser app reset on #{b} ~* +get\n"
 
@@ -330,7 +330,7 @@ def digits(rd, password):
     return rd.hash_of(password)[1:]
 
 
-def test_a_previous_password_stays_where_it_is_accepted_and_comes_back_nowhere(rd):
+def test_a_previous_password_stays_where_it_is_accepted_and_is_not_restored_elsewhere(rd):
     old = ACL.format(a=digits(rd, "admin"), b=digits(rd, "one"))
     new = ACL.format(a=digits(rd, "admin"), b=digits(rd, "two"))
     kept = rd.with_kept_passwords(old, new, {"app": ["one", "zero"]})
@@ -352,11 +352,11 @@ def test_passwords_alone_are_set_without_loading_the_users(rd):
     assert rd.with_sorted_hashes(f"user app on {one} {two} ~*") == rd.with_sorted_hashes(f"user app on {two} {one} ~*")
 
 
-def test_a_backup_server_that_never_ends_its_response_does_not_hold_the_archiver(tmp_path):
-    """pgBackRest looks at backup_wal_limit_mb only when it begins: pg_wal grew until the disk was full."""
-    wiring = yaml.safe_load((ROOT / "group_vars/all/data.yml").read_text(encoding="utf-8"))
+def test_a_backup_server_that_never_ends_its_response_does_not_block_the_archiver(tmp_path):
+    """pgBackRest reads backup_wal_limit_mb only when it begins: pg_wal grew until the disk was full."""
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/data.yml").read_text(encoding="utf-8"))
     templar = Templar(DataLoader(), variables={"backup_configured": True, "backup_stanza": "shiftmaster"})
-    command = templar.template(trust_as_template(wiring["postgresql_archive_command"]))
+    command = templar.template(trust_as_template(group_variables["postgresql_archive_command"]))
     stub = tmp_path / "pgbackrest"
     stub.write_text("#!/bin/sh\ntrap '' TERM\nexec sleep 30\n")
     stub.chmod(0o755)

@@ -53,7 +53,7 @@ def config(**given):
 # --- the configuration ----------------------------------------------------------------------------------------------
 
 
-def test_with_nothing_given_it_is_a_complete_configuration():
+def test_without_inputs_it_is_a_complete_configuration():
     assert config() == {
         "global": {"scrape_interval": "15s", "scrape_timeout": "10s", "evaluation_interval": "15s"},
         "rule_files": ["/etc/prometheus/alerts/*.yml"],
@@ -76,7 +76,7 @@ def test_a_job_is_queried_with_tls_and_a_password_from_a_file():
     }
 
 
-def test_what_a_job_says_wins():
+def test_settings_of_a_job_take_precedence():
     given = {
         "name": "shiftmaster",
         "scheme": "https",
@@ -98,17 +98,22 @@ def test_what_a_job_says_wins():
 
 
 def application_job():
-    wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
-    (job,) = (job for job in wiring["__monitoring_jobs"] if job["name"] == "shiftmaster")
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
+    (job,) = (job for job in group_variables["__monitoring_jobs"] if job["name"] == "shiftmaster")
     return config(
-        prometheus_jobs=[dict(job, targets=[])], monitoring_application_metrics=wiring["monitoring_application_metrics"]
+        prometheus_jobs=[dict(job, targets=[])],
+        monitoring_application_metrics=group_variables["monitoring_application_metrics"],
     )["scrape_configs"][0]
 
 
-def test_what_a_target_shows_is_limited():
-    """Of every job: with 32MB, or none, one host used up the memory that the role gives Prometheus (400 MB)."""
-    wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
-    given = {name: trusted(wiring[name]) for name in ("prometheus_jobs", "__monitoring_limits") if name in wiring}
+def test_scrapes_of_every_job_are_limited():
+    """For every job: with 32MB, or none, one host used up the memory that the role gives Prometheus (400 MB)."""
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
+    given = {
+        name: trusted(group_variables[name])
+        for name in ("prometheus_jobs", "__monitoring_limits")
+        if name in group_variables
+    }
     given["__monitoring_jobs"] = [{"name": "node", "targets": []}, {"name": "shiftmaster", "targets": []}]
     given["monitoring_scrape_user"] = "prometheus"
     limits = {"sample_limit", "label_limit", "label_name_length_limit", "label_value_length_limit", "body_size_limit"}
@@ -117,7 +122,7 @@ def test_what_a_target_shows_is_limited():
         assert limits <= job.keys() and (job["sample_limit"], job["body_size_limit"]) == (50000, "8MB")
 
 
-def test_the_application_cannot_stand_for_a_host_or_another_job():
+def test_the_application_cannot_impersonate_a_host_or_another_job():
     """Every series of rules and dashboards that it may show is its own, or is selected by its job."""
     (rule,) = application_job()["metric_relabel_configs"]
     assert (rule["action"], rule["source_labels"]) == ("keep", ["__name__"])
@@ -144,14 +149,14 @@ def test_the_application_cannot_stand_for_a_host_or_another_job():
         assert not kept.fullmatch(name)
 
 
-def test_no_host_can_stand_for_another_job():
-    """Most rules ask for names, whatever their job. A backup server that was taken over could show that a primary and a
-    worker run (pg_replication_is_replica 0, shiftmaster_celery_workers 1), and nobody was told that they are down.
+def test_no_host_can_impersonate_another_job():
+    """Most rules select by name, not by job. A backup server that was taken over could show that a primary and a
+    worker run (pg_replication_is_replica 0, shiftmaster_celery_workers 1), and no alert reported that they are down.
     """
-    wiring = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
+    group_variables = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
     of_hosts = ("shiftmaster", "postgres", "node", "redis", "nginx", "mtail")
-    jobs = [dict(job, targets=[]) for job in wiring["__monitoring_jobs"] if job["name"] in of_hosts]
-    names = {name: value for name, value in wiring.items() if name.endswith("_metrics")}
+    jobs = [dict(job, targets=[]) for job in group_variables["__monitoring_jobs"] if job["name"] in of_hosts]
+    names = {name: value for name, value in group_variables.items() if name.endswith("_metrics")}
     kept = {
         job["job_name"]: re.compile(rule["regex"])
         for job in config(prometheus_jobs=trusted(jobs), **names)["scrape_configs"]
@@ -165,7 +170,7 @@ def test_no_host_can_stand_for_another_job():
     shown = {name: [job for job in of_hosts if kept[job].fullmatch(name)] for name in used}
     monitoring = re.compile("(probe|prometheus|alertmanager|blackbox|scrape)_.+")
     assert {name for name, found in shown.items() if not found and not monitoring.fullmatch(name)} == set()
-    # Of the same web server, or asked for of each host alone.
+    # From the same web server, or queried on each host alone.
     twice = {name for name, found in shown.items() if len(found) > 1 and found != ["nginx", "mtail"]}
     assert twice == {"process_open_fds", "process_max_fds"}
     assert shown["pg_replication_is_replica"] == ["postgres"] and shown["shiftmaster_celery_workers"] == ["shiftmaster"]
@@ -179,7 +184,7 @@ def test_without_tls_no_authority_is_named():
     assert "tls_config" not in job
 
 
-def test_a_probe_asks_the_prober_for_the_target():
+def test_a_probe_requests_the_target_from_the_prober():
     given = dict(PROBE, relabel_configs=[{"target_label": "x", "replacement": "y"}], params={"debug": ["true"]})
     (job,) = config(prometheus_jobs=[given])["scrape_configs"]
     assert job["metrics_path"] == "/probe" and job["params"] == {"debug": ["true"], "module": ["http"]}
@@ -211,9 +216,9 @@ def test_alertmanagers_and_external_labels():
         "user": "prometheus",
         "password_file": "/etc/prometheus/secrets/scrape",
     }
-    whole = config(prometheus_alertmanagers=[alertmanager], prometheus_external_labels={"site": 7})
-    assert whole["global"]["external_labels"] == {"site": "7"}
-    assert whole["alerting"]["alertmanagers"] == [
+    complete = config(prometheus_alertmanagers=[alertmanager], prometheus_external_labels={"site": 7})
+    assert complete["global"]["external_labels"] == {"site": "7"}
+    assert complete["alerting"]["alertmanagers"] == [
         {
             "scheme": "https",
             "timeout": "10s",
@@ -294,7 +299,7 @@ def test_without_an_address_it_listens_on_all():
     assert value("__prometheus_own_url", prometheus_listen_address="") == "https://127.0.0.1:9090"
 
 
-def test_no_limit_of_size_is_no_flag():
+def test_without_a_size_limit_there_is_no_flag():
     assert not [word for word in command(prometheus_retention_size_mb=0) if "retention.size" in word]
 
 
@@ -316,14 +321,14 @@ def test_memory_follows_the_targets_or_the_variable(targets, given, expected):
     ],
 )
 def test_retention_is_requested_as_prometheus_writes_it(days, mb, expected):
-    answers = value("__prometheus_answers", prometheus_retention_days=days, prometheus_retention_size_mb=mb)
-    assert [answer["value"] for answer in answers] == expected
+    responses = value("__prometheus_answers", prometheus_retention_days=days, prometheus_retention_size_mb=mb)
+    assert [response["value"] for response in responses] == expected
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------------
 
 
-def test_good_inputs_have_no_problem():
+def test_valid_inputs_have_no_problem():
     given = {
         "prometheus_jobs": [NODE, PROBE],
         "prometheus_secrets": [{"name": "scrape", "content": "x"}],

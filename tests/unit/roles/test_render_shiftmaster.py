@@ -60,7 +60,7 @@ def test_linked_directories_can_be_written_to():
     ]  # fmt: skip
 
 
-def test_who_counts_errors_can_read_gunicorns_log():
+def test_mtail_can_read_gunicorns_log():
     """gunicorn gives it to its own group at each start, in which mtail is not."""
     _parser, text = unit("shiftmaster-web@.service.j2", shiftmaster_log_dir="/srv/log")
     # systemd-tmpfiles follows no link of the application's; chgrp did.
@@ -73,7 +73,7 @@ def settings(text):
 
 
 @pytest.mark.parametrize("kind", ["code", "build"])
-def test_what_a_release_brings_runs_in_the_sandbox_of_its_units(kind):
+def test_code_of_a_release_runs_in_the_sandbox_of_its_units(kind):
     """The drop-in is found by the beginning of a transient unit's name, which releasecode.py gives it."""
     sandbox = settings(render("sandbox.j2"))
     service = settings(render("shiftmaster-web@.service.j2"))
@@ -102,18 +102,18 @@ def test_a_unit_of_a_release_is_bounded():
         assert "/run/systemd/journal" in found["InaccessiblePaths"] and int(found["LogRateLimitBurst"]) <= 1000
 
 
-def test_nothing_of_a_release_writes_where_everybody_does():
-    """systemd leaves /run writable for a unit with ProtectProc=, whatever ProtectSystem= says (molecule/hostile)."""
+def test_no_process_of_a_release_writes_to_world_writable_directories():
+    """systemd leaves /run writable for a unit with ProtectProc=, regardless of ProtectSystem= (molecule/hostile)."""
     assert "-/run/lock" in dict(settings(render("sandbox.j2")))["InaccessiblePaths"].split()
 
 
-def test_nothing_of_a_release_takes_the_port_of_a_service():
+def test_no_process_of_a_release_can_use_the_port_of_a_service():
     assert ("SocketBindDeny", "1-32767") in settings(render("sandbox.j2"))
 
 
 @pytest.mark.parametrize("debian", ["12", "13"])
 def test_code_of_a_release_cannot_stop_the_services(debian):
-    """They have one user. systemd 252 ignores PrivatePIDs= with a warning; there they go on when the code has ended."""
+    """They have one user. systemd 252 ignores PrivatePIDs= with a warning; there they continue after the code's end."""
     facts = {"distribution_major_version": debian}
     found = dict(settings(render("transient.conf.j2", kind="code", ansible_facts=facts)))
     assert ("PrivatePIDs" in found) is (debian == "13")
@@ -141,7 +141,7 @@ def test_queues_of_the_worker(queues, option):
 
 
 @pytest.mark.parametrize("kind", ["web", "worker", "beat"])
-def test_releases_of_before_know_their_slot(kind):
+def test_earlier_releases_know_their_slot(kind):
     """Their gunicorn.conf.py reads the old name."""
     _parser, text = unit(f"shiftmaster-{kind}@.service.j2")
     assert "\nEnvironment=SHIFTMASTER_SLOT=%i SHIFTMASTER_COLOUR=%i\n" in text
@@ -169,7 +169,7 @@ def test_slow_requests_are_those_of_the_guide():
     assert limits == (1, 2)
 
 
-def test_site_settings_come_after_the_applications():
+def test_site_settings_follow_the_applications():
     text = render("site_settings.py.j2", shiftmaster_supply_health=True, shiftmaster_site_settings="ALLOWED_HOSTS = []")
     compile(text, "site_settings.py", "exec")
     assert (
@@ -189,7 +189,7 @@ def test_every_log_that_the_templates_name_is_created_by_root():
 
 
 @pytest.mark.parametrize("kind", ["web", "worker"])
-def test_a_directory_of_metrics_that_cannot_be_made_keeps_no_unit_from_starting(kind):
+def test_a_missing_directory_of_metrics_prevents_no_unit_from_starting(kind):
     _parser, text = unit(f"shiftmaster-{kind}@.service.j2")
     [line] = [line for line in text.splitlines() if line.startswith("ExecStartPre=")]
     assert line == "ExecStartPre=-+/usr/bin/systemd-tmpfiles --create /etc/tmpfiles.d/shiftmaster.conf"
@@ -223,7 +223,7 @@ def build(*names, **variables):
     return Templar(loader, variables=trusted(known | variables)).template(trust_as_template("{{ shiftmaster_build }}"))
 
 
-def test_what_the_metrics_need_comes_into_the_release_and_its_hash():
+def test_requirements_of_the_metrics_are_part_of_the_release_and_its_hash():
     mine = {"shiftmaster_extra_requirements": ["gunicorn==27.0.1"]}
     with_them = build("environment", "extra_requirements", **mine)
     assert with_them["extra_requirements"] == [
@@ -241,7 +241,7 @@ def test_what_the_metrics_need_comes_into_the_release_and_its_hash():
     assert newer["extra_requirements"] != with_them["extra_requirements"]
 
 
-def test_the_monitoring_package_comes_into_the_release():
+def test_the_monitoring_package_is_installed_into_the_release():
     if not lookup_loader.get("ansible.builtin.fileglob"):
         init_plugin_loader()
     package = ROLE.parents[1] / "shiftmaster_monitoring/shiftmaster_monitoring"
@@ -282,19 +282,19 @@ def batches(hosts, sizes, operation="deploy", in_play=None):
         (4, ["50%", 1], [2, 1, 1]),
     ],
 )
-def test_batches_of_a_fleet(count, sizes, lengths):
+def test_batches_of_several_hosts(count, sizes, lengths):
     hosts = [f"app{number}" for number in range(count)]
     found = batches(hosts, sizes)
     assert [len(batch) for batch in found] == lengths
     assert [host for batch in found for host in batch] == hosts
 
 
-def test_a_rollback_is_one_batch_and_hosts_outside_of_the_run_are_in_none():
+def test_a_rollback_is_one_batch_without_hosts_outside_the_run():
     assert batches(["a", "b", "c"], [1], "rollback") == [["a", "b", "c"]]
     assert batches(["a", "b", "c"], [1], in_play=["a", "c"]) == [["a"], ["c"]]
 
 
-def test_earlier_keys_are_accepted_besides_the_applications_own(monkeypatch):
+def test_earlier_keys_are_accepted_in_addition_to_the_applications_own(monkeypatch):
     monkeypatch.setenv("SHIFTMASTER_SECRET_KEY_FALLBACKS", '["old"]')
     text = render("site_settings.py.j2", shiftmaster_secret_key_fallbacks=["old"]).replace(
         "from shiftmaster.settings import *", ""

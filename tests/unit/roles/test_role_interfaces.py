@@ -35,7 +35,7 @@ def options_of(role):
 
 
 @offenders.each(ROLES)
-def test_every_default_is_that_of_an_option_and_said_once(role):
+def test_every_default_belongs_to_an_option_and_is_defined_once(role):
     """Ansible applies defaults/main.yml alone: a default in the specification could only differ from it."""
     assert set(defaults_of(role)) <= set(options_of(role))
     assert [name for name, option in options_of(role).items() if "default" in option] == []
@@ -50,7 +50,7 @@ def test_every_default_has_the_type_of_its_option(role):
 
 
 @offenders.each(ROLES)
-def test_an_option_without_default_is_required_or_says_that_it_may_be_absent(role):
+def test_an_option_without_default_is_required_or_documented_as_optional(role):
     neither = [
         name for name, option in options_of(role).items() if "required" not in option and name not in defaults_of(role)
     ]
@@ -72,7 +72,7 @@ def test_every_option_is_described_and_typed(role):
 
 @offenders.each(ROLES)
 def test_names_belong_to_the_role(role):
-    # The application's own settings are called shiftmaster_*, whatever role they are read by.
+    # The application's own settings are called shiftmaster_* in every role.
     wrong = [name for name in options_of(role) if not name.startswith((f"{role}_", "shiftmaster_"))]
     assert wrong == []
     internal = ROOT / "roles" / role / "vars/main.yml"
@@ -87,7 +87,7 @@ def test_readmes_are_those_of_the_argument_specs():
     assert result.returncode == 0, result.stdout
 
 
-def test_hooks_are_described_as_the_module_takes_them():
+def test_hooks_are_described_as_the_module_accepts_them():
     """Preflight evaluates them by the role's specification, the release module by its own documentation."""
     text = (ROOT / "library/release/shiftmaster_release.py").read_text(encoding="utf-8")
     module = yaml.safe_load(text.split('DOCUMENTATION = r"""')[1].split('"""')[0])["options"]["hooks"]["suboptions"]

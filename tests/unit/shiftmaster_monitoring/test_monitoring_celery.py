@@ -173,7 +173,7 @@ sleep.apply_async((0.3,), queue="reports")
     assert tasks(metrics, "add", "SUCCESS") == 20 and value(metrics, "shiftmaster_celery_workers") == 0
 
 
-def test_a_task_whose_process_dies_has_failed(project):
+def test_a_task_of_a_killed_process_has_failed(project):
     with worker(project):
         call(project, "add.delay(1, 1); die.delay()")
         metrics = until(project, lambda found: tasks(found, "die", "FAILURE") and tasks(found, "add", "SUCCESS"))

@@ -152,11 +152,11 @@ def events(path, logger=None):
     return [event for event in found if logger is None or event["log"]["logger"] == logger]
 
 
-def test_an_event_shows_where_it_comes_from(project):
+def test_an_event_contains_its_source(project):
     with project.serve() as server:
-        jar = http.cookies.SimpleCookie(server.ask("/enter/taro/")[2]["Set-Cookie"])
-        server.ask("/say/7/?secret=1", X_Request_ID=ID, Cookie=f"sessionid={jar['sessionid'].value}")
-        said = server.said()
+        jar = http.cookies.SimpleCookie(server.request("/enter/taro/")[2]["Set-Cookie"])
+        server.request("/say/7/?secret=1", X_Request_ID=ID, Cookie=f"sessionid={jar['sessionid'].value}")
+        message = server.output()
     event, wrong = events(project.directory / "app.log", "project.views")
     assert re.match(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$", event.pop("@timestamp"))
     assert event["log"].pop("origin")["function"] == "say"
@@ -178,21 +178,21 @@ def test_an_event_shows_where_it_comes_from(project):
     assert [found["user"]["hash"] for found in events(project.directory / "audit.log")[1:]] == [user]
     assert project.python("from shiftmaster_monitoring import pseudonym; pseudonym.main(['1'])").startswith(user)
     assert wrong["message"].startswith("wrong %d [TypeError: ") and wrong["log"]["level"] == "DEBUG"
-    assert "OWN" not in said and not (project.directory / "django.log").exists() and "nobody hears" not in said
+    assert "OWN" not in message and not (project.directory / "django.log").exists() and "nobody hears" not in message
     assert oct((project.directory / "app.log").stat().st_mode & 0o777) == "0o640"
 
 
 def test_a_request_without_an_id_gets_one_and_a_bad_one_is_not_trusted(project):
     with project.serve() as server:
         for given in ({}, {"X_Request_ID": "x */ drop table"}, {"X_Request_ID": "a" * 65}):
-            server.ask("/say/1/", **given)
+            server.request("/say/1/", **given)
     ids = [event["http"]["request"]["id"] for event in events(project.directory / "app.log", "project.views")][::2]
     assert len(set(ids)) == 3 and all(re.match("^[0-9a-f]{32}$", found) for found in ids)
 
 
 def test_an_exception_is_complete_and_masked(project):
     with project.serve() as server:
-        server.ask("/chain/")
+        server.request("/chain/")
     (event,) = events(project.directory / "app.log", "project.views")
     assert event["error"]["type"] == "ValueError" and event["error"]["message"] == "token=[secret]"
     trace = event["error"]["stack_trace"]
@@ -253,7 +253,7 @@ for line in open(SEEDS, encoding="utf-8"):
 """
 
 
-def test_no_seeded_value_passes_the_first_wall_by_any_way(project):
+def test_no_seeded_value_passes_the_first_mask_on_any_path(project):
     """Message, argument, exception, cause, group, extra and path, as the formatter of a release writes them."""
     seeded = [(mask["name"], line) for mask in MASKS for line in mask["must"]]
     texts = [line.replace("«", "").replace("»", "") for _name, line in seeded]
@@ -264,15 +264,15 @@ def test_no_seeded_value_passes_the_first_wall_by_any_way(project):
     left = []
     for (name, line), ways in zip(seeded, found):
         for way, event in ways.items():
-            said = json.dumps(json.loads(event), ensure_ascii=False).replace("\\\\", "\\")
-            left += [(name, way, value) for value in re.findall("«([^»]*)»", line) if value in said]
+            message = json.dumps(json.loads(event), ensure_ascii=False).replace("\\\\", "\\")
+            left += [(name, way, value) for value in re.findall("«([^»]*)»", line) if value in message]
     assert left == []
 
 
-def test_django_tells_of_failed_requests_in_the_same_log(project):
+def test_django_logs_failed_requests_to_the_same_log(project):
     with project.serve() as server:
-        server.ask("/boom/", X_Request_ID=ID)
-        server.ask("/nothing/taro@example.jp/")
+        server.request("/boom/", X_Request_ID=ID)
+        server.request("/nothing/taro@example.jp/")
     boom, missing = events(project.directory / "app.log", "django.request")
     assert boom["http"]["request"]["id"] == ID and boom["labels"]["extra"] == "status_code=500"
     assert boom["error"]["type"] == "ValueError" and boom["log"]["level"] == "ERROR"
@@ -283,9 +283,9 @@ def test_many_processes_write_complete_lines_over_a_rotation(project):
     log = project.directory / "app.log"
     with project.serve() as server:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda number: server.ask(f"/say/{number}/"), range(40)))
+            list(pool.map(lambda number: server.request(f"/say/{number}/"), range(40)))
             log.rename(log.with_suffix(".1"))
-            list(pool.map(lambda number: server.ask("/long/"), range(40)))
+            list(pool.map(lambda number: server.request("/long/"), range(40)))
     first, second = events(log.with_suffix(".1"), "project.views"), events(log, "project.views")
     assert len(first) == 80 and len(second) == 40
     assert len({event["process"]["pid"] for event in second}) > 1
@@ -293,17 +293,17 @@ def test_many_processes_write_complete_lines_over_a_rotation(project):
     assert "mail@" not in log.read_text()
 
 
-def test_what_cannot_be_written_goes_to_standard_error(project):
+def test_unwritable_events_go_to_standard_error(project):
     (project.directory / "app.log").mkdir()
     with project.serve() as server:
-        assert server.ask("/say/1/")[0] == 200
-        said = server.said()
-    assert "the log cannot be written" in said and "number 1" in said and "00123456" not in said
+        assert server.request("/say/1/")[0] == 200
+        message = server.output()
+    assert "the log cannot be written" in message and "number 1" in message and "00123456" not in message
 
 
-def test_an_event_that_says_nothing_is_an_event_and_a_long_one_is_not_lost(project):
+def test_an_event_without_a_message_is_an_event_and_a_long_one_is_not_lost(project):
     with project.serve() as server:
-        assert server.ask("/odd/")[0] == 200
+        assert server.request("/odd/")[0] == 200
     silent, number, *long, failed = events(project.directory / "app.log", "project.views")
     assert silent["message"] == "<Silent that cannot be printed: RuntimeError> [RuntimeError: it reports nothing]"
     assert number["labels"]["extra"] == "odd=<Text that cannot be printed: RuntimeError>"
@@ -364,26 +364,26 @@ print(len(lines), json.loads(lines[0])["message"], len(lines[1]), json.loads(lin
 
 def test_audit_events_of_groups(project):
     with project.serve() as server:
-        server.ask("/groups/")
+        server.request("/groups/")
     found = events(project.directory / "audit.log")
-    told = [event["message"].partition(": ")[2] for event in found if event["event"]["action"] == "rights-changed"]
-    assert told[0].startswith("group head nurses: added ") and told[0].endswith(" | Can delete user")
-    assert told[1:] == ["added head nurses", "head nurses: all removed", "group head nurses deleted"]
-    # A group's number is nobody's.
+    reported = [event["message"].partition(": ")[2] for event in found if event["event"]["action"] == "rights-changed"]
+    assert reported[0].startswith("group head nurses: added ") and reported[0].endswith(" | Can delete user")
+    assert reported[1:] == ["added head nurses", "head nurses: all removed", "group head nurses deleted"]
+    # A group's number identifies no user.
     assert ["target" in event.get("user", {}) for event in found] == [True, False, True, False, False]
 
 
 def test_audit_events(project):
     with project.serve() as server:
         client = {"X_Real_IP": "203.0.113.9", "X_Request_ID": ID}
-        jar = http.cookies.SimpleCookie(server.ask("/enter/taro/", **client)[2]["Set-Cookie"])
+        jar = http.cookies.SimpleCookie(server.request("/enter/taro/", **client)[2]["Set-Cookie"])
         cookie = f"sessionid={jar['sessionid'].value}"
-        server.ask("/refuse/", **client)
-        server.ask("/rights/", Cookie=cookie)
-        server.ask("/leave/", Cookie=cookie)
+        server.request("/refuse/", **client)
+        server.request("/rights/", Cookie=cookie)
+        server.request("/leave/", Cookie=cookie)
     found = events(project.directory / "audit.log")
-    told = [(event["event"]["action"], event["event"]["outcome"], event["message"]) for event in found]
-    assert told == [
+    reported = [(event["event"]["action"], event["event"]["outcome"], event["message"]) for event in found]
+    assert reported == [
         ("user-created", "success", "user-created success"),
         ("login", "success", "login success"),
         ("login", "failure", "login failure"),
@@ -396,18 +396,18 @@ def test_audit_events(project):
     assert {event["event"]["dataset"] for event in found} == {"shiftmaster.audit"}
     assert found[1]["source"] == {"ip": "203.0.113.9"} and found[1]["http"]["request"]["id"] == ID
     me = found[1]["user"]["hash"]
-    # Who changed whose rights.
+    # Changes of rights, with their author.
     assert {event["user"].get("hash") for event in found[3:]} == {me}
     other = found[3]["user"]["target"]["hash"]
     assert other != me and {event["user"]["target"]["hash"] for event in found[3:8]} == {other}
     assert not re.search("taro|hanako|nobody|hunter2", (project.directory / "audit.log").read_text())
 
 
-def test_the_guides_lines_are_possible(tmp_path):
+def test_the_application_can_log_the_lines_of_the_guide(tmp_path):
     project = make(tmp_path, shiftmaster_log_format="plain")
     with project.serve() as server:
-        server.ask("/say/7/")
-        server.ask("/chain/")
+        server.request("/say/7/")
+        server.request("/chain/")
     lines = (tmp_path / "app.log").read_text(encoding="utf-8").splitlines()
     assert re.match(
         r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \[INFO\] project.views: number 7, 患者番号：\[patient\]$", lines[0]
@@ -415,25 +415,25 @@ def test_the_guides_lines_are_possible(tmp_path):
     assert "KeyError: '[mail]'" in lines and "ValueError: token=[secret]" in lines
 
 
-def test_without_it_the_application_logs_as_it_does(tmp_path):
+def test_without_it_the_application_logs_unchanged(tmp_path):
     project = make(tmp_path, shiftmaster_log_format="application")
     with project.serve() as server:
-        server.ask("/say/7/")
-        said = server.said()
-    assert "OWN number 7, 患者番号：00123456" in said
+        server.request("/say/7/")
+        message = server.output()
+    assert "OWN number 7, 患者番号：00123456" in message
     assert not (tmp_path / "app.log").exists() and not (tmp_path / "audit.log").exists()
 
 
 def test_without_metrics_too(tmp_path):
     project = make(tmp_path, shiftmaster_metrics=False)
     with project.serve() as server:
-        server.ask("/say/7/")
-        assert server.ask("/metrics")[0] == 404
+        server.request("/say/7/")
+        assert server.request("/metrics")[0] == 404
     assert len(events(tmp_path / "app.log", "project.views")) == 2
 
 
 def test_without_the_packages_of_the_metrics(tmp_path):
-    """A release without metrics has none of their packages, and Celery looks for tasks in every application."""
+    """A release without metrics has none of their packages, and Celery searches for tasks in every application."""
     pytest.importorskip("celery", reason="Celery is not installed; the step `package` runs these tests")
     (tmp_path / "project_celery.py").write_text(
         "from celery import Celery\napp = Celery('project')\napp.autodiscover_tasks(['shiftmaster_monitoring'])\n"
@@ -452,7 +452,7 @@ def test_without_the_packages_of_the_metrics(tmp_path):
     )
 
 
-def test_commands_of_people_talk_to_people(project):
+def test_management_commands_do_not_log_to_the_application_log(project):
     text = project.python("import django; django.setup(); import logging; logging.getLogger('project').info('hello')")
     assert text == "" and not (project.directory / "app.log").exists()
     assert "OWN hello" in (project.directory / "django.log").read_text()
@@ -463,11 +463,11 @@ def test_gunicorns_own_log_is_masked(project):
         (project.directory / "project_wsgi.py").write_text("raise RuntimeError('password=hunter2')\n")
         os.kill(server.workers()[0], signal.SIGKILL)
         deadline = time.monotonic() + 20
-        while "RuntimeError" not in server.said() and time.monotonic() < deadline:
+        while "RuntimeError" not in server.output() and time.monotonic() < deadline:
             time.sleep(0.1)
-        said = server.said()
-    # What it prints next to its log, when a module cannot be imported, is for the second wall.
-    assert "RuntimeError: password=[secret]" in said and "RuntimeError: password=hunter2" not in said
+        message = server.output()
+    # What it prints next to its log, when a module cannot be imported, is masked by the second mask.
+    assert "RuntimeError: password=[secret]" in message and "RuntimeError: password=hunter2" not in message
 
 
 def test_statements_to_postgresql_begin_with_the_request_id(project):
@@ -558,8 +558,8 @@ def test_tasks_carry_the_request_id_on(tmp_path, own):
     worker = subprocess.Popen([sys.executable, *command], env=environment, cwd=tmp_path, stdout=output, stderr=output)
     try:
         with project.serve(SHIFTMASTER_CELERY_APPLICATION="project_celery") as server:
-            assert server.ask("/send/", X_Request_ID=ID)[0] == 200, server.said()
-        project.python("import project_celery; project_celery.second.delay()", **environment)  # Nobody's request.
+            assert server.request("/send/", X_Request_ID=ID)[0] == 200, server.output()
+        project.python("import project_celery; project_celery.second.delay()", **environment)  # Without a request.
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (log.exists() and log.read_text().count("succeeded") == 3):
             assert worker.poll() is None
@@ -575,7 +575,7 @@ def test_tasks_carry_the_request_id_on(tmp_path, own):
     assert [event["labels"]["task"] for event in tasks] == ["project_celery.first", "project_celery.second"] + [
         "project_celery.second"
     ]
-    # The two that came second have no order between them; one is nobody's, and carries its own id.
+    # The two that came second have no order between them; one has no request, and carries its own id.
     carried = [event["http"]["request"]["id"] for event in tasks]
     own = [event["labels"]["task_id"] for event in tasks[1:] if event["http"]["request"]["id"] != ID]
     assert carried[0] == ID and len(own) == 1 and sorted(carried[1:]) == sorted([ID, *own])

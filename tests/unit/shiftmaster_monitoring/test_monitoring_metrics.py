@@ -1,6 +1,6 @@
 """The metrics of shiftmaster_monitoring in real processes: Django under gunicorn, with the role's own settings of both.
 
-What one process can tell is queried in tests/unit/shiftmaster_monitoring/test_monitoring_shared.py.
+Tests of one process are in tests/unit/shiftmaster_monitoring/test_monitoring_shared.py.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def test_requests_are_counted_by_route_never_by_path(project):
             "/",
             "/old/abc",
         ):
-            server.ask(path)
-        assert server.ask("/boom/")[0] == 500
-        server.ask("/items/1/", method="POST")
-        server.ask("/items/1/", method="INVENTED")
+            server.request(path)
+        assert server.request("/boom/")[0] == 500
+        server.request("/items/1/", method="POST")
+        server.request("/items/1/", method="INVENTED")
         metrics = server.metrics()
-        text = server.ask("/metrics")[1]
+        text = server.request("/metrics")[1]
     assert count(metrics, "/items/<int:number>/") == 3
     assert count(metrics, "/items/<int:number>/", "POST") == 1
     assert count(metrics, "/items/<int:number>/", "OTHER") == 1
@@ -79,33 +79,33 @@ def test_requests_are_counted_by_route_never_by_path(project):
     # From the start, so that the first increase is seen.
     assert value(metrics, "shiftmaster_slow_requests_total", level="warning") == 0
     assert value(metrics, "process_resident_memory_bytes") > 4 * 20e6
-    # Of five processes, each of which has at least imported Django.
+    # The sum of five processes, each of which has at least imported Django.
     assert value(metrics, "process_cpu_seconds_total") > 0.2
     assert value(metrics, "shiftmaster_metrics_shared_up") == 1
 
 
-def test_who_may_read_the_metrics(project):
+def test_access_to_the_metrics(project):
     with project.serve(SHIFTMASTER_HEALTH_TOKEN="a-token") as server:
-        assert server.ask("/metrics")[0] == 200
-        assert server.ask("/metrics/", method="HEAD")[:2] == (200, "")
-        assert server.ask("/metrics", method="POST")[0] == 405
+        assert server.request("/metrics")[0] == 200
+        assert server.request("/metrics/", method="HEAD")[:2] == (200, "")
+        assert server.request("/metrics", method="POST")[0] == 405
         client = {"X-Forwarded-For": "203.0.113.9"}
-        status, text, _headers = server.ask("/metrics", **client)
+        status, text, _headers = server.request("/metrics", **client)
         assert (status, text) == (404, "not found\n")
-        assert server.ask("/metrics", **client, Authorization="Bearer a-token")[0] == 200
-        assert server.ask("/metrics", **client, X_Health_Token="wrong")[0] == 404
-        # Neither its own responses nor those of health are requests of people.
+        assert server.request("/metrics", **client, Authorization="Bearer a-token")[0] == 200
+        assert server.request("/metrics", **client, X_Health_Token="wrong")[0] == 404
+        # Neither its own responses nor those of health are requests of users.
         assert total(server.metrics(), "django_request_duration_seconds_count") == 0
 
 
-def test_asking_itself_at_the_start_is_no_request(tmp_path):
+def test_a_self_request_at_the_start_is_not_counted(tmp_path):
     project = Project(tmp_path, shiftmaster_watch_paths=["/items/7/"])
     with project.serve() as server:
         metrics = server.metrics()
         assert total(metrics, "django_request_duration_seconds_count") == 0
         assert (value(metrics, "django_http_requests_before_middlewares_total") or 0) == 0
         assert total(metrics, "django_http_responses_total_by_status_view_method_total") == 0
-        assert "warming up" not in server.said()
+        assert "warming up" not in server.output()
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_scrapes_during_load_and_recycling_never_fall(project):
         assert load.result() == 500 == settled(server, 500)
 
 
-def test_one_slot_after_the_other_goes_on_counting(project):
+def test_counting_continues_across_slots(project):
     with project.serve("blue") as blue:
         send(blue, 60)
         assert settled(blue, 60) == 60
@@ -181,7 +181,7 @@ def test_one_slot_after_the_other_goes_on_counting(project):
 
 
 @pytest.mark.parametrize("damage", ["no directory", "nobody may write", "a file in its place", "damaged"])
-def test_what_is_wrong_with_the_directory_fails_no_request(project, damage):
+def test_problems_of_the_directory_fail_no_request(project, damage):
     if damage == "nobody may write" and os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     if damage == "no directory":
@@ -196,18 +196,18 @@ def test_what_is_wrong_with_the_directory_fails_no_request(project, damage):
         (project.metrics / "1-00000000.db").write_bytes(b"\0" * 100)
     with project.serve() as server:
         for _ in range(20):
-            assert server.ask("/items/1/")[0] == 200
+            assert server.request("/items/1/")[0] == 200
         metrics = server.metrics()
-        said = [line for line in server.said().splitlines() if "requests and tasks go on without it" in line]
+        output = [line for line in server.output().splitlines() if "requests and tasks go on without it" in line]
         if damage == "damaged":
             assert settled(server, 20) == 20
         else:
             assert value(metrics, "shiftmaster_metrics_shared_up") == 0
             assert value(metrics, "shiftmaster_release_info", version="2.0.0", slot="blue",
                          release="20260101T000000Z-abcdef0") == 1  # fmt: skip
-            # Nothing that looks like a counter that fell.
+            # No counter decreases.
             assert count(metrics, "/items/<int:number>/") == 0
-        assert said and len(said) <= 4 * 6
+        assert output and len(output) <= 4 * 6
         if damage == "no directory":
             project.metrics.mkdir()
             deadline = time.monotonic() + 30
@@ -231,15 +231,15 @@ def test_a_full_directory_fails_no_request(project):
                 stream.write(b"\0" * 4096)
         with project.serve() as server:
             for number in range(40):
-                assert server.ask(f"/items/{number}/")[0] == 200
-            assert server.ask("/metrics")[0] == 200
+                assert server.request(f"/items/{number}/")[0] == 200
+            assert server.request("/metrics")[0] == 200
             filler.unlink()
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline and count(server.metrics(), "/items/<int:number>/") < 40:
                 send(server, 8, "/")
                 time.sleep(1)
             assert count(server.metrics(), "/items/<int:number>/") == 40
-            assert "SIGBUS" not in server.said() and "signal" not in server.said().lower().replace(
+            assert "SIGBUS" not in server.output() and "signal" not in server.output().lower().replace(
                 "handling signal", ""
             )
     finally:
@@ -253,12 +253,12 @@ def test_slow_requests_are_lines_of_json(tmp_path):
     project = Project(tmp_path, shiftmaster_slow_request_info_seconds=0.5, shiftmaster_slow_request_warning_seconds=3)
     proxy = {"X-Real-IP": "203.0.113.9", "X-Forwarded-For": "203.0.113.9", "X-Request-ID": "abc123"}
     with project.serve() as server:
-        server.ask("/sleep/600/?token=secret", **proxy, User_Agent='Fire"fox\\ \u00fc')
-        server.ask("/sleep/3200/", **proxy, User_Agent="x" * 5000)
-        server.ask("/items/1/")
+        server.request("/sleep/600/?token=secret", **proxy, User_Agent='Fire"fox\\ \u00fc')
+        server.request("/sleep/3200/", **proxy, User_Agent="x" * 5000)
+        server.request("/items/1/")
         project.log.rename(project.log.with_suffix(".1"))
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda _: server.ask("/sleep/550/"), range(24)))
+            list(pool.map(lambda _: server.request("/sleep/550/"), range(24)))
         metrics = server.metrics()
     first, second = (json.loads(line) for line in project.log.with_suffix(".1").read_text().splitlines())
     assert first.pop("duration_ms") > 600 and first.pop("memory_rss_bytes") > 10e6 and first.pop("pid") > 1
@@ -281,8 +281,8 @@ def test_a_log_that_cannot_be_written_fails_no_request(tmp_path):
     project = Project(tmp_path, shiftmaster_slow_request_info_seconds=0.01, shiftmaster_slow_request_warning_seconds=9)
     project.log.mkdir()
     with project.serve() as server:
-        assert server.ask("/sleep/50/")[0] == 200
-        assert "the log of slow requests cannot be written" in server.said()
+        assert server.request("/sleep/50/")[0] == 200
+        assert "the log of slow requests cannot be written" in server.output()
 
 
 # --- users -----------------------------------------------------------------------------------------------------------
@@ -290,12 +290,12 @@ def test_a_log_that_cannot_be_written_fails_no_request(tmp_path):
 
 def test_users_and_sessions_of_all_processes(project):
     with project.serve() as server:
-        jars = [cookie(server.ask(f"/enter/user{number}/")[2]) for number in range(3)]
-        jars.append(cookie(server.ask("/enter/user0/")[2]))  # the same one at another browser
+        jars = [cookie(server.request(f"/enter/user{number}/")[2]) for number in range(3)]
+        jars.append(cookie(server.request("/enter/user0/")[2]))  # the same one at another browser
         for _ in range(8):
             for jar in jars:
-                assert server.ask("/me/", Cookie=jar)[1].startswith("user")
-        server.ask("/me/")
+                assert server.request("/me/", Cookie=jar)[1].startswith("user")
+        server.request("/me/")
         metrics = server.metrics()
         assert value(metrics, "shiftmaster_active_users", window="5m") == 3
         assert value(metrics, "shiftmaster_active_users", window="1h") == 3
@@ -319,19 +319,19 @@ def test_users_and_sessions_of_all_processes(project):
         assert value(metrics, "shiftmaster_session_duration_seconds_count") == 1
         left = len(list((project.metrics / "sessions").iterdir()))
         for jar in jars:
-            server.ask("/leave/", Cookie=jar)
+            server.request("/leave/", Cookie=jar)
         metrics = server.metrics()
         assert value(metrics, "shiftmaster_session_duration_seconds_count") == 1 + left
         assert list((project.metrics / "sessions").iterdir()) == []
-        assert "user0" not in server.ask("/metrics")[1]
+        assert "user0" not in server.request("/metrics")[1]
 
 
 def test_a_session_that_the_application_does_not_read_stays_unread(project):
     with project.serve() as server:
-        jar = cookie(server.ask("/enter/somebody/")[2])
-        _status, _text, headers = server.ask("/items/1/", Cookie=jar)
+        jar = cookie(server.request("/enter/somebody/")[2])
+        _status, _text, headers = server.request("/items/1/", Cookie=jar)
         assert "Cookie" not in (headers.get("Vary") or "") and not headers.get("Set-Cookie")
-        assert "Cookie" in server.ask("/me/", Cookie=jar)[2]["Vary"]
+        assert "Cookie" in server.request("/me/", Cookie=jar)[2]["Vary"]
 
 
 # --- how it is attached ----------------------------------------------------------------------------------------------
@@ -388,7 +388,7 @@ QUERIES = """
 """
 
 
-def test_queries_are_counted_whatever_the_engine(project):
+def test_queries_are_counted_for_every_engine(project):
     out = project.python(QUERIES, **project.shared())
     assert out.split("\n")[:2] == ["OperationalError", "['SELECT 1'] 1"]
     metrics = project.scrape()
@@ -413,7 +413,7 @@ def test_without_django_prometheus_the_application_serves(project):
     (broken / "__init__.py").write_text("")
     (broken / "middleware.py").write_text("raise RuntimeError('does not fit')")
     with project.serve() as server:
-        assert server.ask("/items/1/")[0] == 200
+        assert server.request("/items/1/")[0] == 200
         assert count(server.metrics(), "/items/<int:number>/") == 1
 
 
@@ -423,8 +423,8 @@ def test_without_prometheus_client_the_application_serves_and_logs(tmp_path):
     broken.mkdir()
     (broken / "__init__.py").write_text("raise RuntimeError('gone')")
     with project.serve() as server:
-        assert server.ask("/sleep/50/")[0] == 200
-        assert server.ask("/metrics")[0] == 404
+        assert server.request("/sleep/50/")[0] == 200
+        assert server.request("/metrics")[0] == 404
     assert json.loads(project.log.read_text().splitlines()[0])["route"] == "/sleep/<int:ms>/"
 
 

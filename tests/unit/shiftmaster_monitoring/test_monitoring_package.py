@@ -71,7 +71,7 @@ def get(monkeypatch):
         monkeypatch.delenv(name)
     handlers = {}
 
-    def ask(path, method="get", **headers):
+    def query(path, method="get", **headers):
         handler = handlers.setdefault("one", WSGIHandler()) if headers.pop("keep", False) else WSGIHandler()
         request = getattr(RequestFactory(), method)(path, **{"HTTP_HOST": "localhost", "REMOTE_ADDR": "", **headers})
         request.environ["REMOTE_ADDR"] = headers.get("REMOTE_ADDR", "")
@@ -80,7 +80,7 @@ def get(monkeypatch):
         response.data = json.loads(body) if response.headers.get("Content-Type") == "application/json" else body
         return response
 
-    return ask
+    return query
 
 
 @contextlib.contextmanager
@@ -108,7 +108,7 @@ def check(monkeypatch):
 # --- in front of everything ------------------------------------------------------------------------------------------
 
 
-def test_health_answers_whatever_host_name_and_protocol(get):
+def test_health_responds_for_any_host_name_and_protocol(get):
     response = get("/health/")
     assert (response.status_code, response.data) == (200, {"status": "healthy"})
     assert response["Cache-Control"] == "no-store"
@@ -116,14 +116,14 @@ def test_health_answers_whatever_host_name_and_protocol(get):
     assert get("/health/", method="head").status_code == 200
 
 
-def test_the_application_is_left_alone(get):
+def test_the_application_is_unchanged(get):
     assert get("/", HTTP_HOST="shift.example").status_code == 301  # its own redirect
     response = get("/", HTTP_HOST="shift.example", **{"wsgi.url_scheme": "https"})
     assert (response.status_code, response.data) == (200, "the application")
     assert get("/health/other", HTTP_HOST="shift.example").status_code == 301
 
 
-def test_only_reading_is_answered(get):
+def test_only_read_methods_are_accepted(get):
     response = get("/health/", method="post")
     assert (response.status_code, response["Allow"]) == (405, "GET, HEAD")
 
@@ -232,7 +232,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def test_a_broker_that_is_away_tells_no_password(get):
+def test_an_unreachable_broker_reveals_no_password(get):
     pytest.importorskip("redis")
     with changed(CELERY_BROKER_URL="redis://app:hunter2x@127.0.0.1:%d/0" % free_port()):
         response = get("/health/deep/?checks=broker")
@@ -265,7 +265,7 @@ def test_checks_run_at_the_same_time_each_within_its_limit(get, check):
     assert response.data["checks"]["worker"]["status"] == "healthy"
 
 
-def test_requests_that_come_together_share_a_check(get, check):
+def test_simultaneous_requests_share_a_check(get, check):
     calls = []
 
     def slow(_limit):
@@ -284,7 +284,7 @@ def test_requests_that_come_together_share_a_check(get, check):
     assert len(calls) == 1
 
 
-def test_hung_checks_do_not_pile_up_and_recovery_is_seen(get, check):
+def test_hung_checks_do_not_pile_up_and_recovery_is_detected(get, check):
     release, calls = threading.Event(), []
 
     def hung(_limit):
@@ -323,7 +323,7 @@ CLIENT = {"REMOTE_ADDR": "", "HTTP_X_FORWARDED_FOR": "203.0.113.9"}
         ({"HTTP_X_FORWARDED_FOR": "::ffff:127.0.0.1"}, True),
         (CLIENT, False),
         ({"REMOTE_ADDR": "10.0.0.5"}, False),
-        ({"HTTP_X_FORWARDED_FOR": "127.0.0.1, 203.0.113.9"}, False),  # a client that lies, a proxy that adds
+        ({"HTTP_X_FORWARDED_FOR": "127.0.0.1, 203.0.113.9"}, False),  # a client with a false header, a proxy that adds
         ({"HTTP_X_FORWARDED_FOR": "203.0.113.9, 127.0.0.1"}, False),  # two proxies
         ({"HTTP_X_REAL_IP": "203.0.113.9"}, False),
         ({"HTTP_FORWARDED": "for=127.0.0.1"}, False),
@@ -345,7 +345,7 @@ def test_details_by_token(get, monkeypatch):
     assert "checks" not in get(DEEP, **with_token).data
 
 
-def test_strangers_cannot_keep_the_database_busy(get, monkeypatch):
+def test_unauthorized_clients_cannot_keep_the_database_busy(get, monkeypatch):
     from shiftmaster_monitoring import checks
 
     calls, original = [], checks.database
@@ -365,7 +365,7 @@ def test_strangers_cannot_keep_the_database_busy(get, monkeypatch):
     assert len(calls) == 2  # this host's own question is queried again
 
 
-def test_errors_tell_no_secrets(get, check, monkeypatch):
+def test_errors_reveal_no_secrets(get, check, monkeypatch):
     monkeypatch.setenv("EMAIL_HOST_PASSWORD", "mail-hunter2")
 
     def talkative(_limit):
@@ -397,12 +397,12 @@ def test_asgi(get):
     async def application(_request):
         return "the application"
 
-    async def ask():
+    async def query():
         middleware = HealthMiddleware(application)
         assert await middleware(AsyncRequestFactory().get("/x")) == "the application"
         return await middleware(AsyncRequestFactory().get(DEEP))
 
-    response = asyncio.run(ask())
+    response = asyncio.run(query())
     assert response.status_code == 200 and b'"database"' in response.content
 
 
@@ -442,16 +442,16 @@ def test_the_wheel_is_built_without_a_network_and_twice_the_same(tmp_path):
     assert all(name.startswith(("shiftmaster_monitoring/", info)) for name in names)
 
 
-def test_what_a_release_gets_is_what_the_package_asks_for():
+def test_a_release_gets_the_requirements_of_the_package():
     from packaging.requirements import Requirement
 
     role = PACKAGE.parent / "roles" / "shiftmaster" / "defaults" / "main.yml"
     given = yaml.safe_load(role.read_text(encoding="utf-8"))["shiftmaster_metrics_requirements"]
     pins = dict(line.split("==") for line in given)
     text = re.search(r"(?m)^dependencies = (.*)$", (PACKAGE / "pyproject.toml").read_text()).group(1)
-    asked = {found.name: found for found in map(Requirement, json.loads(text)) if found.name != "Django"}
-    assert set(asked) == set(pins)
-    assert all(asked[name].specifier.contains(version) for name, version in pins.items())
+    requested = {found.name: found for found in map(Requirement, json.loads(text)) if found.name != "Django"}
+    assert set(requested) == set(pins)
+    assert all(requested[name].specifier.contains(version) for name, version in pins.items())
 
 
 def test_the_package_and_its_project_file_name_one_version():

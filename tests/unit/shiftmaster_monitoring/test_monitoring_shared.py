@@ -57,7 +57,7 @@ def run(text, *arguments):
 
 
 def test_all_series_of_a_process_are_there_as_soon_as_it_counts(shared, directory):
-    """A histogram's buckets that nobody has met, and those that are made later."""
+    """A histogram's buckets without a value, and those that are made later."""
     out = run("""
         buckets = [counter("b", str(le)) for le in range(5)]
         print(os.listdir(shared.directory()))
@@ -69,7 +69,7 @@ def test_all_series_of_a_process_are_there_as_soon_as_it_counts(shared, director
     assert len(counted) == 6 and sorted(counted.values()) == [0.0] * 5 + [1.0]
 
 
-def test_what_ended_processes_have_counted_stays_and_their_files_go(shared, directory):
+def test_counts_of_ended_processes_are_kept_and_their_files_are_removed(shared, directory):
     for _ in range(3):
         run("counter().inc(5)")
     assert len(list(directory.glob("*.db"))) == 3
@@ -92,7 +92,7 @@ def test_a_killed_process_has_counted_what_it_had_counted(shared, directory):
     assert shared.read()[::2] == ({KEY: 7.0}, 0) and shared.read()[0] == {KEY: 7.0}
 
 
-def test_forked_children_count_for_themselves_and_hold_no_parents_file(shared, directory):
+def test_forked_children_count_for_themselves_and_keep_no_file_of_the_parent(shared, directory):
     out = run("""
         c = counter(); c.inc(100)
         counted, told = os.pipe()
@@ -122,7 +122,7 @@ def test_forked_children_count_for_themselves_and_hold_no_parents_file(shared, d
     assert shared.read()[::2] == ({KEY: 133.0}, 0)
 
 
-def test_gauges_of_ended_processes_go_and_those_of_living_ones_are_distinguished(shared, directory):
+def test_gauges_of_ended_processes_are_removed_and_those_of_running_ones_distinguished(shared, directory):
     text = """
         g = shared.SharedValue("gauge", "g", "g", [], [], "help", multiprocess_mode="all"); g.set(4)
         print(os.getpid(), flush=True)
@@ -204,7 +204,7 @@ def test_killed_in_the_middle_of_adding_up(shared, directory, point):
     assert shared.read()[0] == {KEY: 6.0} and list(directory.glob("*.db")) == []
 
 
-def test_a_reader_waits_for_the_lock_and_gives_up_in_time(shared, directory):
+def test_a_reader_waits_for_the_lock_up_to_the_timeout(shared, directory):
     child = start("""
         with shared.exclusive(os.environ["PROMETHEUS_MULTIPROC_DIR"]):
             print("held", flush=True); time.sleep(60)
@@ -233,7 +233,7 @@ def test_a_pid_that_is_used_again_is_another_process(shared, directory):
     assert len(list(directory.glob(f"{os.getpid()}-*.db"))) == 1
 
 
-def test_many_processes_leave_few_files_though_nobody_asks(shared, directory):
+def test_many_processes_leave_few_files_without_a_scrape(shared, directory):
     run("""
         for _ in range(150):
             if os.fork() == 0:
@@ -254,7 +254,7 @@ def test_many_series_make_the_file_grow(shared, directory):
     assert out.split() == ["3000", str(float(sum(range(3000))))]
 
 
-def test_beyond_the_limit_series_are_counted_by_nobody_and_the_process_goes_on(shared, directory):
+def test_series_above_the_limit_are_not_counted_and_the_process_continues(shared, directory):
     out = run("""
         shared.MAX_BYTES = 1 << 17
         values = [counter("n", str(number) * 20) for number in range(2000)]
@@ -287,7 +287,7 @@ def test_adding_up_in_a_signals_handler_in_the_middle_of_adding_up(shared, direc
 # --- what is broken --------------------------------------------------------------------------------------------------
 
 
-def test_a_directory_that_comes_late_gets_everything(shared, directory, caplog):
+def test_a_directory_that_appears_late_gets_everything(shared, directory, caplog):
     directory.rmdir()
     value = shared.SharedValue("counter", "n", "n_total", [], [], "help")
     for _ in range(5):
@@ -303,7 +303,7 @@ def test_a_directory_that_comes_late_gets_everything(shared, directory, caplog):
     assert shared.read()[0] == {KEY: 6.0}
 
 
-def test_a_directory_that_is_emptied_loses_nothing_of_living_processes(shared, directory):
+def test_an_emptied_directory_drops_nothing_of_running_processes(shared, directory):
     value = shared.SharedValue("counter", "n", "n_total", [], [], "help")
     idle = shared.SharedValue("counter", "idle", "idle_total", [], [], "help")
     value.inc(2)
@@ -339,7 +339,7 @@ def test_a_full_disk_is_no_signal(shared, directory, monkeypatch, caplog):
     assert len(found) == 1001 and set(found.values()) == {2.0, 1.0}
 
 
-def test_what_cannot_be_added_up_is_still_there(shared, directory, monkeypatch):
+def test_values_that_cannot_be_added_up_are_kept(shared, directory, monkeypatch):
     run("counter().inc(2)")
     monkeypatch.setattr(os, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     assert shared.read()[0] == {KEY: 2.0} and shared.read()[0] == {KEY: 2.0}
@@ -403,7 +403,7 @@ def test_files_of_others_are_left_alone(shared, directory):
     assert (directory / "counter_12.db").exists() and (directory / "README").exists()
 
 
-def test_threads_lose_nothing(shared, directory):
+def test_threads_drop_no_count(shared, directory):
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     value = shared.SharedValue("counter", "n", "n_total", [], [], "help")

@@ -26,7 +26,7 @@ class Alertmanager(BaseHTTPRequestHandler):
     def log_message(self, *_arguments):
         pass
 
-    def answer(self, text):
+    def respond(self, text):
         self.send_response(200)
         self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
@@ -34,28 +34,28 @@ class Alertmanager(BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path != "/metrics":
-            return self.answer("{}")
+            return self.respond("{}")
         server = self.server
-        server.asked += 1
-        if server.watchdog and server.asked % server.watchdog == 0:
+        server.requested += 1
+        if server.watchdog and server.requested % server.watchdog == 0:
             server.count["slack"] += 1
         if server.alerts:
             for channel in server.tried:
                 server.count[channel] += 1
                 server.count[f"{channel}_bad"] += channel in server.broken
             server.broken -= server.fixed
-        return self.answer(METRICS % server.count)
+        return self.respond(METRICS % server.count)
 
     def do_POST(self):
         self.server.alerts += json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.answer("")
+        self.respond("")
 
 
 @pytest.fixture
 def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Alertmanager)
     server.alerts, server.tried, server.broken, server.fixed = [], {"email", "slack"}, set(), set()
-    server.asked = server.watchdog = 0
+    server.requested = server.watchdog = 0
     server.count = {"email": 7, "email_bad": 3, "slack": 5, "slack_bad": 0}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -81,32 +81,32 @@ def tried(server, **options):
     return module.run(module.Api(params), params, sleep=lambda _seconds: None, clock=lambda: next(clock))
 
 
-def test_every_channel_took_it_and_the_alert_is_ended(server):
+def test_every_channel_accepted_the_alert_which_is_then_resolved(server):
     assert tried(server) == (["email", "slack"], [], [])
     fired, ended = server.alerts
     assert fired["labels"] == ended["labels"] and fired["labels"]["severity"] == "critical"
     assert fired["startsAt"] == ended["startsAt"] < ended["endsAt"] < fired["endsAt"]
 
 
-def test_one_that_refuses_is_named_and_the_alert_is_ended_all_the_same(server):
+def test_a_channel_that_rejects_is_named_and_the_alert_is_resolved(server):
     server.broken = {"slack"}
     assert tried(server) == (["email"], ["slack"], [])
     assert len(server.alerts) == 2
 
 
-def test_one_that_takes_it_at_the_second_attempt_took_it(server):
+def test_a_channel_that_accepts_the_second_attempt_succeeds(server):
     server.broken, server.fixed = {"slack"}, {"slack"}
     assert tried(server) == (["email", "slack"], [], [])
 
 
-def test_one_that_nobody_tried_is_silent(server):
+def test_a_channel_without_an_attempt_is_silent(server):
     """It is not routed there: no error shows it."""
     server.tried = {"email"}
     assert tried(server) == (["email"], [], ["slack"])
 
 
 @pytest.mark.parametrize("slack", [False, True])
-def test_what_the_watchdog_sends_there_does_not_count(server, slack):
+def test_notifications_of_the_watchdog_do_not_count(server, slack):
     """Debian 12: it is queried as if it were Slack; here once in so many readings, each of which takes seconds."""
     server.watchdog = 15
     server.tried = {"email", "slack"} if slack else {"email"}
@@ -117,17 +117,17 @@ def test_what_the_watchdog_sends_there_does_not_count(server, slack):
         assert tried(server, wait_seconds=90) == (["email", "slack"], [], [])
 
 
-def test_a_channel_that_it_has_never_heard_of_is_silent(server):
+def test_a_channel_without_metrics_is_silent(server):
     assert tried(server, channels=["pagerduty"]) == ([], [], ["pagerduty"])
 
 
-def test_what_was_counted_before_does_not_count():
+def test_earlier_notifications_do_not_count():
     count = module.requests(METRICS % {"email": 7, "email_bad": 3, "slack": 5, "slack_bad": 0})
     assert count == {"email": (7, 3), "slack": (5, 0)}
     assert module.judge(count, count, ["email", "slack"]) == ([], [], ["email", "slack"])
 
 
-def test_an_alertmanager_that_is_away_is_reported():
+def test_an_unreachable_alertmanager_is_reported():
     params = {"url": "http://127.0.0.1:9", "user": "", "password": "", "timeout_seconds": 1, "ca_file": None}
     with pytest.raises(module.Failed):
         tried_api = module.Api(params)

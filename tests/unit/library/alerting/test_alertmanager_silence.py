@@ -31,7 +31,7 @@ class Alertmanager(BaseHTTPRequestHandler):
     def log_message(self, *_arguments):
         pass
 
-    def answer(self, status, body=None):
+    def respond(self, status, body=None):
         data = json.dumps(body).encode() if body is not None else b""
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
@@ -42,10 +42,10 @@ class Alertmanager(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, self.path))
         wanted = "Basic " + base64.b64encode(f"admin:{PASSWORD}".encode()).decode()
         if self.headers.get("Authorization") != wanted:
-            self.answer(401, "Unauthorized")
+            self.respond(401, "Unauthorized")
             return True
         if self.server.broken:
-            self.answer(500, "broken")
+            self.respond(500, "broken")
             return True
         for one in self.server.silences.values():
             one["status"] = {"state": "expired" if module.parse_time(one["endsAt"]) <= time.time() else "active"}
@@ -55,9 +55,9 @@ class Alertmanager(BaseHTTPRequestHandler):
         if self.refused():
             return
         if self.path == "/api/v2/silences":
-            return self.answer(200, list(self.server.silences.values()))
+            return self.respond(200, list(self.server.silences.values()))
         one = self.server.silences.get(self.path.rpartition("/")[2])
-        return self.answer(200 if one else 404, one)
+        return self.respond(200 if one else 404, one)
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -65,21 +65,21 @@ class Alertmanager(BaseHTTPRequestHandler):
             return
         for key in ("matchers", "startsAt", "endsAt", "createdBy", "comment"):
             if not body.get(key):
-                return self.answer(422, {"code": 602, "message": f"{key} in body is required"})
+                return self.respond(422, {"code": 602, "message": f"{key} in body is required"})
         if body.get("id") and body["id"] not in self.server.silences:
-            return self.answer(404, "silence not found")
+            return self.respond(404, "silence not found")
         body["id"] = body.get("id") or str(uuid.uuid4())
         self.server.silences[body["id"]] = body
-        return self.answer(200, {"silenceID": body["id"]})
+        return self.respond(200, {"silenceID": body["id"]})
 
     def do_DELETE(self):
         if self.refused():
             return
         one = self.server.silences.get(self.path.rpartition("/")[2])
         if not one:
-            return self.answer(404)
+            return self.respond(404)
         one["endsAt"] = module.format_time(time.time() - 1)
-        return self.answer(200)
+        return self.respond(200)
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def living(server):
 
 
 @pytest.mark.parametrize(
-    ("matchers", "said"),
+    ("matchers", "output"),
     [
         ([HOSTS], "would silence ShiftMasterDown"),
         ([HOSTS, {"name": "alertname", "operator": "=", "value": "HighResponseTime"}], "HighResponseTime"),
@@ -131,8 +131,8 @@ def living(server):
         ([SAFE, {"name": "instance", "operator": "=~", "value": ".+"}], "stands for everything"),
     ],
 )
-def test_a_silence_that_is_too_wide_is_refused(matchers, said):
-    assert said in "; ".join(module.matcher_problems(matchers, PROTECTED, False))
+def test_a_silence_that_is_too_wide_is_refused(matchers, output):
+    assert output in "; ".join(module.matcher_problems(matchers, PROTECTED, False))
 
 
 @pytest.mark.parametrize(
@@ -204,14 +204,14 @@ def test_ended_by_id_and_only_once(silence, server):
     assert not silence(state="absent", id="never-there")["changed"]
 
 
-def test_check_mode_asks_and_sends_nothing(silence, server):
+def test_check_mode_queries_and_sends_nothing(silence, server):
     assert silence(check_mode=True)["changed"]
     assert [method for method, _path in server.requests] == ["GET"] and not server.silences
     silence()
     assert silence(state="absent", check_mode=True)["changed"] and living(server)
 
 
-def test_who_cannot_be_reached_is_a_failure_or_a_warning_as_the_caller_says(silence, server):
+def test_an_unreachable_alertmanager_is_a_failure_or_a_warning_by_option(silence, server):
     away = "http://127.0.0.1:1"
     assert silence(url=away)["failed"]
     result = silence(url=away, required=False)
@@ -227,8 +227,8 @@ def test_a_wrong_password_is_reported_without_it(silence):
     assert result["failed"] and "401" in result["msg"] and "wrong-password-here" not in json.dumps(result)
 
 
-def test_what_is_no_alertmanager_is_reported(silence, server, monkeypatch):
-    monkeypatch.setattr(Alertmanager, "do_GET", lambda self: self.answer(200, {"not": "a list"}))
+def test_a_response_of_another_server_is_reported(silence, server, monkeypatch):
+    monkeypatch.setattr(Alertmanager, "do_GET", lambda self: self.respond(200, {"not": "a list"}))
     assert "no Alertmanager" in silence()["msg"]
 
 
@@ -284,7 +284,7 @@ def test_a_deploy_silences_what_it_causes_of_its_hosts_and_of_the_entire_site():
     assert not silent({"alertname": "WebsiteDown", "instance": "app1", "service": "web"})
 
 
-def test_maintenance_silences_what_nobody_can_reach_on_purpose():
+def test_maintenance_silences_alerts_about_the_unreachable_site():
     maintenance = {"notify_silence_maintenance": True}
     for alert in ("HighResponseTime", "NoApplicationServes", "CeleryQueueOld"):
         assert silent({"alertname": alert, "service": "application"}, **maintenance)

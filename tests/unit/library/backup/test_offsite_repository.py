@@ -1,4 +1,4 @@
-"""What of an off-site repository may go: by the times at which files arrived, whatever a client wrote into them."""
+"""Snapshots that may be removed off-site: by the arrival times of files, not by their content."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ def test_the_month_stays_and_the_first_of_older_months_and_years(weekly):
     assert {"w%d" % week for week in range(7)} <= set(kept)
 
 
-def test_of_the_database_the_month_stays_alone(weekly):
+def test_only_the_month_of_the_database_is_kept(weekly):
     listed, arrived = weekly
     listed = [dict(one, tags=["database", "run=1"]) for one in listed]
     kept = {one["id"] for one in listed} - set(module.going(listed, arrived, NOW, KEEP))
     assert kept == {"w%d" % week for week in range(7)}
 
 
-def test_nothing_goes_while_nothing_arrives():
+def test_nothing_is_removed_while_nothing_arrives():
     listed = [snapshot("w%d" % week) for week in range(7)]
     arrived = {one["id"]: NOW - (400 + number) * DAY for number, one in enumerate(listed)}
     assert module.going(listed, arrived, NOW, {"days": 1, "months": 0, "years": 0}) == []
 
 
-def test_what_a_client_sends_takes_the_place_of_nothing_older(weekly):
+def test_snapshots_of_a_client_replace_no_older_ones(weekly):
     """A hundred snapshots with any date, of every host and tag, sent today."""
     listed, arrived = weekly
     before = module.going(listed, arrived, NOW, KEEP)
     sent = [snapshot("s%d" % number, time="1999-01-01T00:00:00Z") for number in range(100)]
     later = module.going(listed + sent, {**arrived, **{one["id"]: NOW - 60 for one in sent}}, NOW, KEEP)
-    # Of the seven newest ones, which stay whatever their age, two are older than 30 days.
+    # Two of the seven newest ones, which stay at any age, are older than 30 days.
     assert set(later) - set(before) <= {"w5", "w6"} and set(before) <= set(later)
 
 
-def test_what_arrived_later_is_quarantined(tmp_path):
+def test_files_that_arrived_later_are_quarantined(tmp_path):
     path = tmp_path / "shiftmaster"
     for kind in module.DECIDE:
         (path / kind).mkdir(parents=True)

@@ -1,6 +1,6 @@
 """shiftmaster_dump's decisions, and its order of steps with stubs for PostgreSQL's tools.
 
-What the real tools do with a real database is a scenario's matter.
+The real tools are tested with a real database in a scenario.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def calls(tools):
 # --------------------------------------------------------------------------------------------------------- taking one
 
 
-def test_a_copy_is_complete_private_and_described(tools, options):
+def test_a_dump_is_complete_private_and_described(tools, options):
     result = take(options)
     directory = options["directory"]
     assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
@@ -134,7 +134,7 @@ def test_the_password_is_in_the_environment_and_in_no_arguments(tools, options):
         ("pg_restore", "echo 'pg_restore: error: not an archive' >&2; exit 1\n"),
     ],
 )
-def test_a_copy_that_is_not_complete_leaves_nothing(tools, options, tool, text):
+def test_a_failed_dump_leaves_nothing(tools, options, tool, text):
     tools(tool, text)
     with pytest.raises(dump.DumpError) as error:
         take(options)
@@ -168,7 +168,7 @@ def test_too_small_a_disk_is_refused_before_anything_is_written(tools, options, 
     assert "pg_dump " not in calls(tools)
 
 
-def test_what_a_killed_run_left_is_removed_and_strange_files_are_not(tools, options):
+def test_files_of_a_killed_run_are_removed_and_unknown_files_are_not(tools, options):
     os.makedirs(options["directory"])
     for name in (
         ".20260101T000000Z-x.dump.part",
@@ -194,7 +194,7 @@ def test_what_a_killed_run_left_is_removed_and_strange_files_are_not(tools, opti
     ]
 
 
-def test_a_second_copy_in_the_same_second_does_not_replace_the_first(tools, options):
+def test_a_second_dump_in_the_same_second_does_not_replace_the_first(tools, options):
     assert len({take(options)["file"] for _number in range(2)}) == 2
 
 
@@ -208,23 +208,23 @@ def test_a_run_that_holds_the_directory_is_waited_for(tools, options, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", "", "a/b", ".hidden", "x\n"])
-def test_a_name_that_leads_elsewhere_is_refused(tools, options, name):
+def test_a_name_that_contains_a_path_is_rejected(tools, options, name):
     options["name"] = name
     with pytest.raises(dump.DumpError, match="cannot be part of a file's name"):
         take(options)
 
 
-def test_check_mode_says_what_stands_in_the_way_and_makes_nothing(options, monkeypatch):
+def test_check_mode_reports_obstacles_and_creates_nothing(options, monkeypatch):
     monkeypatch.setattr(dump, "installed_tools", dict)
-    said = []
-    result = dump.would_take(options, time.monotonic() + 5, said.append)
+    output = []
+    result = dump.would_take(options, time.monotonic() + 5, output.append)
     assert result["changed"] is True
-    assert "are not on this host; install the package postgresql-client" in said[0]
+    assert "are not on this host; install the package postgresql-client" in output[0]
     assert not os.path.exists(options["directory"])
 
 
 def test_children_die_with_the_module(tools, options, tmp_path):
-    """A killed run must not leave a pg_dump that goes on writing."""
+    """A killed run must not leave a pg_dump that continues to write."""
     tools("pg_dump", "exec sleep 60\n")
     code = (
         "import sys, time; sys.path[:0] = %r; import ansible.module_utils as u; u.__path__.append(%r)\n"
@@ -292,7 +292,7 @@ def sql(tools):
     return path.read_text() if path.exists() else ""
 
 
-def test_a_restore_is_one_transaction_and_says_what_is_lost(tools, options, copy):
+def test_a_restore_is_one_transaction_and_reports_what_is_lost(tools, options, copy):
     result = revert(options)
     text = sql(tools)
     assert text.startswith("BEGIN;\n") and text.endswith("CREATE TABLE ward ();\n\nCOMMIT;\n")
@@ -328,20 +328,20 @@ def test_a_restore_that_fails_commits_nothing(tools, options, copy, tool, text, 
 
 
 def test_notices_of_a_function_fill_no_file(tools, options, copy):
-    asked = "*server_version_num*) echo '170005 1000 17.5';; *rolsuper*) echo f;; *nspname*) ;;"
+    requested = "*server_version_num*) echo '170005 1000 17.5';; *rolsuper*) echo f;; *nspname*) ;;"
     flood = 'yes \'NOTICE:  x\' | head -c 9000000 >&2; stat -L -c %s /proc/$$/fd/2 >"$(dirname "$0")/sql"'
     tools(
         "psql",
-        f"case \"$*\" in {asked} *) cat >/dev/null; {flood}; echo 'psql: ERROR:  at the end' >&2; exit 3;; esac\n",
+        f"case \"$*\" in {requested} *) cat >/dev/null; {flood}; echo 'psql: ERROR:  at the end' >&2; exit 3;; esac\n",
     )
     with pytest.raises(dump.DumpError, match="at the end"):
         revert(options)
     assert int(sql(tools)) < 1 << 20
 
 
-def test_a_restore_that_hangs_as_it_commits_does_not_say_that_nothing_was_changed(tools, options, copy):
-    asked = "*server_version_num*) echo '170005 1000 17.5';; *rolsuper*) echo f;; *nspname*) ;;"
-    tools("psql", f'case "$*" in {asked} *) cat >/dev/null; exec sleep 60;; esac\n')
+def test_a_restore_that_hangs_during_commit_does_not_report_that_nothing_was_changed(tools, options, copy):
+    requested = "*server_version_num*) echo '170005 1000 17.5';; *rolsuper*) echo f;; *nspname*) ;;"
+    tools("psql", f'case "$*" in {requested} *) cat >/dev/null; exec sleep 60;; esac\n')
     with pytest.raises(dump.DumpError, match="as it was, or as the copy has it"):
         dump.restored(options, time.monotonic() + 6, False)
 
@@ -383,7 +383,7 @@ def test_a_restore_that_hangs_commits_nothing(tools, options, copy):
         (lambda path: os.unlink(path), "there is no pre-migration dump"),
     ],
 )
-def test_a_copy_that_may_not_be_whole_is_not_restored(tools, options, copy, damage, words):
+def test_an_incomplete_dump_is_not_restored(tools, options, copy, damage, words):
     damage(copy)
     (tools.directory / "calls").unlink()
     with pytest.raises(dump.DumpError, match=words):
@@ -391,7 +391,7 @@ def test_a_copy_that_may_not_be_whole_is_not_restored(tools, options, copy, dama
     assert not (tools.directory / "calls").exists(), "the database was queried before the copy was checked"
 
 
-def test_a_copy_of_another_database_is_not_restored(tools, options, copy):
+def test_a_dump_of_another_database_is_not_restored(tools, options, copy):
     options["database"] = dict(DATABASE, name="other")
     with pytest.raises(dump.DumpError, match="is of the database shiftmaster, not of other"):
         revert(options)
@@ -448,7 +448,7 @@ def test_major_versions(text, wanted):
     assert dump.major(text) == wanted
 
 
-def test_the_servers_own_tools_come_first_then_the_oldest_newer_ones():
+def test_tools_of_the_server_version_come_first_then_the_oldest_newer_ones():
     installed = {"/15": 15, "/16": 16, "/17": 17}
     assert [dump.choose_tools(installed, server) for server in (15, 16, 0)] == ["/15", "/16", "/15"]
     assert dump.choose_tools({"/17": 17, "/18": 18}, 15) == "/17"
@@ -458,7 +458,7 @@ def test_the_servers_own_tools_come_first_then_the_oldest_newer_ones():
         dump.choose_tools({}, 17)
 
 
-def test_settings_of_the_shell_do_not_reach_the_tools():
+def test_settings_of_the_shell_do_not_affect_the_tools():
     before = {"PGHOST": "elsewhere", "PGSERVICE": "x", "PGOPTIONS": "-c x=y", "PATH": "/bin"}
     env = dump.environment(DATABASE, "", before)
     assert env["PGHOST"] == "db.invalid" and env["PATH"] == "/bin"
@@ -491,19 +491,19 @@ def test_pruning_keeps_the_newest_complete_ones():
     assert dump.prune_plan(listed("1", whole=False), 1, "shiftmaster") == []
 
 
-def test_the_copy_that_will_be_restored_is_not_pruned_by_the_one_before_it(tools, options):
+def test_the_dump_to_restore_is_not_pruned_by_the_one_before_it(tools, options):
     options["keep"] = 1
     first = take(options)["file"]
     assert take(dict(options, protect=[os.path.basename(first)]))["removed"] == []
     assert take(dict(options, protect=[first]))["removed"] != [] and os.path.exists(first)
 
 
-def test_pruning_leaves_other_databases_and_strangers_alone():
+def test_pruning_ignores_other_databases_and_unknown_files():
     found = listed("1", database="other") + [{"file": "/f/2", "whole": False}] + listed("3", "4")
     assert dump.prune_plan(found, 1, "shiftmaster") == ["/f/3"]
 
 
-def test_old_copies_go_with_their_manifests(tools, options):
+def test_old_dumps_are_removed_with_their_manifests(tools, options):
     options["keep"] = 1
     first = take(options)["file"]
     second = take(options)
@@ -536,7 +536,7 @@ def test_a_list_shows_which_are_complete_and_how_old(tmp_path):
     assert dump.copies(str(tmp_path / "absent")) == []
 
 
-def test_words_for_sizes_and_times():
+def test_texts_for_sizes_and_times():
     assert [dump.sized(number) for number in (1010, 2048, 5 * 1024**3)] == ["1010 bytes", "2.0 KiB", "5.0 GiB"]
     assert [dump.lasting(number) for number in (0, 1, 61, 7200, 90061)] == [
         "second",

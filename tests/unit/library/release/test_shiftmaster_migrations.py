@@ -18,7 +18,7 @@ REMOVES = EXPANDS.replace("AddField('roster', 'note', models.TextField(null=True
 ADD = {"operation": "AddField", "describe": "Add field note to roster", "reversible": True}
 
 
-def look(source=None, applied=(), known=()):
+def inspection(source=None, applied=(), known=()):
     pending = [{"app": "a", "name": "0002", "atomic": True, "replaces": [], "operations": [ADD]}] if source else []
     return {
         "pending": pending,
@@ -32,8 +32,8 @@ def look(source=None, applied=(), known=()):
 class Code:
     """Stub of the drivers: responds in turn, keeps the requests, and counts the processes."""
 
-    def __init__(self, *answers):
-        self.answers, self.requests, self.users, self.started, self.running = list(answers), [], [], 0, 0
+    def __init__(self, *responses):
+        self.responses, self.requests, self.users, self.started, self.running = list(responses), [], [], 0, 0
 
     def __call__(self, code, module, environment, seconds):
         stub = self
@@ -41,10 +41,10 @@ class Code:
         class Driver:
             def ask(self, request, timeout):
                 stub.requests.append((code.path, request, timeout))
-                answer = stub.answers.pop(0)
-                if isinstance(answer, Exception):
-                    raise answer
-                return answer
+                response = stub.responses.pop(0)
+                if isinstance(response, Exception):
+                    raise response
+                return response
 
             def close(self):
                 stub.running -= 1
@@ -64,8 +64,8 @@ def documented():
     return yaml.safe_load(shiftmaster_migrations.DOCUMENTATION)
 
 
-def test_plan_changes_nothing_and_asks_once():
-    code = Code(look(EXPANDS, ["0001"]))
+def test_plan_changes_nothing_and_sends_one_request():
+    code = Code(inspection(EXPANDS, ["0001"]))
     result = run(code, "plan")
     assert not result["changed"] and result["allowed"] and result["safe_to_rollback"]
     assert result["pending"][0]["describe"] == ["Add field note to roster"] and result["applied"] == ["a.0001"]
@@ -73,8 +73,8 @@ def test_plan_changes_nothing_and_asks_once():
     assert [request["op"] for _, request, _ in code.requests] == ["plan"]
 
 
-def test_apply_passes_on_what_was_judged_and_the_limits():
-    code = Code(look(EXPANDS), {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
+def test_apply_passes_on_the_evaluated_plan_and_the_limits():
+    code = Code(inspection(EXPANDS), {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
     result = run(code, "apply", lock_timeout_seconds=3, timeout_seconds=99)
     assert result["changed"] and result["done"] == ["a.0002"]
     _, request, timeout = code.requests[1]
@@ -90,39 +90,39 @@ def test_apply_passes_on_what_was_judged_and_the_limits():
 
 
 def test_one_process_plans_and_applies():
-    code = Code(look(EXPANDS), {"done": [], "repaired": [], "applied": []})
+    code = Code(inspection(EXPANDS), {"done": [], "repaired": [], "applied": []})
     run(code, "apply")
     assert (len(code.requests), code.started, code.running) == (2, 1, 0)
 
 
 def test_a_plan_names_what_the_database_has_beyond_the_release():
-    result = run(Code(look(EXPANDS, ["0001", "0003"], ["0001", "0002"])), "plan")
+    result = run(Code(inspection(EXPANDS, ["0001", "0003"], ["0001", "0002"])), "plan")
     assert [record["name"] for record in result["ahead"]] == ["0003"]
-    assert run(Code(look(EXPANDS, ["0001"], ["0001", "0002"])), "plan")["ahead"] == []
+    assert run(Code(inspection(EXPANDS, ["0001"], ["0001", "0002"])), "plan")["ahead"] == []
 
 
 @pytest.mark.parametrize("lived_with, unchanged", [(["a.0001"], True), (["a.0001", "a.0002"], False), ([], False)])
-def test_a_plan_tells_whether_the_database_is_that_of_the_live_release(tmp_path, lived_with, unchanged):
+def test_a_plan_reports_whether_the_database_matches_the_live_release(tmp_path, lived_with, unchanged):
     (tmp_path / "manifest.json").write_text(json.dumps({"applied_when_live": lived_with}))
-    result = run(Code(look(EXPANDS, ["0001"], ["0001", "0002"])), "plan", target_release=str(tmp_path))
+    result = run(Code(inspection(EXPANDS, ["0001"], ["0001", "0002"])), "plan", target_release=str(tmp_path))
     assert result["unchanged"] is unchanged
-    half = dict(look(EXPANDS, ["0001"], ["0001", "0002"]), half=[{"app": "a", "name": "0002"}])
+    half = dict(inspection(EXPANDS, ["0001"], ["0001", "0002"]), half=[{"app": "a", "name": "0002"}])
     assert not run(Code(half), "plan", target_release=str(tmp_path))["unchanged"]
 
 
-def test_nothing_pending_asks_once_and_changes_nothing():
-    code = Code(look())
+def test_without_pending_migrations_one_request_is_sent_and_nothing_changes():
+    code = Code(inspection())
     assert not run(code, "apply")["changed"] and len(code.requests) == 1
 
 
-def test_check_mode_of_apply_only_looks():
-    code = Code(look(EXPANDS))
+def test_check_mode_of_apply_only_plans():
+    code = Code(inspection(EXPANDS))
     assert run(code, "apply", check=True)["changed"] and len(code.requests) == 1
-    assert not run(Code(look()), "apply", check=True)["changed"]
+    assert not run(Code(inspection()), "apply", check=True)["changed"]
 
 
 def test_contract_is_refused_before_the_database_is_touched():
-    code = Code(look(REMOVES))
+    code = Code(inspection(REMOVES))
     with pytest.raises(shiftmaster_migrations.Refused, match="a.0002 .contract") as caught:
         run(code, "apply")
     assert len(code.requests) == 1 and caught.value.details["pending"][0]["class"] == "contract"
@@ -131,13 +131,13 @@ def test_contract_is_refused_before_the_database_is_touched():
 
 @pytest.mark.parametrize("option", ["allow_contract", "first_deploy"])
 def test_contract_is_applied_where_it_is_allowed(option):
-    code = Code(look(REMOVES), {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
+    code = Code(inspection(REMOVES), {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
     assert run(code, "apply", **{option: True})["changed"]
 
 
-def test_a_failure_keeps_what_was_done():
+def test_a_failure_returns_what_was_done():
     code = Code(
-        look(EXPANDS),
+        inspection(EXPANDS),
         {
             "failure": {"kind": "migration_failed", "message": "It failed.", "hint": "Do that.", "half_applied": True},
             "done": [],
@@ -151,17 +151,17 @@ def test_a_failure_keeps_what_was_done():
 
 
 @pytest.mark.parametrize("mode", ["plan", "apply"])
-def test_what_is_half_done_is_reported(mode):
+def test_half_applied_migrations_are_reported(mode):
     """So that the only release that can undo it is not pruned."""
-    half = {**look(EXPANDS), "half": [{"app": "b", "name": "0003"}]}
+    half = {**inspection(EXPANDS), "half": [{"app": "b", "name": "0003"}]}
     code = Code(half, {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []})
     assert run(code, mode)["half"] == ["b.0003"]
 
 
-def test_compare_asks_the_target_and_falls_back_to_the_newer_code():
-    code = Code(look(applied=["0001"], known=["0001"]))
+def test_compare_queries_the_target_and_falls_back_to_the_newer_code():
+    code = Code(inspection(applied=["0001"], known=["0001"]))
     assert run(code, "compare")["safe_to_rollback"] and code.requests[0][0] == "/r/1"
-    code = Code(ReleaseCodeError("no python"), look(applied=["0001"], known=["0001"]))
+    code = Code(ReleaseCodeError("no python"), inspection(applied=["0001"], known=["0001"]))
     result = run(code, "compare")
     assert code.requests[1][0] == "/r/2" and "no python" in result["warnings"][0]
     assert not result["safe_to_rollback"]  # There are no files of /r/1 here.
@@ -169,10 +169,11 @@ def test_compare_asks_the_target_and_falls_back_to_the_newer_code():
         run(Code(ReleaseCodeError("no python")), "compare", release=None)
 
 
-def test_reverse_keeps_what_the_target_knows_and_what_is_tolerated(monkeypatch):
+def test_reverse_keeps_migrations_that_the_target_knows_or_tolerates(monkeypatch):
     monkeypatch.setattr(shiftmaster_migrations.migrations, "applied_when_live", lambda _release: ["gone.0001"])
     code = Code(
-        look(applied=["0001"], known=["0001"]), {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []}
+        inspection(applied=["0001"], known=["0001"]),
+        {"done": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []},
     )
     result = run(code, "reverse")
     release, request, _ = code.requests[1]
@@ -182,7 +183,7 @@ def test_reverse_keeps_what_the_target_knows_and_what_is_tolerated(monkeypatch):
 
 def test_check_mode_of_reverse_is_a_dry_run():
     code = Code(
-        look(applied=["0001"], known=["0001"]),
+        inspection(applied=["0001"], known=["0001"]),
         {"done": [], "pending": [{"app": "a", "name": "0002"}], "repaired": [], "applied": []},
     )
     result = run(code, "reverse", check=True)
@@ -191,9 +192,11 @@ def test_check_mode_of_reverse_is_a_dry_run():
 
 def test_the_documentation_parses_and_names_every_return_value():
     returned = yaml.safe_load(shiftmaster_migrations.RETURN)
-    result = run(Code(look(EXPANDS)), "plan")
+    result = run(Code(inspection(EXPANDS)), "plan")
     assert set(result) - {"changed", "diff"} <= set(returned)
-    result = run(Code(look(applied=["0001"], known=["0001"]), {"done": [], "repaired": [], "applied": []}), "reverse")
+    result = run(
+        Code(inspection(applied=["0001"], known=["0001"]), {"done": [], "repaired": [], "applied": []}), "reverse"
+    )
     assert set(result) - {"changed", "diff", "warnings"} <= set(returned)
     assert yaml.safe_load(shiftmaster_migrations.EXAMPLES)
 

@@ -1,4 +1,4 @@
-"""shiftmaster_outdated, on a directory that looks like /proc."""
+"""shiftmaster_outdated, on a directory with the layout of /proc."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def proc(tmp_path):
     return directory, add
 
 
-def look(proc, tmp_path):
+def inspect_host(proc, tmp_path):
     return outdated.look(str(proc[0]), str(tmp_path / "reboot-required"))
 
 
-def test_nothing_is_outdated_where_nothing_was_replaced(proc, tmp_path):
+def test_without_replaced_files_nothing_is_outdated(proc, tmp_path):
     proc[1](2, "0::/system.slice/nginx.service", "7f00-7f01 rw-p 0 00:01 9 /dev/zero (deleted)")
     proc[1](3, "0::/system.slice/x.service", "7f00-7f01 r-xp 0 00:01 9 /memfd:jit (deleted)")
     # Read only, as a cache of locales: no code.
     proc[1](4, "0::/system.slice/y.service", "7f00-7f01 r--p 0 00:01 9 /usr/lib/locale/x (deleted)")
-    assert look(proc, tmp_path) == {"changed": False, "units": [], "init": False, "sessions": 0, "reboot": []}
+    assert inspect_host(proc, tmp_path) == {"changed": False, "units": [], "init": False, "sessions": 0, "reboot": []}
 
 
 def test_replaced_libraries_and_programs_are_found_with_their_units(proc, tmp_path):
@@ -46,7 +46,7 @@ def test_replaced_libraries_and_programs_are_found_with_their_units(proc, tmp_pa
     proc[1](5, "0::/user.slice/user-0.slice/user@0.service/init.scope", gone)
     proc[1](6, "0::/system.slice/ssh.service", program="/usr/sbin/sshd (deleted)")
     (proc[0] / "6" / "cmdline").write_text("sshd: /usr/sbin/sshd -D [listener] 0 of 10-100 startups")
-    found = look(proc, tmp_path)
+    found = inspect_host(proc, tmp_path)
     assert found["units"] == ["nginx.service", "shiftmaster-web@blue.service", "ssh.service"]
     assert (found["init"], found["sessions"], found["reboot"]) == (False, 2, [])
 
@@ -54,16 +54,16 @@ def test_replaced_libraries_and_programs_are_found_with_their_units(proc, tmp_pa
 def test_a_login_in_the_unit_of_ssh_is_a_login(proc, tmp_path):
     proc[1](2, "0::/system.slice/ssh.service", LIBRARY + " (deleted)")
     (proc[0] / "2" / "cmdline").write_text("sshd-session: root@notty")
-    found = look(proc, tmp_path)
+    found = inspect_host(proc, tmp_path)
     assert (found["units"], found["sessions"]) == ([], 1)
 
 
 def test_a_reboot_has_its_reasons(proc, tmp_path):
     (tmp_path / "reboot-required").touch()
-    assert look(proc, tmp_path)["reboot"] == [f"{tmp_path}/reboot-required is there"]
+    assert inspect_host(proc, tmp_path)["reboot"] == [f"{tmp_path}/reboot-required is there"]
     (tmp_path / "reboot-required.pkgs").write_text("linux-image-amd64\nlibc6\nlibc6\n")
     proc[1](2, "0::/system.slice/dbus.service", LIBRARY + " (deleted)")
-    found = look(proc, tmp_path)
+    found = inspect_host(proc, tmp_path)
     assert found["reboot"] == [
         "libc6 wants it",
         "linux-image-amd64 wants it",
@@ -74,4 +74,4 @@ def test_a_reboot_has_its_reasons(proc, tmp_path):
 
 def test_systemd_itself(proc, tmp_path):
     (proc[0] / "1" / "maps").write_text(LIBRARY + " (deleted)\n")
-    assert look(proc, tmp_path)["init"] is True
+    assert inspect_host(proc, tmp_path)["init"] is True

@@ -39,7 +39,7 @@ class FakeCutover:
                 raise CutoverError("%s failed" % name, reverted=True)
             if name in ("finish", "revert", "go_back"):
                 self.state.end()
-            return self.site.answers.get(name)
+            return self.site.responses.get(name)
 
         return call
 
@@ -69,7 +69,7 @@ class Site:
         state.set_status(ONE, "live", previous=OLD)
         state.set_status(TWO, "ready")
         self.calls, self.fails, self.options, self.result = [], set(), None, Result("", 100, 0, 50.0)
-        self.answers = {
+        self.responses = {
             "old_tasks": ["b"], "stop_others": [], "ensure_running": [], "recover": None, "worker_problem": "",
             "evidence": "evidence", "missing": [], "others": [],
         }  # fmt: skip
@@ -105,7 +105,7 @@ def site(tmp_path, monkeypatch, run_module):
     return Site(tmp_path, monkeypatch, run_module)
 
 
-def test_a_query_names_what_serves_and_what_a_rollback_leads_to(site):
+def test_a_query_names_the_live_release_and_the_target_of_a_rollback(site):
     found = site.run("query", release="1.0")
     assert (found["current"], found["current_version"], found["previous"]) == (ONE, "1.0", OLD)
     assert found["current_is_whole"] and found["active_slot"] == "blue" and found["transition"] == {}
@@ -129,7 +129,7 @@ def test_a_release_that_is_not_there_is_refused_with_those_that_are(site):
 # --- rollback's target -----------------------------------------------------------------------------------------------
 
 
-def test_a_rollback_leads_to_what_served_before_or_to_the_named_one(site):
+def test_a_rollback_selects_the_previous_or_the_named_release(site):
     found = site.run("target")
     assert not found["changed"] and (found["release"], found["version"], found["revision"]) == (
         OLD,
@@ -162,7 +162,7 @@ def test_a_rollback_to_what_is_bad_or_was_never_live_is_refused(site):
         ("tasks", [("old_tasks",), ("take_tasks",)], True),
     ],
 )
-def test_each_part_of_a_cutover_asks_for_its_own_steps(site, part, calls, switched):
+def test_each_part_of_a_cutover_runs_its_own_steps(site, part, calls, switched):
     if part not in ("whole", "prepare"):
         site.begin()
     result = site.run("active", release="2.0", part=part)
@@ -188,7 +188,7 @@ def test_options_of_the_module_reach_the_cutover(site):
     assert {key: site.options[key] for key in wanted} == wanted
 
 
-def test_what_serves_and_is_healthy_is_left_alone_unless_a_restart_is_requested(site):
+def test_a_healthy_live_release_is_unchanged_unless_a_restart_is_requested(site):
     assert not site.run("active", release="1.0")["changed"] and site.calls == []
     assert site.run("active", release="1.0", kind="restart")["changed"] and site.calls[0] == ("prepare", ONE, "restart")
     site.calls.clear()
@@ -225,9 +225,9 @@ def test_a_cutover_that_fails_shows_whether_the_old_release_is_back(site):
 # --- recovered -------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_killed_run_left_is_recovered_and_said(site):
+def test_a_killed_run_is_recovered_and_reported(site):
     assert site.run("recovered") == dict(site.run("recovered"), changed=False, notes=[])
-    site.answers.update(recover="said", stop_others=["web@green"], ensure_running=["web@blue"])
+    site.responses.update(recover="said", stop_others=["web@green"], ensure_running=["web@blue"])
     result = site.run("recovered", background=False)
     assert result["changed"] and [note.split()[0] for note in result["notes"]] == ["said", "stopped", "started"]
     assert ("ensure_running", False) in site.calls
@@ -240,7 +240,7 @@ def test_what_a_killed_run_left_is_recovered_and_said(site):
 # --- watched ---------------------------------------------------------------------------------------------------------
 
 
-def test_traffic_that_is_well_is_reported(site):
+def test_healthy_traffic_is_reported(site):
     site.begin()
     result = site.run("watched", health={"host": "h"})
     assert not result.get("failed") and (result["requests"], result["errors"], result["p95_ms"]) == (100, 0, 50.0)
@@ -249,7 +249,7 @@ def test_traffic_that_is_well_is_reported(site):
     assert result["release"] == TWO
 
 
-def test_traffic_that_breaks_goes_back(site):
+def test_failing_traffic_is_reverted(site):
     site.begin()
     site.result = Result("5 errors", 100, 5, 50.0)
     result = site.run("watched")
@@ -259,20 +259,20 @@ def test_traffic_that_breaks_goes_back(site):
     assert site.calls[-1] == ("go_back", "after the switch 5 errors", ("bad", True))
 
 
-def test_a_first_release_that_breaks_has_nothing_to_go_back_to(site):
+def test_a_failing_first_release_has_no_rollback_target(site):
     State(site.layout).begin(**dict(STEP, run_id="run-1", **{"from": None}))
     site.result = Result("5 errors", 100, 5, 50.0)
     assert "no earlier release" in site.run("watched")["msg"]
 
 
-def test_a_worker_that_is_gone_breaks_the_release(site):
+def test_a_missing_worker_breaks_the_release(site):
     site.begin()
-    site.answers["worker_problem"] = "no ping"
+    site.responses["worker_problem"] = "no ping"
     result = site.run("watched")
     assert result["failed"] and "no ping" in result["msg"] and "go_back" in site.names()
 
 
-def test_somebody_who_stops_the_application_does_not_break_the_release(site):
+def test_an_operator_who_stops_the_application_does_not_break_the_release(site):
     site.begin()
     site.result, site.umbrella = Result("5 errors", 100, 5, 50.0), "inactive"
     result = site.run("watched")
@@ -281,7 +281,7 @@ def test_somebody_who_stops_the_application_does_not_break_the_release(site):
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_behind_the_maintenance_page_traffic_is_not_evaluated(site, monkeypatch, when):
+def test_during_maintenance_traffic_is_not_evaluated(site, monkeypatch, when):
     site.begin()
     page = Path(site.layout.shared, "maintenance/on")
     page.parent.mkdir()
@@ -295,7 +295,7 @@ def test_behind_the_maintenance_page_traffic_is_not_evaluated(site, monkeypatch,
     assert "go_back" not in site.names()
 
 
-def test_without_a_cutover_there_is_nothing_to_watch(site):
+def test_without_a_cutover_nothing_is_watched(site):
     assert site.run("watched")["release"] == ONE
     site.begin()
     assert site.run("watched", check_mode=True)["requests"] == 0
@@ -305,7 +305,7 @@ def test_without_a_cutover_there_is_nothing_to_watch(site):
 # --- finished, traffic_reverted, restored -----------------------------------------------------------------------------
 
 
-def test_a_finished_cutover_notes_its_migrations_once(site):
+def test_a_finished_cutover_records_its_migrations_once(site):
     site.begin()
     result = site.run("finished", applied_migrations=["a.0001"])
     assert result["changed"] and result["release"] == TWO and site.names() == ["finish"]
@@ -316,7 +316,7 @@ def test_a_finished_cutover_notes_its_migrations_once(site):
     assert json.loads(manifest.read_text())["applied_when_live"] == ["a.0001"]
 
 
-def test_without_known_migrations_a_finished_cutover_notes_none(site):
+def test_without_known_migrations_a_finished_cutover_records_none(site):
     site.begin()
     site.run("finished")
     assert "applied_when_live" not in json.loads(Path(site.layout.release(TWO), "manifest.json").read_text())
@@ -325,17 +325,17 @@ def test_without_known_migrations_a_finished_cutover_notes_none(site):
     assert site.run("finished", check_mode=True)["changed"] and site.calls == []
 
 
-def test_what_serves_without_being_live_is_settled(site):
+def test_an_active_release_gets_the_status_live(site):
     assert not site.run("finished")["changed"]
     State(site.layout).set_status(ONE, "ready")
     assert not site.run("finished", check_mode=True)["changed"] and site.status_of(ONE) == "ready"
     assert site.run("finished")["changed"] and site.status_of(ONE) == "live"
-    site.answers["ensure_running"] = ["web"]
+    site.responses["ensure_running"] = ["web"]
     assert site.run("finished")["changed"]
 
 
 @pytest.mark.parametrize("state", ["traffic_reverted", "restored"])
-def test_a_cutover_of_another_run_is_not_taken_back(site, state):
+def test_a_cutover_of_another_run_is_not_reverted(site, state):
     State(site.layout).begin(**dict(STEP, run_id="other"))
     result = site.run(state, reason="x")
     assert not result["changed"] and result["release"] == ONE
@@ -350,7 +350,7 @@ def test_a_cutover_that_had_begun_to_finish_is_finished(site, state):
     assert result["changed"] and result["release"] == TWO and site.names() == ["finish"]
 
 
-def test_a_cutover_is_withdrawn_with_its_reason(site):
+def test_traffic_of_a_cutover_is_reverted_with_its_reason(site):
     site.begin()
     assert site.run("traffic_reverted", check_mode=True)["changed"] and site.calls == []
     result = site.run("traffic_reverted", reason="another host failed")
@@ -372,10 +372,10 @@ def test_a_cutover_is_restored_and_its_release_is_not_bad(site):
     assert site.calls == [("revert", "requested", ("bad", False)), ("hold_background",)]
 
 
-def test_without_a_cutover_what_is_stopped_is_started_again(site):
+def test_without_a_cutover_stopped_units_are_started(site):
     assert not site.run("restored")["changed"]
     assert not site.run("restored", check_mode=True)["changed"]
-    site.answers["ensure_running"] = ["web"]
+    site.responses["ensure_running"] = ["web"]
     result = site.run("restored")
     assert result["changed"] and result["notes"] == ["started web again"]
 
@@ -421,7 +421,7 @@ def test_hooks_of_a_phase_run_in_their_release(site, monkeypatch):
     assert ran == [(site.layout.release(TWO), ["one"], "before_migrate", "u")]
 
 
-def test_a_release_that_serves_or_is_linked_is_not_removed(site):
+def test_a_live_or_linked_release_is_not_removed(site):
     site.layout.point_slot("green", TWO)
     for version in ("1.0", "2.0"):
         assert "is live" in site.run("absent", release=version)["msg"]
@@ -436,7 +436,7 @@ def test_a_version_of_several_releases_is_not_removed(site):
     assert "several releases" in site.run("absent", release="0.9")["msg"] and os.path.isdir(site.layout.release(OLD))
 
 
-def test_pruning_removes_what_the_plan_says_and_the_union_after_it(site, monkeypatch):
+def test_pruning_removes_planned_releases_and_then_updates_static_files(site, monkeypatch):
     plans, unions = [], []
     monkeypatch.setattr(
         module.releases, "prune_plan", lambda _layout, _state, keep, applied: plans.append((keep, applied)) or [OLD]
@@ -450,7 +450,7 @@ def test_pruning_removes_what_the_plan_says_and_the_union_after_it(site, monkeyp
     assert not site.run("pruned")["changed"] and len(unions) == 1
 
 
-def test_an_event_is_audited_also_while_another_run_holds_the_host(site):
+def test_an_event_is_audited_while_another_run_holds_the_host(site):
     with module.exclusive(site.layout):
         site.run("audited", event="migrated", reason="r", release="2.0")
     (event,) = site.events("migrated")
@@ -460,7 +460,7 @@ def test_an_event_is_audited_also_while_another_run_holds_the_host(site):
 
 
 @pytest.mark.parametrize(("number", "advised"), [(28, True), (122, True), (13, False)])
-def test_a_full_disk_comes_with_advice(site, monkeypatch, number, advised):
+def test_a_full_disk_is_reported_with_advice(site, monkeypatch, number, advised):
     def full(*_words):
         raise OSError(number, "x")
 
@@ -535,7 +535,7 @@ def test_the_options_of_health_are_those_of_the_cutover(site):
     assert {key: site.options[key] for key in wanted} == wanted
 
 
-def test_of_several_releases_of_a_version_the_newest_live_one_is_meant(site):
+def test_the_newest_live_release_of_a_version_is_selected(site):
     Path(site.layout.release(TWO), "manifest.json").write_text('{"version": "0.9", "revision": "x"}')
     assert site.run("query", release="0.9")["release"] == OLD
     State(site.layout).set_status(OLD, "bad", "5xx")
@@ -580,7 +580,7 @@ def test_traffic_is_compared_with_the_time_in_which_the_version_before_was_alone
     assert (site.watched[-1]["seconds"], site.watched[-1]["errors_min"]) == (7, 4)
 
 
-def test_a_stop_that_is_under_way_is_waited_for(site, monkeypatch):
+def test_a_stop_in_progress_is_waited_for(site, monkeypatch):
     states, naps = ["deactivating"] * 3 + ["inactive"], []
     clock = type("Clock", (), {"monotonic": staticmethod(lambda: sum(naps)), "sleep": staticmethod(naps.append)})
     monkeypatch.setattr(module, "time", clock)

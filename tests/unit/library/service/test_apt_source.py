@@ -18,7 +18,7 @@ spec = importlib.util.spec_from_file_location("fingerprints", ROOT / "plugins/fi
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 
-# What a key of version 4 begins with: version, time, algorithm, material. Enough for its fingerprint.
+# The beginning of a key of version 4: version, time, algorithm, material. Enough for its fingerprint.
 BODY = b"\x04" + (1700000000).to_bytes(4, "big") + b"\x16" + bytes(range(40))
 FINGERPRINT = hashlib.sha1(b"\x99" + len(BODY).to_bytes(2, "big") + BODY).hexdigest().upper()
 
@@ -70,7 +70,7 @@ def test_a_subkey_has_none():
         armoured(packet(6, BODY)).replace("/", "!").replace("A", "!"),
     ],
 )
-def test_what_is_no_key_is_refused(text):
+def test_an_invalid_key_is_rejected(text):
     with pytest.raises(AnsibleFilterError):
         module.openpgp_fingerprints(text)
 
@@ -118,7 +118,7 @@ def test_apt_reads_this_source_alone_and_fails_where_it_does_not_respond():
     assert "APT::Get::List-Cleanup=false" in command and "APT::Update::Error-Mode=any" in command
 
 
-def test_the_file_is_validated_before_it_is_replaced_and_holds_the_key():
+def test_the_file_is_validated_before_it_is_replaced_and_contains_the_key():
     tasks = yaml.safe_load((ROOT / "roles/base/tasks/apt_source.yml").read_text(encoding="utf-8"))
     (block,) = (task["block"] for task in tasks if "block" in task)
     assert block[0]["ansible.builtin.template"]["validate"] == "{{ __base_apt_source_update }}%s"

@@ -165,7 +165,7 @@ def test_a_new_configuration_is_tested_in_a_copy_placed_and_loaded_once(apply, n
     assert (nginx.root / "marker.conf").read_text() == 'return 200 "%s\\n";\n' % result["config_hash"]
 
 
-def test_check_mode_says_the_same_and_changes_nothing(apply, nginx, monkeypatch):
+def test_check_mode_reports_the_same_and_changes_nothing(apply, nginx, monkeypatch):
     warned = []
     monkeypatch.setattr(nginx_tree.QuietModule, "warn", lambda _module, text: warned.append(text))
     result = apply(check_mode=True)
@@ -184,7 +184,7 @@ def test_a_configuration_that_nginx_refuses_changes_nothing(apply, nginx):
     assert content(nginx) == "old" and nginx.commands == [] and not (nginx.root.parent / "cache").exists()
 
 
-def test_links_of_the_copy_lead_into_the_copy(apply, nginx):
+def test_links_of_the_copy_point_into_the_copy(apply, nginx):
     (nginx.root / "available").write_text("x")
     (nginx.root / "inside").symlink_to(nginx.root / "available")
     (nginx.root / "outside").symlink_to("/usr/share/nginx")
@@ -194,7 +194,7 @@ def test_links_of_the_copy_lead_into_the_copy(apply, nginx):
     assert nginx.tested["new-link"] == "available" and os.readlink(nginx.root / "new-link") == "available"
 
 
-def test_what_shall_be_absent_is_removed(apply, nginx):
+def test_absent_paths_are_removed(apply, nginx):
     (nginx.root / "default").write_text("x")
     result = apply(absent=[str(nginx.root / "default")])
     assert content(nginx, "default") is None and "default" not in nginx.tested
@@ -232,13 +232,13 @@ def test_a_master_that_was_replaced_is_no_reload(apply, nginx):
     assert nginx.passed < 1
 
 
-def test_a_reload_has_to_be_seen_three_times(apply, nginx):
+def test_a_reload_must_be_seen_three_times(apply, nginx):
     apply()
     assert nginx.passed == pytest.approx(0.04)
 
 
 @pytest.mark.parametrize("how", ["gone", "no workers"])
-def test_a_master_that_is_gone_or_has_no_workers_is_no_reload(apply, nginx, monkeypatch, how):
+def test_a_missing_master_or_one_without_workers_is_no_reload(apply, nginx, monkeypatch, how):
     load = nginx.load
 
     def broken():
@@ -304,7 +304,7 @@ def test_another_comment_in_the_drop_in_restarts_nothing(apply, nginx, tmp_path)
         ("Nice=-10\nUMask=0027", "UMask=0027\nNice=-10", "none"),
         ("Environment=A=1 \\\n  B=2\nNice=5", "Nice=5\nEnvironment=A=1 \\\n# Why.\n  B=2", "none"),
         ("Environment=A=1 \\\n  B=2\nC=3", "Environment=A=1 \\\n  C=3\nB=2", "restart"),
-        # A later value of the same setting can take away what an earlier one allows.
+        # A later value of the same setting can revoke the effect of an earlier one.
         ("SystemCallFilter=@a\nSystemCallFilter=~@b", "SystemCallFilter=~@b\nSystemCallFilter=@a", "restart"),
         ("ReadWritePaths=\nReadWritePaths=/run", "ReadWritePaths=/run\nReadWritePaths=", "restart"),
         ("Nice=-10", "", "restart"),
@@ -343,7 +343,7 @@ def test_a_certificate_that_is_not_the_served_one_reloads(apply, nginx):
     assert not apply(certificate=more["certificate"])["changed"]
 
 
-def test_workers_that_lack_a_group_reload(apply, nginx):
+def test_workers_without_a_group_reload(apply, nginx):
     apply(groups=[MINE])
     nginx.groups = {99999}
     result = apply(groups=[MINE, "no-such-group"])
@@ -378,7 +378,7 @@ def test_a_log_in_a_directory_of_another_user_is_refused(apply, nginx, tmp_path)
     assert result["failed"] and "others than root can change" in result["msg"] and content(nginx) == "old"
 
 
-def test_what_is_neither_file_nor_link_is_refused(apply, nginx):
+def test_paths_that_are_neither_file_nor_link_are_rejected(apply, nginx):
     (nginx.root / "odd").mkdir()
     result = apply(files=[{"path": str(nginx.root / "odd"), "content": "x"}])
     assert result["failed"] and "neither a file nor a link" in result["msg"]
@@ -407,7 +407,7 @@ def test_passwords_become_hashes_that_are_kept(apply, nginx):
     assert result["failed"] and "nothing was changed" in result["msg"]
 
 
-def test_nginx_has_to_be_installed(apply, nginx):
+def test_nginx_must_be_installed(apply, nginx):
     nginx.binary.unlink()
     nginx.master = None
     expected = apply(check_mode=True)
@@ -436,7 +436,7 @@ def servers(apply, nginx):
     return change
 
 
-def test_a_server_goes_out_and_comes_back(servers, nginx, apply):
+def test_a_server_is_drained_and_restored(servers, nginx, apply):
     marker = nginx.loaded["/config"]
     result = servers("server_out", reason="patched  by\nme")
     assert result["changed"] and nginx.commands == ["HUP"]
@@ -451,7 +451,7 @@ def test_a_server_goes_out_and_comes_back(servers, nginx, apply):
     assert servers("server_in", reason="patched by me")["changed"] and content(nginx, "servers.conf") == SERVERS
 
 
-def test_a_server_that_goes_out_without_a_reason_has_one(servers, nginx):
+def test_a_drained_server_without_a_reason_gets_one(servers, nginx):
     servers("server_out")
     assert content(nginx, "servers.conf").splitlines()[0].endswith(": taken out")
 
@@ -474,7 +474,7 @@ def test_the_last_server_stays_in(servers, nginx):
     assert "no server 10.0.0.9:1" in servers("server_out", "10.0.0.9:1")["msg"]
 
 
-def test_without_servers_there_is_none_to_take_out(apply, nginx):
+def test_without_servers_none_can_be_drained(apply, nginx):
     result = apply(None, state="server_out", server="10.0.0.1:8443", marker_file=None)
     assert result["failed"] and "balances over no servers" in result["msg"]
 
@@ -482,7 +482,7 @@ def test_without_servers_there_is_none_to_take_out(apply, nginx):
 # --- queries ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_query_says_what_is_there(servers, apply, nginx, monkeypatch):
+def test_a_query_returns_the_current_state(servers, apply, nginx, monkeypatch):
     monkeypatch.setattr(nginx_tree, "can_bind", lambda family, address: address == "::1")
     found = apply(None, state="query", groups=[MINE, "no-such-group"])
     assert not found["changed"] and found["installed"] and found["version"] == "1.26.3" and found["running"]
@@ -524,16 +524,16 @@ def test_a_certificate_and_a_key_that_cannot_be_used_are_problems(apply, nginx, 
 
 
 def test_the_hash_of_a_running_nginx_is_read_at_its_address(monkeypatch):
-    asked = []
+    requested = []
 
     def http_get(target, path, timeout):
-        asked.append((target, path))
+        requested.append((target, path))
         return probe.HttpResult(404 if path == "/none" else 200, 0.0, "abcdef\n", None)
 
     monkeypatch.setattr(probe, "http_get", http_get)
     assert nginx_tree.running_hash("[::1]:8081", "/config") == "abcdef"
     assert nginx_tree.running_hash("[::1]:8081", "/none") == ""
-    assert asked == [("http://[::1]:8081", "/config"), ("http://[::1]:8081", "/none")]
+    assert requested == [("http://[::1]:8081", "/config"), ("http://[::1]:8081", "/none")]
 
 
 def test_only_a_process_of_nginx_is_its_master(tmp_path):
@@ -550,15 +550,15 @@ def agree(documented, spec, place=""):
     """The documentation and the argument spec of a module agree."""
     assert set(documented) == set(spec), place
     for name, option in spec.items():
-        said, where = documented[name], "%s.%s" % (place, name)
+        output, where = documented[name], "%s.%s" % (place, name)
         assert set(option) <= {"type", "default", "choices", "elements", "required", "no_log", "options"}, where
         for key in ("type", "default", "choices", "elements", "options"):
-            if key in option or key in said and key != "options":
+            if key in option or key in output and key != "options":
                 if key == "options":
-                    agree(said["suboptions"], option["options"], where)
+                    agree(output["suboptions"], option["options"], where)
                 else:
-                    assert said.get(key) == option.get(key), (where, key)
-        assert said.get("required", False) == option.get("required", False), where
+                    assert output.get(key) == option.get(key), (where, key)
+        assert output.get("required", False) == option.get("required", False), where
 
 
 def test_documentation_and_argument_spec_agree(monkeypatch):
@@ -575,11 +575,11 @@ def test_documentation_and_argument_spec_agree(monkeypatch):
         nginx_tree.main()
 
 
-def test_a_server_that_shows_no_certificate_serves_another_one(monkeypatch):
-    asked, answers = [], [False, True, None]
-    monkeypatch.setattr(probe, "serves_another", lambda *words, timeout: asked.append(words) or answers.pop(0))
+def test_a_server_that_shows_no_certificate_has_another_one(monkeypatch):
+    requested, responses = [], [False, True, None]
+    monkeypatch.setattr(probe, "serves_another", lambda *words, timeout: requested.append(words) or responses.pop(0))
     found = [nginx_tree.serves_another("/c", "[::1]:443", "shift.example") for _ in range(3)]
-    assert found == [False, True, True] and asked[0] == ("/c", "::1", 443, "shift.example")
+    assert found == [False, True, True] and requested[0] == ("/c", "::1", 443, "shift.example")
 
 
 # --- what is read of texts and of /proc -------------------------------------------------------------------------------
@@ -659,11 +659,11 @@ def test_workers_are_the_children_that_take_connections(tmp_path, monkeypatch):
             (directory / "cmdline").write_text(title)
     (tmp_path / "17").mkdir()
     (tmp_path / "17/stat").write_text("nonsense")
-    asked = []
+    requested = []
     directories = sorted((str(path) for path in tmp_path.iterdir()), reverse=True)
-    monkeypatch.setattr(nginx_tree.glob, "glob", lambda pattern: asked.append(pattern) or directories)
+    monkeypatch.setattr(nginx_tree.glob, "glob", lambda pattern: requested.append(pattern) or directories)
     assert nginx_tree.workers(100) == {11: {4, 33}, 12: set()}
-    assert asked == ["/proc/[0-9]*"]
+    assert requested == ["/proc/[0-9]*"]
 
 
 def test_groups_addresses_and_sockets_of_this_host():
@@ -709,7 +709,7 @@ def test_the_last_errors_that_nginx_has_logged_are_shown(tmp_path):
     assert tree(error_log=str(tmp_path / "none")).log_since(0) == ""
 
 
-def test_what_the_test_of_a_configuration_makes_is_removed(apply, nginx, monkeypatch, tmp_path):
+def test_files_created_by_the_configuration_test_are_removed(apply, nginx, monkeypatch, tmp_path):
     names = ("new.log", "there.log", "written.log", "nginx.pid")
     (tmp_path / "there.log").touch()
     run = nginx_tree.subprocess.run
@@ -759,7 +759,7 @@ def test_the_ocsp_address_of_a_certificate_is_queried_where_openssl_is(apply, ng
     assert apply(None, state="query")["ocsp_uri"] == "" and len(commands) == there
 
 
-def test_the_diff_of_a_log_says_its_mode_and_owner(apply, tmp_path):
+def test_the_diff_of_a_log_contains_its_mode_and_owner(apply, tmp_path):
     log = tmp_path / "log/access.log"
     log.touch()
     log.chmod(0o600)

@@ -6,7 +6,7 @@ import postgresql_standby as standby
 import pytest
 
 
-def test_what_pg_basebackup_writes_is_read():
+def test_files_of_pg_basebackup_are_read():
     """-R writes every value in quotes; the password is one of them."""
     text = (
         r"user=replicator password='it\'s \\ so' channel_binding=prefer host='db1.example.jp' port=5432"
@@ -25,12 +25,12 @@ def test_another_form_is_refused(text):
         standby.environment(text)
 
 
-def test_a_keyword_that_would_be_lost_is_refused():
+def test_a_keyword_that_would_be_dropped_is_rejected():
     with pytest.raises(ValueError, match="has service, which is not known here"):
         standby.environment("service=primary user=replicator")
 
 
-def test_what_lies_elsewhere_is_seen(tmp_path):
+def test_tablespaces_and_wal_in_other_directories_are_detected(tmp_path):
     cluster = standby.Cluster.__new__(standby.Cluster)
     cluster.data = str(tmp_path)
     (tmp_path / "pg_tblspc").mkdir()

@@ -167,7 +167,7 @@ def test_a_changed_file_is_reloaded_once(apply, host):
     assert not again["changed"] and again["reasons"] == [] and host.did() == []
 
 
-def test_check_mode_says_the_same_with_a_diff_and_changes_nothing(apply, host):
+def test_check_mode_reports_the_same_with_a_diff_and_changes_nothing(apply, host):
     result = apply(check_mode=True)
     assert result["changed"] and result["action"] == "reload" and host.did() == []
     assert result["diff"][0]["before"] == OLD and result["diff"][0]["after"] == NEW
@@ -224,7 +224,7 @@ def test_a_service_that_did_not_run_is_stopped_again(apply, host):
     assert not host.active and host.did()[-1] == "stop" and host.file.read_text() == OLD
 
 
-def test_a_service_that_ends_again_and_again_is_seen_at_once(apply, host, monkeypatch):
+def test_a_service_that_exits_repeatedly_is_detected_at_once(apply, host, monkeypatch):
     began = time.monotonic()
     monkeypatch.setattr(sc, "unit_facts", lambda unit: dict(host.facts(unit), NRestarts=next(count)))
     count = iter(map(str, range(100)))
@@ -240,7 +240,7 @@ def test_a_certificate_of_another_authority_is_not_waited_for(apply, host, monke
     began = time.monotonic()
     result = apply(verify={"timeout_seconds": 60})
     assert result["failed"] and "local issuer certificate" in result["msg"]
-    # The rollback sees no more than the way there, and says so.
+    # The rollback cannot verify more than the change, and reports so.
     assert "back in place, but: " in result["msg"] and time.monotonic() - began < 20
 
 
@@ -265,7 +265,7 @@ def killed(apply):
     return killed
 
 
-def test_a_run_killed_between_swap_and_reload_is_made_good(apply, host, killed):
+def test_a_run_killed_between_swap_and_reload_is_repaired(apply, host, killed):
     apply(OLD)
     killed(NEW)
     assert host.file.read_text() == NEW and host.loaded == OLD
@@ -292,7 +292,7 @@ def test_a_reboot_needs_nothing(apply, host):
     assert not apply()["changed"]
 
 
-def test_somebody_else_s_reload_of_other_content_is_noticed(apply, host):
+def test_a_reload_of_other_content_by_another_process_is_detected(apply, host):
     apply()
     host.file.write_text(OLD)
     host.read()
@@ -356,7 +356,7 @@ def test_a_copy_follows_its_file_and_is_never_shown(apply, host, tmp_path):
         missing["failed"] and "nothing was changed" in missing["msg"] and "host.key cannot be copied" in missing["msg"]
     )
     assert host.file.read_text() == OLD and not copy.exists()
-    # What makes it has made nothing in check mode.
+    # Its producer has created nothing in check mode.
     assert apply(NEW, check_mode=True, copies=[wanted])["changed"]
     apply(OLD)
     host.did()
@@ -386,7 +386,7 @@ def test_modes_and_owners_are_kept(apply, host):
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def test_checks_see_the_new_set_and_paths_that_lead_to_it(apply, host):
+def test_checks_read_the_new_set_and_its_paths(apply, host):
     directory = host.file.parent
     (directory / "alerts").mkdir()
     (directory / "alerts" / "gone.yml").write_text("")
@@ -410,7 +410,7 @@ def test_a_start_is_waited_for_as_long_as_it_may_take(apply, host):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may be somebody else")
-def test_checks_run_as_somebody_who_sees_the_set_but_not_its_secrets(apply, host, tmp_path, public_dir, monkeypatch):
+def test_checks_run_as_a_user_that_can_read_the_set_but_not_its_secrets(apply, host, tmp_path, public_dir, monkeypatch):
     """As the service's user, in a directory of its own; Logstash refuses root."""
     secret = host.file.parent / "secrets.env"
     own = host.file.parent / "own.key"
@@ -423,18 +423,18 @@ def test_checks_run_as_somebody_who_sees_the_set_but_not_its_secrets(apply, host
         'for one in secrets.env own.key; do if test -r "$1/$one" || cat "$1/$one"; then exit 2; fi; done; '
         'if test -w "$1" || touch "$1/new"; then exit 3; fi'
     )
-    answer = apply(
+    reply = apply(
         secrets=[apply.entry(secret, "secret", mode="0600")],
         checks=[["sh", "-c", script, "check", "{root}", "{work}"]],
         check_as={"user": pwd.getpwuid(1).pw_name},
     )
-    assert not answer.get("failed") and len(answer["checked"]) == 1, answer
+    assert not reply.get("failed") and len(reply["checked"]) == 1, reply
     assert not list((public_dir / "run").glob("stage*"))
-    answer = apply("other", checks=[["true"]], check_as={"user": "nobody-of-this-name"})
-    assert answer["failed"] and "there is no user nobody-of-this-name" in answer["msg"]
+    reply = apply("other", checks=[["true"]], check_as={"user": "nobody-of-this-name"})
+    assert reply["failed"] and "there is no user nobody-of-this-name" in reply["msg"]
 
 
-def test_what_a_check_refuses_is_reported_with_the_live_paths_and_nothing_changes(apply, host):
+def test_an_error_of_a_check_is_reported_with_the_live_paths_and_nothing_changes(apply, host):
     result = apply(checks=[["sh", "-c", 'echo "$0/service.yml is bad"; exit 1', "{root}"]])
     assert result["failed"] and f"{host.file} is bad" in result["msg"] and "nothing was changed" in result["msg"]
     assert host.file.read_text() == OLD and host.did() == []
@@ -473,7 +473,7 @@ def test_no_check_runs_where_nothing_differs(apply, host):
         ("ca_file", (b"certificate", 0o644), None),
     ],
 )
-def test_named_files_are_looked_at(apply, host, tmp_path, key, prepare, problem):
+def test_named_files_are_checked(apply, host, tmp_path, key, prepare, problem):
     named = tmp_path / "named"
     if prepare:
         named.write_bytes(prepare[0])
@@ -512,14 +512,14 @@ def test_named_files_in_all_spellings():
 # --- targets, logins, responses ---------------------------------------------------------------------------------------
 
 
-def test_a_target_that_the_new_set_loses_puts_it_back(apply, host):
+def test_a_target_that_the_new_set_loses_reverts_it(apply, host):
     host.targets = {"app1": lambda text: "down" if text == NEW else "up", "app2": "up"}
     result = apply(verify={"targets_url": TARGETS})
     assert result["failed"] and "node app1 (connection refused)" in result["msg"] and "app2" not in result["msg"]
     assert host.loaded == OLD
 
 
-def test_targets_that_were_down_before_or_are_no_longer_asked_do_not_count(apply, host):
+def test_targets_that_were_down_or_are_no_longer_scraped_do_not_count(apply, host):
     host.targets = {"app1": "down"}
     assert apply(verify={"targets_url": TARGETS})["changed"]
     before = {("a", "x"): {"health": "up"}, ("a", "y"): {"health": "up"}, ("a", "z"): {"health": "down"}}
@@ -535,31 +535,31 @@ def test_a_target_is_up_only_when_it_was_queried_again(apply, host):
 
 
 def test_the_new_targets_are_waited_for(apply, host, monkeypatch):
-    """Right after a reload the targets of before are still there, and up."""
+    """Right after a reload the earlier targets are still there, and up."""
     host.targets = {"app1": lambda text: "down" if text == NEW and time.time() > host.loaded_at + 0.5 else "up"}
     monkeypatch.setattr(sc, "DISCOVERY_SECONDS", 1.0)
     assert "app1" in apply(verify={"targets_url": TARGETS})["msg"]
 
 
-def test_a_page_that_is_open_to_strangers_is_not_what_was_requested(apply, host):
+def test_a_public_page_is_not_what_was_requested(apply, host):
     result = apply(verify={"closed": True})
     assert result["failed"] and "returns 200 without a login" in result["msg"] and host.loaded == OLD
 
 
-def test_a_response_must_hold_the_value(apply, host, monkeypatch):
-    answer = {"url": "http://127.0.0.1:1/flags", "path": ["data", "retention"], "value": "62d"}
+def test_a_response_must_contain_the_value(apply, host, monkeypatch):
+    reply = {"url": "http://127.0.0.1:1/flags", "path": ["data", "retention"], "value": "62d"}
     monkeypatch.setattr(
         prometheus,
         "get",
         lambda url, *more: (200, '{"data": {"retention": "15d"}}') if "flags" in url else host.get(url, *more),
     )
-    result = apply(verify={"answers": [answer]})
+    result = apply(verify={"answers": [reply]})
     assert result["failed"] and "data.retention is 15d instead of 62d" in result["msg"]
-    answer["value"] = "15d"
-    assert apply(verify={"answers": [answer]})["changed"]
+    reply["value"] = "15d"
+    assert apply(verify={"answers": [reply]})["changed"]
 
 
-def test_a_new_password_is_no_reason_to_lose_sight_of_the_targets(apply, host, monkeypatch):
+def test_targets_are_still_watched_after_a_new_password(apply, host, monkeypatch):
     """The web configuration is in use once it is written, so it is the first file of the swap."""
     web = host.file.parent / "web.yml"
     host.password = "old"
@@ -639,7 +639,7 @@ def test_a_hash_is_kept_while_it_matches_and_has_the_cost():
     assert webconfig.matches("pässword", first["on"]) and not webconfig.matches("password", first["on"])
 
 
-def test_the_web_configuration_is_yaml_that_means_what_was_said():
+def test_the_web_configuration_is_yaml_with_the_given_values():
     yaml = pytest.importorskip("yaml")
     http = {"http2": True, "headers": {"X": "y"}}
     settings = {
@@ -670,8 +670,8 @@ def test_metrics_are_read_by_name():
 def test_durations_and_targets():
     assert [metrics.seconds_of(text) for text in ("15s", "1m30s", "500ms", "")] == [15, 90, 0.5, 0]
     target = {"labels": {"job": "j", "instance": "i"}, "health": "down", "scrapeInterval": "5s", "lastScrape": ""}
-    answer = json.dumps({"data": {"activeTargets": [target, dict(target, health="up"), target]}})
-    assert metrics.targets_of(answer) == {("j", "i"): {"health": "up", "error": "", "interval": 5.0, "scraped": 0.0}}
+    reply = json.dumps({"data": {"activeTargets": [target, dict(target, health="up"), target]}})
+    assert metrics.targets_of(reply) == {("j", "i"): {"health": "up", "error": "", "interval": 5.0, "scraped": 0.0}}
     assert metrics.targets_of("no json") == {}
 
 
@@ -738,7 +738,7 @@ def test_the_hash_of_what_a_process_has_loaded_is_of_path_content_and_mode():
         assert sc.set_hash([(path, ("file", content, mode, 0, 5)), ("/b", ("file", b"2", 0o640, 0, 5))]) != base
 
 
-def test_directories_get_their_modes_and_owners(apply, host, tmp_path):
+def test_directories_have_their_modes_and_owners(apply, host, tmp_path):
     new, there, plain = tmp_path / "new/below", tmp_path / "there", tmp_path / "plain"
     there.mkdir(mode=0o700)
     plain.touch()
@@ -766,7 +766,7 @@ def test_directories_get_their_modes_and_owners(apply, host, tmp_path):
         (0o440, 8, 9, False),
     ],
 )  # fmt: skip
-def test_who_may_read_a_file_that_is_still_to_be_written(mode, owner, group, reads):
+def test_readers_of_a_file_that_is_not_yet_written(mode, owner, group, reads):
     reader = {"user": 5, "group": 6, "extra_groups": [6, 7]}
     assert configuration.lets_read(("file", b"", mode, owner, group), reader) is reads
 
@@ -831,7 +831,7 @@ def steps(monkeypatch):
     return Steps(monkeypatch)
 
 
-def test_without_a_verification_of_its_own_a_unit_has_to_stay_active(steps):
+def test_without_a_verification_of_its_own_a_unit_must_stay_active(steps):
     steps.states = [{}, {}, {"MainPID": "8"}, {}, {"ActiveState": "activating"}, {}]
     steps.service().verify("start", 0, 0)
     # Seen with one process, then another, then the first again, then starting; from then on for a second.
@@ -856,7 +856,7 @@ def test_a_unit_that_does_not_stay_active_has_failed(steps, state, words, waited
 
 
 @pytest.mark.parametrize(("action", "seconds"), [("reload", 20), ("none", 20), ("start", 60), ("restart", 60)])
-def test_a_verification_is_waited_for_as_its_options_say(steps, action, seconds):
+def test_a_verification_waits_as_its_options_specify(steps, action, seconds):
     steps.responses[URL] = OSError("refused")
     with pytest.raises(Failed, match=r"refused \(waited %d s\)" % seconds):
         steps.service({}).verify(action, 0, 0)
@@ -866,7 +866,7 @@ def test_a_verification_is_waited_for_as_its_options_say(steps, action, seconds)
     steps.service({}).verify(action, 0, 2)
 
 
-ANSWER = {"url": "/flags", "path": ["a", "b"], "value": "1"}
+EXPECTED = {"url": "/flags", "path": ["a", "b"], "value": "1"}
 
 
 @pytest.mark.parametrize(
@@ -881,13 +881,13 @@ ANSWER = {"url": "/flags", "path": ["a", "b"], "value": "1"}
         ({"timestamp_metric": "at"}, (200, "at 500\n"), None),
         ({"timestamp_metric": "at"}, (200, "at 499\n"), "at is not younger"),
         ({"timestamp_metric": "at"}, (200, ""), "at is not younger"),
-        ({"answers": [ANSWER]}, (200, ""), "/flags: a.b is 2 instead of 1"),
-        ({"answers": [dict(ANSWER, url="/none")]}, (200, ""), "a.b is without a response (404) instead of 1"),
-        ({"answers": [dict(ANSWER, value="2")]}, (200, ""), None),
+        ({"answers": [EXPECTED]}, (200, ""), "/flags: a.b is 2 instead of 1"),
+        ({"answers": [dict(EXPECTED, url="/none")]}, (200, ""), "a.b is without a response (404) instead of 1"),
+        ({"answers": [dict(EXPECTED, value="2")]}, (200, ""), None),
         ({"closed": True}, (200, ""), "returns 200 without a login"),
     ],
 )
-def test_what_a_service_reports_is_compared(steps, verify, response, problem):
+def test_responses_of_a_service_are_compared(steps, verify, response, problem):
     steps.responses.update({URL: response, "/flags": (200, '{"a": {"b": 2}}'), "/none": (404, "")})
     found = steps.service(verify).unverified("reload", 500, False)
     assert (found is None) == (problem is None) and (problem or "") in (found or "")
@@ -896,8 +896,8 @@ def test_what_a_service_reports_is_compared(steps, verify, response, problem):
         assert steps.queries[-1] == (URL, "/ca", None, "x", 10.0)
 
 
-def test_of_the_earlier_files_less_is_verified(steps):
-    service = steps.service({"timestamp_metric": "at", "answers": [ANSWER], "closed": True, "metric": "ok"})
+def test_earlier_files_are_verified_less_strictly(steps):
+    service = steps.service({"timestamp_metric": "at", "answers": [EXPECTED], "closed": True, "metric": "ok"})
     assert service.unverified("none", 500, True) is None and len(steps.queries) == 1
     assert "not younger" in service.unverified("reload", 500, True)
     steps.responses[URL] = (401, "")
@@ -907,7 +907,7 @@ def test_of_the_earlier_files_less_is_verified(steps):
         service.unverified("reload", 500, True)
 
 
-def test_a_page_that_is_closed_to_strangers_is(steps, monkeypatch):
+def test_a_page_that_requires_a_login_is_closed(steps, monkeypatch):
     monkeypatch.setattr(prometheus, "get", lambda _url, _ca, user, *_more: (200, "") if user else (401, ""))
     assert steps.service({"closed": True}).unverified("reload", 0, False) is None
 
@@ -921,17 +921,17 @@ def targets(**health):
 
 def test_targets_are_waited_for_two_intervals(steps, monkeypatch):
     service = steps.service({})
-    answers = [targets(a="down"), targets(a="up")]
-    monkeypatch.setattr(service, "targets", lambda: answers.pop(0) if len(answers) > 1 else answers[0])
+    replies = [targets(a="down"), targets(a="up")]
+    monkeypatch.setattr(service, "targets", lambda: replies.pop(0) if len(replies) > 1 else replies[0])
     service.verify_targets(targets(a="up", b="down"), 1000.0)
     assert steps.naps == [sc.DISCOVERY_SECONDS, 1.0]
-    answers[:] = [targets(**{"t%02d" % number: "down" for number in range(11)})]
+    replies[:] = [targets(**{"t%02d" % number: "down" for number in range(11)})]
     del steps.naps[:]
     with pytest.raises(Failed) as caught:
         service.verify_targets(targets(**{"t%02d" % number: "up" for number in range(11)}), 500.0)
     assert steps.naps == [0.0] + [1.0] * 10
     assert str(caught.value).count("(down)") == 10 and str(caught.value).endswith("; …")
-    answers[:] = [{}]
+    replies[:] = [{}]
     with pytest.raises(Failed, match="cannot be read any more"):
         service.verify_targets(targets(a="up"), 500.0)
     del steps.naps[:]
@@ -990,7 +990,7 @@ FACTS = {
         ({}, {"/a": "none"}, "restart", "restart"),
     ],
 )
-def test_what_has_to_happen_follows_from_files_unit_and_process(steps, monkeypatch, facts, changes, stale, action):
+def test_the_action_depends_on_files_unit_and_process(steps, monkeypatch, facts, changes, stale, action):
     service = steps.service()
     service.apply, service.files.changes = changes, dict.fromkeys(changes, ("none",))
     monkeypatch.setattr(service, "stale", lambda _facts: (stale, ["stale"] if stale != "none" else []))
@@ -1016,7 +1016,7 @@ def test_what_has_to_happen_follows_from_files_unit_and_process(steps, monkeypat
         ({"invocation": "other"}, (None, None), {"restart": 0, "reload": 99}, "reload"),
     ],
 )
-def test_a_process_is_compared_with_what_was_noted_or_with_the_times_of_files(
+def test_a_process_is_compared_with_the_note_or_with_the_times_of_files(
     steps, monkeypatch, note, metrics, youngest, result
 ):
     service = steps.service({"metric": "ok", "value": 1.0})
@@ -1048,7 +1048,7 @@ def test_metrics_of_a_process_are_those_that_are_named(steps):
         assert steps.service({"metric": "ok"}).own_metrics() == (None, None)
 
 
-def test_targets_that_cannot_be_known_are_none(steps):
+def test_without_a_response_there_are_no_targets(steps):
     target = {"labels": {"job": "j", "instance": "i"}, "health": "up", "scrapeInterval": "5s"}
     steps.responses[TARGETS] = (200, json.dumps({"data": {"activeTargets": [target]}}))
     assert list(steps.service({"targets_url": TARGETS}).targets()) == [("j", "i")]
@@ -1059,7 +1059,7 @@ def test_targets_that_cannot_be_known_are_none(steps):
     assert steps.service().targets() == steps.service({}).targets() == {}
 
 
-def test_the_youngest_of_what_a_process_has_to_load(steps, tmp_path):
+def test_the_newest_file_that_a_process_must_load(steps, tmp_path):
     path = {name: str(tmp_path / name / "x") for name in ("file", "restart", "watched", "managed")}
     for number, one in enumerate(path.values()):
         os.makedirs(os.path.dirname(one))
@@ -1104,7 +1104,7 @@ def test_the_youngest_of_what_a_process_has_to_load(steps, tmp_path):
         ("removed", 0, None, False, "does not exist"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_named_has_to_be_usable(steps, tmp_path, name, mode, content, public, problem):
+def test_a_named_file_must_be_usable(steps, tmp_path, name, mode, content, public, problem):
     service, path = steps.service(references={"user": "me"}), tmp_path / name
     (tmp_path / "directory").mkdir()
     if name == "there":
@@ -1120,11 +1120,11 @@ def test_a_file_that_is_named_has_to_be_usable(steps, tmp_path, name, mode, cont
     assert (found is None) == (problem is None) and re.search(problem or "", found or "")
 
 
-def test_names_in_secrets_and_in_other_files_are_not_looked_at(steps, monkeypatch):
+def test_names_in_secrets_and_in_other_files_are_not_checked(steps, monkeypatch):
     service = steps.service(references={"user": "me", "extra_groups": ["more"]})
-    asked = []
-    monkeypatch.setattr(sc.service_user, "process_of", lambda *words: asked.append(words) or "reader")
-    monkeypatch.setattr(service, "reference_problem", lambda *words: asked.append(words) or "is bad")
+    requested = []
+    monkeypatch.setattr(sc.service_user, "process_of", lambda *words: requested.append(words) or "reader")
+    monkeypatch.setattr(service, "reference_problem", lambda *words: requested.append(words) or "is bad")
     for path in ("/b.yaml", "/a.yml", "/secret.yml", "/c.txt"):
         service.files.want(path, ("file", b"ca_file: sub/../ca\nkey_file: /key\n", 0o640, None, None))
     service.files.want("/link.yml", ("link", "x"))
@@ -1133,7 +1133,7 @@ def test_names_in_secrets_and_in_other_files_are_not_looked_at(steps, monkeypatc
         "%s: %s %s is bad" % (source, key, path)
         for source in ("/a.yml", "/b.yaml") for key, path in (("ca_file", "/etc/x/ca"), ("key_file", "/key"))
     ]  # fmt: skip
-    assert asked[:3] == [("me", ["more"]), ("/etc/x/ca", True, "reader"), ("/key", False, "reader")]
+    assert requested[:3] == [("me", ["more"]), ("/etc/x/ca", True, "reader"), ("/key", False, "reader")]
 
     def unknown(*_words):
         raise KeyError("me")
@@ -1154,7 +1154,7 @@ def test_checks_have_a_limit_of_time_and_output(apply, host):
     assert "it ended with 3" in result["msg"] and host.file.read_text() == OLD
 
 
-def test_a_new_hash_is_distinguished_from_one_of_before():
+def test_a_new_hash_is_distinguished_from_an_earlier_one():
     one, two = ("on: $2b$04$%s\n" % (sign * 53) for sign in "ab")
     hidden, new = "(hash of a password)", "(hash of a password, not all as before)"
     assert [text.count(hidden) for text in sc.mask_hashes(one, one)] == [1, 1]
