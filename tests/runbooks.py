@@ -121,7 +121,8 @@ VERBS = {
 }
 # They change something, and are meant to.
 CHANGERS = re.compile(
-    r"ansible-playbook |(CREATE|REINDEX) INDEX CONCURRENTLY|apt-get clean$|certbot renew$|chronyc makestep$|docker (container prune|restart|start|stop)\b"
+    r"ansible-playbook |(CREATE|REINDEX) INDEX CONCURRENTLY"
+    r"|apt-get clean$|certbot renew$|chronyc makestep$|docker (container prune|restart|start|stop)\b"
     r"|gzip |journalctl --vacuum-size|kill \d|logrotate --force|mount (--all|-o remount)"
     r"|ch(mod|own) |echo .* >> /etc/hosts|mv --backup=numbered |psql .*ALTER |sysctl -w |systemctl enable\b"
     r"|mv /var/www/shiftmaster/shared/state/state\.json |nft delete |psql .*pg_(terminate|cancel)_backend"
