@@ -11,9 +11,7 @@ description:
   - It reads only, and never returns a secret. A server that cannot be reached makes it fail where O(logins) requires
     it, and counts as no refusal where O(log_in) does.
 options:
-  environment_file:
-    description: The environment of a release.
-    type: path
+  environment_file: {description: The environment of a release., type: path}
   environment_keys:
     description: Names in it, as M(shiftmaster_health) takes them.
     type: dict
@@ -24,26 +22,14 @@ options:
     elements: dict
     default: []
     suboptions:
-      name:
-        description: What it is called in the result.
-        type: str
-        required: true
-      current:
-        description: The value that is to be in use.
-        type: str
-        required: true
+      name: {description: What it is called in the result., type: str, required: true}
+      current: {description: The value that is to be in use., type: str, required: true}
       previous:
         description: Values of before; what is no list of texts is one of RV(problems).
         type: raw
         default: []
-      secret:
-        description: What it belongs to, for O(selected).
-        type: str
-        default: ""
-      in_environment:
-        description: Whether the application has it.
-        type: bool
-        default: true
+      secret: {description: "What it belongs to, for O(selected).", type: str, default: ""}
+      in_environment: {description: Whether the application has it., type: bool, default: true}
   selected:
     description: The secrets that are to be rotated; a value of another one must be in use already.
     type: list
@@ -66,43 +52,18 @@ options:
     elements: dict
     default: []
     suboptions:
-      kind:
-        description: The server.
-        type: str
-        required: true
-        choices: [postgresql, redis]
-      host:
-        description: Where it is.
-        type: str
-        default: localhost
-      port:
-        description: Its port.
-        type: int
-        required: true
-      user:
-        description: The user.
-        type: str
-        required: true
-      password:
-        description: The password.
-        type: str
-        required: true
-      database:
-        description: The database of PostgreSQL.
-        type: str
-        default: postgres
-      sslmode:
-        description: The TLS mode of libpq.
-        type: str
-        default: prefer
+      kind: {description: The server., type: str, required: true, choices: [postgresql, redis]}
+      host: {description: Where it is., type: str, default: localhost}
+      port: {description: Its port., type: int, required: true}
+      user: {description: The user., type: str, required: true}
+      password: {description: The password., type: str, required: true}
+      database: {description: The database of PostgreSQL., type: str, default: postgres}
+      sslmode: {description: The TLS mode of libpq., type: str, default: prefer}
       ca_file:
         description: The authority of the server's certificate; Redis is queried by TLS where it is given.
         type: str
         default: ""
-  timeout_seconds:
-    description: Limit of one login.
-    type: float
-    default: 10
+  timeout_seconds: {description: Limit of one login., type: float, default: 10}
 attributes:
   check_mode:
     support: full

@@ -31,10 +31,7 @@ options:
     description: What the copy is named after its time, usually the release that was live.
     type: str
     default: before-migration
-  release:
-    description: The release that the database belongs to, for the manifest.
-    type: str
-    default: ""
+  release: {description: "The release that the database belongs to, for the manifest.", type: str, default: ""}
   database:
     description: Where the database is. Required for V(present) and V(restored).
     type: dict
@@ -43,31 +40,16 @@ options:
         description: Host name, address or directory of the socket; a list with commas, as libpq takes it.
         type: str
         default: localhost
-      port:
-        description: Port, or as many as there are hosts.
-        type: str
-        default: "5432"
-      name:
-        description: The database.
-        type: str
-        required: true
-      user:
-        description: Its owner.
-        type: str
-        required: true
-      sslmode:
-        description: As libpq takes it.
-        type: str
-        default: prefer
+      port: {description: "Port, or as many as there are hosts.", type: str, default: "5432"}
+      name: {description: The database., type: str, required: true}
+      user: {description: Its owner., type: str, required: true}
+      sslmode: {description: As libpq takes it., type: str, default: prefer}
       sslrootcert:
         description: File of the authorities that the server's certificate is checked with, for C(verify-ca) and
           C(verify-full).
         type: str
         default: ""
-  password:
-    description: The user's password. It reaches the tools by their environment.
-    type: str
-    default: ""
+  password: {description: The user's password. It reaches the tools by their environment., type: str, default: ""}
   keep:
     description: How many copies of this database stay. The newest complete one always does.
     type: int
@@ -80,10 +62,7 @@ options:
   file:
     description: The copy to restore, by its path or its name in O(directory). Required for V(restored).
     type: str
-  timeout_seconds:
-    description: How long all of it may take.
-    type: int
-    default: 3600
+  timeout_seconds: {description: How long all of it may take., type: int, default: 3600}
 attributes:
   check_mode:
     support: full

@@ -11,10 +11,7 @@ description:
     C(shared/parked) and C(shared/set-aside).
   - C(colours/) stays, for units that still name it. The caller removes it when they do not.
 options:
-  root:
-    description: The application's directory.
-    type: path
-    required: true
+  root: {description: The application's directory., type: path, required: true}
 attributes:
   check_mode:
     support: full

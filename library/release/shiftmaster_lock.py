@@ -21,21 +21,10 @@ options:
     type: str
     choices: [present, absent, query]
     default: query
-  path:
-    description: The lock file.
-    type: path
-    default: /var/www/shiftmaster/shared/state/lock.json
-  owner:
-    description: The requester, for the message that another run shows.
-    type: str
-    default: ""
-  run_id:
-    description: The run that requests or releases it; required for V(present) and V(absent).
-    type: str
-  operation:
-    description: What the run does, for the message that another run shows.
-    type: str
-    default: deploy
+  path: {description: The lock file., type: path, default: /var/www/shiftmaster/shared/state/lock.json}
+  owner: {description: "The requester, for the message that another run shows.", type: str, default: ""}
+  run_id: {description: The run that requests or releases it; required for V(present) and V(absent)., type: str}
+  operation: {description: "What the run does, for the message that another run shows.", type: str, default: deploy}
   controller:
     description: Machine, pid and start time (clock ticks since boot) of the ansible process.
     type: dict
@@ -44,10 +33,7 @@ options:
     description: After so many seconds without a refresh another run may take the lock over.
     type: int
     default: 1800
-  wait_seconds:
-    description: How long to wait for another run's lock.
-    type: int
-    default: 0
+  wait_seconds: {description: How long to wait for another run's lock., type: int, default: 0}
   interrupted_run_id:
     description: The run of an owner that is known to be dead; its lock is taken over at once.
     type: str

@@ -55,10 +55,7 @@ options:
       - What handlers do is not seen, so it does not count as a change.
     type: bool
     default: false
-  lock_wait_seconds:
-    description: How long to wait for another process that migrates.
-    type: int
-    default: 60
+  lock_wait_seconds: {description: How long to wait for another process that migrates., type: int, default: 60}
   lock_timeout_seconds:
     description: How long a statement of a migration waits for a lock on a table. Every later statement on that table
       waits as long, so keep it short.

@@ -16,10 +16,7 @@ options:
     type: list
     elements: str
     default: []
-  allow_untested_os:
-    description: Whether another system is no problem, but a note.
-    type: bool
-    default: false
+  allow_untested_os: {description: "Whether another system is no problem, but a note.", type: bool, default: false}
   disk:
     description: What must be free. Of a path that is not there yet, the nearest directory above it counts. Requirements
       on one file system is added up.
@@ -27,18 +24,9 @@ options:
     elements: dict
     default: []
     suboptions:
-      path:
-        description: The directory that will be written to.
-        type: path
-        required: true
-      minimum_mb:
-        description: Free space in MiB.
-        type: int
-        default: 0
-      minimum_inodes:
-        description: How many files there must be room for.
-        type: int
-        default: 0
+      path: {description: The directory that will be written to., type: path, required: true}
+      minimum_mb: {description: Free space in MiB., type: int, default: 0}
+      minimum_inodes: {description: How many files there must be room for., type: int, default: 0}
   directories:
     description: Directories that root will create, change the owner of, or remove from. In none of those above them may
       another user exchange an entry.
@@ -46,32 +34,17 @@ options:
     elements: dict
     default: []
     suboptions:
-      name:
-        description: The variable that names it.
-        type: str
-        required: true
-      path:
-        description: The directory.
-        type: path
-        required: true
+      name: {description: The variable that names it., type: str, required: true}
+      path: {description: The directory., type: path, required: true}
   ports:
     description: Ports that must be free, or be held by the program that is expected there.
     type: list
     elements: dict
     default: []
     suboptions:
-      port:
-        description: The TCP port.
-        type: int
-        required: true
-      expected:
-        description: Names of the programs that may listen there.
-        type: list
-        elements: str
-        default: []
-  controller_time:
-    description: The controller's time in seconds since 1970, taken just before.
-    type: float
+      port: {description: The TCP port., type: int, required: true}
+      expected: {description: Names of the programs that may listen there., type: list, elements: str, default: []}
+  controller_time: {description: "The controller's time in seconds since 1970, taken just before.", type: float}
   interpreter:
     description: An interpreter of the host for which wheels are chosen; RV(facts) then contains in C(interpreter) what
       they are chosen by. Empty for none.
@@ -81,10 +54,7 @@ options:
     description: A path that is there once something is deployed; empty where nothing has to be.
     type: path
     default: ""
-  packages:
-    description: Whether dpkg must be in order, and apt not at work.
-    type: bool
-    default: false
+  packages: {description: "Whether dpkg must be in order, and apt not at work.", type: bool, default: false}
 attributes:
   check_mode:
     support: full

@@ -40,20 +40,12 @@ options:
       absent,
        pruned, audited]
     default: query
-  root:
-    description: The application's root.
-    type: path
-    default: /var/www/shiftmaster
+  root: {description: The application's root., type: path, default: /var/www/shiftmaster}
   release:
     description: A release by its directory's name, its version or the start of its revision (7 digits or more).
     type: str
-  revision:
-    description: The commit, 40 hexadecimal digits. Required for O(state=present).
-    type: str
-  version:
-    description: The branch, tag or commit as it was requested.
-    type: str
-    default: ""
+  revision: {description: "The commit, 40 hexadecimal digits. Required for O(state=present).", type: str}
+  version: {description: "The branch, tag or commit as it was requested.", type: str, default: ""}
   stamp:
     description: UTC time (C(yyyymmddThhmmssZ)) that begins a new release's name on every host; empty for now.
     type: str
@@ -96,14 +88,8 @@ options:
         description: The interpreter that the virtual environment is made with.
         type: path
         default: /usr/bin/python3
-      check:
-        description: Whether C(manage.py check) must pass.
-        type: bool
-        default: true
-      collectstatic:
-        description: Whether C(manage.py collectstatic) runs.
-        type: bool
-        default: true
+      check: {description: Whether C(manage.py check) must pass., type: bool, default: true}
+      collectstatic: {description: Whether C(manage.py collectstatic) runs., type: bool, default: true}
       salt:
         description: Text that stands for configuration outside of the release, for example the units.
         type: str
@@ -117,14 +103,8 @@ options:
       come from is no part of the configuration's hash.
     type: path
     default: ""
-  build_user:
-    description: The user that unpacks, installs and compiles.
-    type: str
-    default: shiftmaster-build
-  user:
-    description: The user that the application runs as.
-    type: str
-    default: shiftmaster
+  build_user: {description: "The user that unpacks, installs and compiles.", type: str, default: shiftmaster-build}
+  user: {description: The user that the application runs as., type: str, default: shiftmaster}
   celery_application:
     description: The name that C(celery -A) takes; empty for an application without Celery.
     type: str
@@ -134,10 +114,7 @@ options:
     type: list
     elements: str
     default: []
-  beat:
-    description: Whether this host runs the scheduler.
-    type: bool
-    default: true
+  beat: {description: Whether this host runs the scheduler., type: bool, default: true}
   part:
     description:
       - The part of O(state=active) that is done. In an installation with several hosts the parts follow one another on
@@ -163,30 +140,12 @@ options:
     type: dict
     default: {}
     suboptions:
-      path:
-        description: What is queried on the private socket; 200 is healthy.
-        type: str
-        default: /health/deep/
-      host:
-        description: The Host header.
-        type: str
-        default: localhost
-      attempts:
-        description: How often it is queried.
-        type: int
-        default: 5
-      delay_seconds:
-        description: How long to wait between two attempts.
-        type: float
-        default: 10
-      timeout_seconds:
-        description: How long one attempt may take.
-        type: float
-        default: 10
-      worker_seconds:
-        description: How long a worker may take to respond and to run a task.
-        type: int
-        default: 60
+      path: {description: What is queried on the private socket; 200 is healthy., type: str, default: /health/deep/}
+      host: {description: The Host header., type: str, default: localhost}
+      attempts: {description: How often it is queried., type: int, default: 5}
+      delay_seconds: {description: How long to wait between two attempts., type: float, default: 10}
+      timeout_seconds: {description: How long one attempt may take., type: float, default: 10}
+      worker_seconds: {description: How long a worker may take to respond and to run a task., type: int, default: 60}
   drain_grace_seconds:
     description: How long the old socket's queue must stay empty until its requests count as taken.
     type: float
@@ -208,49 +167,24 @@ options:
     type: dict
     default: {}
     suboptions:
-      seconds:
-        description: How long.
-        type: int
-        default: 60
-      target:
-        description: Where our own requests go.
-        type: str
-        default: http://localhost:8000
-      paths:
-        description: The pages that are requested each second.
-        type: list
-        elements: str
-        default: [/]
-      access_log:
-        description: nginx's JSON access log.
-        type: path
-        default: /var/log/nginx/shiftmaster_access.log
-      errors_min:
-        description: So many 5xx responses at least make a breach.
-        type: int
-        default: 3
-      error_percent:
-        description: A larger share of 5xx responses is a breach.
-        type: float
-        default: 1
+      seconds: {description: How long., type: int, default: 60}
+      target: {description: Where our own requests go., type: str, default: "http://localhost:8000"}
+      paths: {description: The pages that are requested each second., type: list, elements: str, default: [/]}
+      access_log: {description: nginx's JSON access log., type: path, default: /var/log/nginx/shiftmaster_access.log}
+      errors_min: {description: So many 5xx responses at least make a breach., type: int, default: 3}
+      error_percent: {description: A larger share of 5xx responses is a breach., type: float, default: 1}
       p95_ms:
         description: A slower 95th percentile is a breach.
         type: float
         default: 2000
-      requests_min:
-        description: Minimum number of responses for the percentile.
-        type: int
-        default: 20
+      requests_min: {description: Minimum number of responses for the percentile., type: int, default: 20}
   hooks:
     description: Commands of the site at named phases.
     type: list
     elements: dict
     default: []
     suboptions:
-      name:
-        description: What it is called in messages.
-        type: str
-        required: true
+      name: {description: What it is called in messages., type: str, required: true}
       phase:
         description: When it runs.
         type: str
@@ -260,21 +194,13 @@ options:
         description: A shell command, run in the release's source with its environment.
         type: str
         required: true
-      timeout_seconds:
-        description: How long it may take.
-        type: int
-        default: 300
+      timeout_seconds: {description: How long it may take., type: int, default: 300}
       user:
         description: The user it runs as; empty for the application's (at C(after_build) the build's).
         type: str
         default: ""
-  phase:
-    description: Whose hooks O(state=hook) runs.
-    type: str
-  keep:
-    description: How many of the newest releases O(state=pruned) keeps in any case.
-    type: int
-    default: 5
+  phase: {description: Whose hooks O(state=hook) runs., type: str}
+  keep: {description: How many of the newest releases O(state=pruned) keeps in any case., type: int, default: 5}
   applied_migrations:
     description:
       - C(app.name) of the migrations that the database has, or a part of which it has. Without it no holder of
@@ -283,35 +209,17 @@ options:
         the first time, for later rollbacks to it.
     type: list
     elements: str
-  reason:
-    description: Why, for V(bad), V(restored) and V(audited).
-    type: str
-    default: ""
+  reason: {description: "Why, for V(bad), V(restored) and V(audited).", type: str, default: ""}
   background:
     description: With V(recovered), V(restored) and V(finished), whether worker and beat of the live release run, too.
       Where a page is up because of the schema, its tasks would meet one that is not its own.
     type: bool
     default: true
-  event:
-    description: The event's name for V(audited).
-    type: str
-    default: note
-  log_dir:
-    description: Where the application's and the builds' logs lie.
-    type: path
-    default: /var/log/shiftmaster
-  build_timeout_seconds:
-    description: How long one step of a build may take.
-    type: int
-    default: 900
-  run_id:
-    description: The run, for the audit log.
-    type: str
-    default: ""
-  who:
-    description: The requester, for the audit log.
-    type: str
-    default: ""
+  event: {description: The event's name for V(audited)., type: str, default: note}
+  log_dir: {description: Where the application's and the builds' logs lie., type: path, default: /var/log/shiftmaster}
+  build_timeout_seconds: {description: How long one step of a build may take., type: int, default: 900}
+  run_id: {description: "The run, for the audit log.", type: str, default: ""}
+  who: {description: "The requester, for the audit log.", type: str, default: ""}
 attributes:
   check_mode:
     support: full
