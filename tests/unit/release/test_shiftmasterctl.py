@@ -54,3 +54,30 @@ def test_status_shows_times_of_the_host(program, monkeypatch, capsys):
     # One of them is live.
     before, now = out.splitlines()[:2]
     assert before.split() == ["r1", "2.0.0", "was", "live"] and now.split() == ["*", "r2", "2.1.0", "live"]
+
+
+def test_events_are_sealed_and_verified_by_the_program(program, monkeypatch, tmp_path, capsys):
+    state, log = tmp_path / "shared/state", tmp_path / "audit.log"
+    state.mkdir(parents=True)
+    (state / "audit.jsonl").write_text('{"event": "live"}\n')
+    log.write_text("three\n")
+    (tmp_path / "audit.log-20261129-9").write_text("two\n")
+    (tmp_path / "audit.log-20261128-8").write_text("one\n")
+    (tmp_path / "audit.log-20261127-7.gz").write_bytes(b"sealed before")
+    (tmp_path / "options").write_text(json.dumps({"root": str(tmp_path), "audit_log": str(log)}))
+    monkeypatch.setattr(program, "OPTIONS", str(tmp_path / "options"))
+
+    def run(*words):
+        monkeypatch.setattr(program.sys, "argv", ["shiftmasterctl", *words])
+        return program.main(), capsys.readouterr()
+
+    assert run("verify")[0] == 1
+    assert run("seal")[0] == 0
+    sealed = next((state / "audit").iterdir())
+    lines = json.loads(sealed.read_text())["lines"]
+    assert lines == {"application": ["one", "two", "three"], "operations": ['{"event": "live"}']}
+    code, output = run("verify")
+    assert code == 0 and "4 lines" in output.out
+    sealed.write_text(sealed.read_text().replace("previous", "before"))
+    code, output = run("verify")
+    assert code == 1 and sealed.name in output.err

@@ -153,6 +153,17 @@ def test_umbrella_is_enabled_and_goes_through_the_tool():
     assert parser["Install"]["WantedBy"] == "multi-user.target"
 
 
+def test_audit_events_are_sealed_before_the_logs_are_rotated():
+    parser, _text = unit("shiftmaster-seal.service.j2")
+    assert parser["Unit"]["Before"] == "logrotate.service"
+    service = parser["Service"]
+    assert service["ExecStart"] == "/usr/local/sbin/shiftmasterctl seal"
+    assert (service["ReadWritePaths"], service["CapabilityBoundingSet"], service["PrivateNetwork"]) == (
+        "/var/www/shiftmaster/shared/state", "CAP_DAC_READ_SEARCH", "yes",
+    )  # fmt: skip
+    assert json.loads(render("cutover.json.j2"))["audit_log"] == "/var/log/shiftmaster/audit.log"
+
+
 def test_gunicorn_settings_are_python(monkeypatch):
     monkeypatch.setenv("SHIFTMASTER_SLOT", "green")
     text = render("gunicorn.conf.py.j2", shiftmaster_web_threads=7)
