@@ -16,6 +16,7 @@ description:
 options:
   path: {description: Directory of the repository., type: path, required: true}
   password: {description: Password of the repository., type: str, required: true}
+  previous_passwords: {type: list, elements: str, default: [], description: Passwords that are to open it no more.}
   received_after: {description: A time such as 20261120000000Z; empty prunes., type: str, default: ""}
   keep_days: {description: Snapshots that arrived within so many days stay., type: int, required: true}
   keep_months: {type: int, required: true, description: "Of each of so many months the first snapshot of files stays.
@@ -103,6 +104,7 @@ def main():
         argument_spec={
             "path": {"type": "path", "required": True},
             "password": {"type": "str", "required": True, "no_log": True},
+            "previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
             "received_after": {"type": "str", "default": ""},
             "keep_days": {"type": "int", "required": True},
             "keep_months": {"type": "int", "required": True},
@@ -110,13 +112,16 @@ def main():
         },
         supports_check_mode=True,
     )
-    path, after = module.params["path"], module.params["received_after"]
+    path, after, keys = module.params["path"], module.params["received_after"], []
 
-    def restic(*words):
-        environment = {"RESTIC_REPOSITORY": path, "RESTIC_PASSWORD": module.params["password"], "HOME": "/nonexistent"}
+    def restic(*words, password=None):
+        environment = {"RESTIC_REPOSITORY": path, "HOME": "/nonexistent"}
+        environment["RESTIC_PASSWORD"] = password or module.params["password"]
         code, output, errors = module.run_command(
             ["restic", "--quiet", "--no-cache", *words], environ_update=environment
         )
+        if code and password:
+            return "[]"
         if code:
             times = [(when, kind, name) for kind in DECIDE for name, when in arrivals(os.path.join(path, kind)).items()]
             when, kind, name = max(times, default=(0, "keys", "none"))
@@ -141,14 +146,20 @@ def main():
             # No client is connected, and a lock of one that was killed stays for ever.
             restic("unlock", "--remove-all")
         listed = json.loads(restic("snapshots", "--json", "--no-lock"))
+        # After today's password has opened it.
+        for password in module.params["previous_passwords"]:
+            opened = json.loads(restic("key", "list", "--json", "--no-lock", password=password))
+            keys += [one["id"] for one in opened if one["current"]]
+        for key in keys if not module.check_mode else ():
+            restic("key", "remove", key)
         keep = {name: module.params["keep_" + name] for name in ("days", "months", "years")}
         found = going(listed, arrived, time.time(), keep)
         if found and not module.check_mode:
             restic("forget", "--prune", *found)
     except (OSError, KeyError, TypeError, ValueError) as error:
         module.fail_json(msg="%s was not pruned: %s" % (path, error))
-    message = "%s: %d of %d snapshots removed" % (path, len(found), len(listed))
-    module.exit_json(changed=bool(found), removed=found, msg=message)
+    message = "%s: %d of %d snapshots and %d earlier passwords removed" % (path, len(found), len(listed), len(keys))
+    module.exit_json(changed=bool(found or keys), removed=found, msg=message)
 
 
 if __name__ == "__main__":

@@ -44,11 +44,11 @@ def _held(host: Host, stanza) -> Iterator[tuple]:
     database = stanza.current_database(1)
 
     def query(*words: str) -> str:
-        return host.pgbackrest("pgbackrest %s" % words[0], *words, restore=True).stdout
+        return host.pgbackrest("pgbackrest %s" % words[0], *words, restore=True, stanza=stanza.name).stdout
 
     for one in stanza.archives:
         if one.repo == 1 and database and one.database_id == database.id and one.last:
-            place = "archive/%s/%s" % (host.stanza, one.id)
+            place = "archive/%s/%s" % (stanza.name, one.id)
             listed = query("repo-ls", place, "--recurse", "--output=json")
             histories = {
                 int(name[:8], 16): query("repo-get", "%s/%s" % (place, name))
@@ -63,10 +63,10 @@ def _backups(stanza) -> list:
     return [one for one in stanza.of(1) if database and one.database_id == database.id]
 
 
-def last_segment(host: Host, stanza, label: str) -> str:
+def last_segment(host: Host, stanzas, backup) -> str:
     """Return the last segment of the WAL after a backup, "" where there is none."""
-    backup = stanza.backup(label)
-    return max((wal.last_of(held, backup) for _directory, held in _held(host, stanza)), default="")
+    held = (one for stanza in stanzas for _directory, one in _held(host, stanza))
+    return max((wal.last_of(one, backup) for one in held), default="")
 
 
 def lacking(host: Host, stanza, names: list) -> list:

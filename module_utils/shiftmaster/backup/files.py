@@ -44,6 +44,7 @@ class Restic:
         self.repository = os.path.join(host.directory, "restic")
         # Options of restic itself, before its command.
         self.words = []
+        self.kind, self.append_only = "restic", False
         self.settings = {
             "RESTIC_REPOSITORY": self.repository,
             "RESTIC_PASSWORD_FILE": host.options["restic_password_file"],
@@ -71,8 +72,37 @@ class Restic:
         self.run("restic init", "init")
         return True
 
+    def change_password(self) -> bool:
+        """Let today's password open the repository, and earlier ones no longer; returns whether something was changed.
+
+        What was saved stays as it is: each password encrypts the same key. Where only additions are accepted, the host
+        of the repository removes the earlier ones.
+        """
+        path, changed = self.host.options.get("previous_passwords_file"), False
+        if not path:
+            return False
+        with open(path, encoding="utf-8") as stream:
+            previous = json.load(stream)[self.kind]
+        for password in previous:
+            env = {name: value for name, value in self.env.items() if name != "RESTIC_PASSWORD_FILE"}
+            env["RESTIC_PASSWORD"] = password
+            words = ("restic", "--quiet", *self.words, "key")
+            done = self.host.run("restic key list", *words, "list", "--json", env=env, fine=range(256), timeout=300)
+            if done.returncode:
+                continue  # It opens nothing any more.
+            if self.run("restic cat", "cat", "config", fine=range(256)).returncode:
+                new = "--new-password-file=" + self.settings["RESTIC_PASSWORD_FILE"]
+                self.host.run("restic key add", *words, "add", new, env=env)
+                changed = True
+            if not self.append_only:
+                old = next(one["id"] for one in json.loads(done.stdout) if one["current"])
+                self.run("restic key remove", "key", "remove", old)
+                changed = True
+        return changed
+
     def unlock(self) -> None:
         """Remove locks whose process is gone; restic itself evaluates that, on this host alone."""
+        self.change_password()
         self.run("restic unlock", "unlock")
 
     def snapshots(self, *tags: str) -> list:

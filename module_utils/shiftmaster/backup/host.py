@@ -112,6 +112,8 @@ class Host:
         self.options = options
         self.directory = options["directory"]
         self.stanza = options["stanza"]
+        # Today's, then those of earlier passphrases.
+        self.stanzas = (self.stanza, *options.get("previous_stanzas", ()))
         self.database = options["database"]
         self.bin = "/usr/lib/postgresql/%s/bin" % self.database["version"]
 
@@ -172,14 +174,22 @@ class Host:
         become = ("setpriv", "--reuid", POSTGRES, "--regid", POSTGRES, "--init-groups")
         return self.run(what, *become, *command, **more)
 
-    def pgbackrest(self, what: str, *arguments: str, restore: bool = False, **more):
+    def pgbackrest(self, what: str, *arguments: str, restore: bool = False, stanza: str = "", **more):
         """pgBackRest as postgres. restore: with the configuration that knows the repository alone."""
-        config = ["--config=%s" % self.options["restore_config"]] if restore else []
-        return self.as_postgres(what, "pgbackrest", "--stanza=%s" % self.stanza, *config, *arguments, **more)
+        words = ["--stanza=%s" % (stanza or self.stanza)]
+        words += ["--config=%s" % self.options["restore_config"]] if restore else []
+        return self.as_postgres(what, "pgbackrest", *words, *arguments, **more)
 
-    def info(self) -> str:
+    def info(self, stanza: str = "") -> str:
         """The output of `pgbackrest info`, for catalogue.stanza_of()."""
-        return self.pgbackrest("pgbackrest info", "--output=json", "info", restore=True, timeout=300).stdout
+        words = ("--output=json", "info")
+        return self.pgbackrest("pgbackrest info", *words, restore=True, stanza=stanza, timeout=300).stdout
+
+    def stanzas_from(self, stanza: str) -> tuple:
+        """The stanzas with the WAL after a backup of this one: from its own to today's."""
+        if stanza and stanza not in self.stanzas:
+            raise BackupError("the passphrase of stanza %s is not known here" % plain(stanza))
+        return self.stanzas[self.stanzas.index(stanza or self.stanza) :: -1]
 
     # -- the database ------------------------------------------------------------------------------------------------
 

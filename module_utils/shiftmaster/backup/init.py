@@ -38,8 +38,10 @@ def init(host: Host) -> list:
         # What nobody receives is kept by the database until its limit.
         with contextlib.suppress(BackupError):
             made += ["slot %s removed" % row[0] for row in host.ask(FORGET_SLOT_SQL, timeout=60)]
-    if names_of_parts(host) and Restic(host).init():
-        made.append("repository of files")
+    if names_of_parts(host):
+        restic = Restic(host)
+        made += ["repository of files"] if restic.init() else []
+        made += ["password of the repository of files"] if restic.change_password() else []
     return made
 
 

@@ -86,13 +86,14 @@ class Offsite(Restic):
         )
         with open(offsite["environment_file"], encoding="utf-8") as stream:
             self.settings.update(json.load(stream))
-        self.append_only = offsite["append_only"]
+        self.kind, self.append_only = "offsite", offsite["append_only"]
         self.written, self.network = [], sandbox.NETWORK
         self.needed += [*sandbox.NETWORK_FILES, "-/etc/ssl/certs", "-" + offsite["ssh_key_file"]]
         self.needed += ["-" + offsite["known_hosts_file"], *([offsite["ca_file"]] if offsite["ca_file"] else [])]
 
     def init(self) -> bool:
         """Make it where there is none. What cannot be reached, or has another password, is never made again."""
+        self.change_password()
         done = self.run("looking for the repository outside", "cat", "config", fine=range(256), timeout=300)
         if done.returncode == 0:
             return False
@@ -152,6 +153,7 @@ class Offsite(Restic):
             return []
         if not os.path.exists(begun):
             self.require_nothing()
+        self.change_password()
         tags = "database" if run_id == "latest" else "database,run=%s" % run_id
         listed = json.loads(self.run("listing what is outside", "snapshots", "--json", "--tag", tags).stdout or "[]")
         if not listed:

@@ -12,6 +12,7 @@ import shutil
 import time
 from typing import Iterable
 
+from ..host import safe_files
 from . import archive, catalogue, retention
 from . import manifest as manifests
 from .files import Restic
@@ -53,6 +54,30 @@ def forget_tables(host: Host) -> list:
     return removed
 
 
+def earlier_stanzas(host: Host) -> tuple:
+    """Return (items, names of those that hold no backup, problems) of the stanzas of earlier passphrases."""
+    items, gone, problems = [], [], []
+    for name in host.stanzas[1:]:
+        stanza = catalogue.stanza_of(host.info(name), name)
+        if stanza.backups:
+            items.append(retention.Item(name, max(backup.stopped for backup in stanza.backups)))
+        elif stanza.code in (catalogue.NO_BACKUP, catalogue.MISSING_STANZA):
+            gone.append(name)
+        else:
+            problems.append(("unreadable", "stanza %s: %s" % (name, catalogue.stanza_result(stanza)), name))
+    return items, gone, problems
+
+
+def remove_stanzas(host: Host, names: list) -> None:
+    """Remove all of these stanzas. By the first step pgBackRest has none of that name any more."""
+    archives, backups = (os.path.join(host.directory, "pgbackrest", name) for name in ("archive", "backup"))
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            safe_files.rename(os.path.join(backups, name), name + ".removed")
+        safe_files.remove_tree(os.path.join(archives, name))
+        safe_files.remove_tree(os.path.join(backups, name + ".removed"))
+
+
 def used_bytes(directory: str) -> int:
     """Bytes of all files below a directory; what goes meanwhile is not counted."""
     used = 0
@@ -77,9 +102,15 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
     removed, problems = [], []
     if "database" in good:
         stanza = catalogue.stanza_of(host.info(), host.stanza)
+        earlier, gone, unreadable = earlier_stanzas(host)
+        problems += unreadable
         made = retention.database_plan(
-            stanza, manifests.verifications(found), time.time(), policy, damaged=damaged, seen=seen
+            stanza, manifests.verifications(found), time.time(), policy, damaged=damaged, seen=seen, earlier=earlier
         )
+        names = [item.name for item in earlier if item.name in made.remove]
+        made = made._replace(remove=tuple(name for name in made.remove if name not in names))
+        remove_stanzas(host, [*names, *gone])
+        removed += names
         found_links = archive.links(host)
         # The last call also makes good what a run that was killed between them has left.
         for arguments in () if found_links else retention.commands(host.stanza, made):

@@ -70,13 +70,17 @@ def plan(host: Host, request: dict) -> dict:
     result, parts, repository = {"parts": {}}, request["parts"], []
     try:
         if "database" in parts or request.get("table"):
-            stanza = catalogue.stanza_of(host.info(), host.stanza)
-            repository = [one.what for one in catalogue.stanza_result(stanza).problems if not one.where]
-            chosen = choose(request["target"], found, stanza, time.time())
+            stanzas = [catalogue.stanza_of(host.info(name), name) for name in host.stanzas]
+            repository = [
+                one.what for stanza in stanzas for one in catalogue.stanza_result(stanza).problems if not one.where
+            ]
+            chosen = choose(request["target"], found, stanzas, time.time())
             result["database"] = chosen._asdict()
             # Where a segment is missing or damaged, recovery to the end of the archive opens all the same, before it.
             if not chosen.arguments:
-                result["last_segment"] = archive.last_segment(host, stanza, chosen.label)
+                stanzas = [one for one in stanzas if one.name in host.stanzas_from(chosen.stanza)]
+                backup = next(one for one in stanzas if one.name == chosen.stanza).backup(chosen.label)
+                result["last_segment"] = archive.last_segment(host, stanzas, backup)
             result["parts"]["database"] = "%s, from backup %s (%s%s)" % (
                 chosen.text, chosen.label, sized(chosen.size_bytes),
                 ", its test restore took %d s" % chosen.seconds if chosen.seconds else "",
@@ -249,7 +253,7 @@ def database_here(host: Host, request: dict) -> dict:
             # As a standby it does not begin a branch of its own where the WAL ends too early: that would be archived,
             # and lead the next restore astray (tried).
             to_the_end = [] if chosen.arguments else ["--type=standby"]
-            _fetch(host, chosen, data, *to_the_end, *_from_received(host, data, received_dir))
+            _fetch(host, chosen, data, *to_the_end, *_wal_of(host, chosen, data, received_dir))
             _mark(data, aside, STARTED)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
             if to_the_end:
@@ -428,15 +432,15 @@ def undo(host: Host, request_id: str) -> None:
             print(json.dumps({"failed": said}), flush=True)
 
 
-def _from_received(host: Host, data: str, directory: str) -> list:
-    """Let recovery go on with what was received, where the archive ends."""
-    if not directory:
+def _wal_of(host: Host, chosen: Plan, data: str, directory: str) -> list:
+    """Let recovery go on with the archive of today's stanza, and with what was received, where its own archive ends."""
+    stanzas = host.stanzas_from(chosen.stanza)
+    if not directory and len(stanzas) == 1:
         return []
-    archive = "pgbackrest --config=%s --pg1-path=%s --stanza=%s archive-get %%f \"%%p\"" % (
-        host.options["restore_config"], data, host.stanza,
-    )  # fmt: skip
-    copies = ['cp %s/%%f%s "%%p"' % (directory, suffix) for suffix in ("", ".partial")]
-    return ["--recovery-option=restore_command=%s" % " || ".join([archive, *copies])]
+    get = 'pgbackrest --config=%s --pg1-path=%s --stanza=%s archive-get %%f "%%p"'
+    commands = [get % (host.options["restore_config"], data, stanza) for stanza in stanzas]
+    commands += ['cp %s/%%f%s "%%p"' % (directory, suffix) for suffix in ("", ".partial") if directory]
+    return ["--recovery-option=restore_command=%s" % " || ".join(commands)]
 
 
 def _archive_received(host: Host, data: str, directory: str) -> None:
@@ -461,7 +465,7 @@ def _fetch(host: Host, chosen: Plan, data: str, *more: str) -> None:
     host.pgbackrest(
         "pgbackrest restore",
         "--pg1-path=%s" % data, "--set=%s" % chosen.label, "--process-max=%d" % host.options["process_max"],
-        *more, *chosen.arguments, "restore", restore=True,
+        *more, *chosen.arguments, "restore", restore=True, stanza=chosen.stanza,
     )  # fmt: skip
 
 
@@ -505,7 +509,8 @@ def _beside(host: Host, chosen: Plan):
     """The server of a restore next to the database, which goes also through what is not in the archive yet."""
     _archive_until_now(host)
     directory = os.path.join(host.directory, "wal") if received(host) else ""
-    return verification.restored(host, "restore", *chosen.arguments, label=chosen.label, received=directory)
+    more = {"label": chosen.label, "received": directory, "stanzas": host.stanzas_from(chosen.stanza)}
+    return verification.restored(host, "restore", *chosen.arguments, **more)
 
 
 def _require_room(host: Host, chosen: Plan) -> None:

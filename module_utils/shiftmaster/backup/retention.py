@@ -214,10 +214,15 @@ def database_plan(
     now: float,
     policy: Policy = Policy(),  # noqa: B008 - a tuple
     repo: int = 1,
+    earlier: Iterable = (),
     **more,
 ) -> DatabasePlan:
-    """Decide for one of pgBackRest's repositories; more is what plan() takes."""
-    backups, items = stanza.of(repo), []
+    """Decide for one of pgBackRest's repositories; more is what plan() takes.
+
+    earlier are items of the stanzas of earlier passphrases, each with the time of its last backup. Each goes as a unit.
+    """
+    backups, items = stanza.of(repo), list(earlier)
+    verifications = {**verifications, **{item.name: True for item in items}}
     for backup in backups:
         needs = tuple(sorted({backup.prior, *backup.references} - {None}))
         items.append(Item(backup.label, backup.stopped, needs, backup.kind == "full", backup.error))

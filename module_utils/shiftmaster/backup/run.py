@@ -490,6 +490,9 @@ def backup_words(host: Host, unit: str, labels: list) -> list:
     read += host.options["tls_directories"]
     # The list may name one that is gone.
     read += ["-" + os.path.join(repository, "backup", host.stanza, label) for label in labels]
+    read += [
+        "-" + os.path.join(repository, name, stanza) for name in ("archive", "backup") for stanza in host.stanzas[1:]
+    ]
     write = [os.path.join(repository, name) for name in ("archive", "backup")]
     write += ["/var/lib/pgbackrest", "/var/log/pgbackrest"]
     command = ["/usr/bin/pgbackrest", "--stanza=%s" % host.stanza]

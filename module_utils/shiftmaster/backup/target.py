@@ -41,17 +41,19 @@ class Plan(NamedTuple):
     verified: bool  # Whether exactly this end has been restored before.
     size_bytes: int
     seconds: int  # How long its test restore took, 0 where it is not known.
+    stanza: str = ""  # Of the backup; "" in a plan of an earlier version, which knew one alone.
 
 
 def plan_of(answer) -> Plan:
     """Return a plan from the backup server's response. Raises TargetError where choose() does not make such a one."""
     try:
         plan = Plan(**answer)
-        texts = (plan.run, plan.label, plan.text, *plan.arguments)
+        texts = (plan.run, plan.label, plan.text, plan.stanza, *plan.arguments)
         valid = (
             all(isinstance(one, str) for one in texts)
             and isinstance(plan.arguments, list)
             and LABEL.fullmatch(plan.label)
+            and re.fullmatch(r"[a-z0-9-]*", plan.stanza)
             and all(ARGUMENT.fullmatch(one) for one in plan.arguments)
             and all(isinstance(one, (int, float)) and 0 <= one < math.inf for one in (plan.size_bytes, plan.seconds))
         )
@@ -93,20 +95,22 @@ def position(lsn: str) -> int:
     return (int(high, 16) << 32) + int(low, 16)
 
 
-def choose(target: str, found: list, stanza, now: float) -> Plan:
-    """Return what is to be done. found: manifests, oldest first; stanza: of catalogue."""
-    there = {backup.label: backup for backup in stanza.backups}
+def choose(target: str, found: list, stanzas: list, now: float) -> Plan:
+    """Return what is to be done. found: manifests, oldest first; stanzas: of catalogue, today's first."""
+    there = {backup.label: backup for stanza in stanzas[::-1] for backup in stanza.backups}
+    names = {backup.label: stanza.name for stanza in stanzas[::-1] for backup in stanza.backups}
     runs = [run for run in database_runs(found) if run["parts"]["database"]["label"] in there]
     if not runs:
         raise TargetError("no verified backup of the database is in the repository")
-    newest_id = there[runs[-1]["parts"]["database"]["label"]].database_id
-    runs = [run for run in runs if there[run["parts"]["database"]["label"]].database_id == newest_id] or runs
+    # Each stanza counts its databases for itself.
+    cluster = there[_label(runs[-1])].system_id, there[_label(runs[-1])].version
+    runs = [run for run in runs if (there[_label(run)].system_id, there[_label(run)].version) == cluster]
 
     def plan(run, arguments, text, until, verified=False):
         part = run["parts"]["database"]
         return Plan(
             run["run_id"], part["label"], [*arguments, "--target-action=promote"] if arguments else [], text, until,
-            verified, part["size_bytes"], seconds_of_verification(part),
+            verified, part["size_bytes"], seconds_of_verification(part), names[part["label"]],
         )  # fmt: skip
 
     if target == "latest":

@@ -91,10 +91,11 @@ WITHOUT_RIGHTS = [
 READING = [*sandbox.READER, "AmbientCapabilities=CAP_DAC_READ_SEARCH"]
 PGBACKREST = "Environment=PGBACKREST_LOCK_PATH=/tmp PGBACKREST_LOG_LEVEL_FILE=off"
 # Gets WAL for the server, which has neither the repository nor its passphrase: it writes the name of a file of WAL and
-# reads 0 where that is in the directory. Arguments: that directory, the one of received WAL, the words of pgBackRest.
+# reads 0 where that is in the directory. Arguments: that directory, the one of received WAL, the stanzas, the words of
+# pgBackRest.
 GET_WAL = """
-to=$1 received=$2
-shift 2
+to=$1 received=$2 stanzas=$3
+shift 3
 while read -r name; do
     case $name in
         ????????.history | ????????????????????????) ;;
@@ -104,8 +105,9 @@ while read -r name; do
         *[!0-9A-F]*) exit 1 ;;
     esac
     rm -f "$to"/*
-    "$@" archive-get "$name" "$to/$name" >&2 || cp "$received/$name" "$to/$name" 2> /dev/null ||
-        cp "$received/$name.partial" "$to/$name" 2> /dev/null
+    for stanza in $stanzas; do
+        "$@" --stanza="$stanza" archive-get "$name" "$to/$name" >&2 && break
+    done || cp "$received/$name" "$to/$name" 2> /dev/null || cp "$received/$name.partial" "$to/$name" 2> /dev/null
     echo $?
 done
 """
@@ -212,6 +214,8 @@ class Server:
 
     def __init__(self, host: Host, directory: str):
         self.host, self.directory, self.port = host, directory, host.options["scratch_port"]
+        # That of the backup, then those with the WAL after it.
+        self.stanzas = (host.stanza,)
         entry = pwd.getpwnam(USER)
         self._owner = entry.pw_uid, entry.pw_gid
         self.data, self.tablespaces, self.sockets, self.wal = (
@@ -251,11 +255,7 @@ class Server:
         return rows_of(self.client("querying the restored database", "psql", *words, stdin=sql, timeout=timeout).stdout)
 
     def _pgbackrest(self) -> list:
-        options = self.host.options
-        return [
-            "/usr/bin/pgbackrest", "--stanza=%s" % self.host.stanza, "--config=%s" % options["restore_config"],
-            "--pg1-path=%s" % self.data,
-        ]  # fmt: skip
+        return ["/usr/bin/pgbackrest", "--config=%s" % self.host.options["restore_config"], "--pg1-path=%s" % self.data]
 
     def _repository(self) -> list:
         return [os.path.join(self.host.directory, "pgbackrest"), self.host.options["restore_config"]]
@@ -266,7 +266,7 @@ class Server:
         """Restore a backup into the directory of data."""
         self.run(
             "restoring into a scratch directory",
-            *self._pgbackrest(), *(["--set=%s" % label] if label else []),
+            *self._pgbackrest(), "--stanza=%s" % self.stanzas[0], *(["--set=%s" % label] if label else []),
             "--tablespace-map-all=%s" % self.tablespaces, "--process-max=%d" % self.host.options["process_max"],
             # It warns that the files belong to another user than in the backup.
             "--log-level-console=error", *arguments, "restore",
@@ -375,8 +375,9 @@ class Server:
                 responses[0], requests[1],
             )  # fmt: skip
             if received is not None:
+                stanzas = " ".join(self.stanzas)
                 launch(
-                    ["/usr/bin/sh", "-c", GET_WAL, "sh", self.wal, received, *self._pgbackrest()],
+                    ["/usr/bin/sh", "-c", GET_WAL, "sh", self.wal, received, stanzas, *self._pgbackrest()],
                     [self.data, *self._repository(), *([received] if received else [])], [self.wal],
                     [*READING, PGBACKREST], requests[0], responses[1],
                 )  # fmt: skip
@@ -430,12 +431,13 @@ def scratch(host: Host, name: str):
 
 
 @contextlib.contextmanager
-def restored(host: Host, name: str, *arguments: str, label: str = "", received: str = ""):
+def restored(host: Host, name: str, *arguments: str, label: str = "", received: str = "", stanzas: tuple = ()):
     """A backup in a scratch directory, recovered as the arguments require and running; all of it is removed at the end.
 
     received: a directory of WAL that the archive lacks.
     """
     with scratch(host, name) as server:
+        server.stanzas = stanzas or server.stanzas
         server.fetch(label, *arguments)
         server.start(host.options["recovery_timeout_seconds"], recovery_settings(arguments), received)
         yield server

@@ -245,6 +245,66 @@ def test_backups_older_than_their_days_are_removed_for_each_part(host, past):
     assert sorted(removed) == sorted(part + day for part in "Fcfr" for day in OLD)
 
 
+@pytest.fixture
+def earlier(host, past, monkeypatch):
+    """A stanza of an earlier passphrase; its directories, and how many days ago its last backup ended."""
+    place = Path(host.directory) / "pgbackrest"
+    for kind in ("archive", "backup"):
+        for name in ("shiftmaster", "shiftmaster-1"):
+            (place / kind / name).mkdir(parents=True)
+    found = SimpleNamespace(days=40, code=0, place=place)
+    host.stanzas = ("shiftmaster", "shiftmaster-1")
+    today = FakeHost._pgbackrest
+
+    def pgbackrest(who, *words):
+        if "--stanza=shiftmaster-1" not in words:
+            return today(host, who, *words)
+        there = (place / "backup/shiftmaster-1").exists() and not found.code
+        data = json.loads(host.catalogue())[0]
+        status = {"code": 0 if there else found.code or 1, "message": ""}
+        one = dict(data["backup"][0], timestamp={"start": 1, "stop": int(NOW - found.days * DAY)})
+        data.update(name="shiftmaster-1", status=status, backup=[one] if there else [])
+        data["repo"][0]["status"] = status
+        return json.dumps([data])
+
+    monkeypatch.setattr(host, "_pgbackrest", pgbackrest)
+    return found
+
+
+def test_a_stanza_of_an_earlier_passphrase_goes_when_the_days_are_restored_without_it(host, past, earlier):
+    host.backups = [one for one in host.backups if one[0] <= "F35"]
+    removed, problems = past.prune(host)
+    assert "shiftmaster-1" in removed and problems == []
+    for kind in ("archive", "backup"):
+        assert os.listdir(earlier.place / kind) == ["shiftmaster"]
+    assert not [words for words in host.called("pgbackrest") if "--set=shiftmaster-1" in words]
+
+
+def test_a_stanza_of_an_earlier_passphrase_stays_while_it_is_needed(host, past, earlier):
+    # The first backup of today's is 20 days old: the ten days before it are restored from the earlier one.
+    host.backups = [one for one in host.backups if one[0] <= "F20"]
+    for earlier.days in (21, 29, 36):
+        removed, problems = past.prune(host)
+        assert "shiftmaster-1" not in removed and problems == []
+    # No backup of today's is verified.
+    earlier.days = 40
+    assert "shiftmaster-1" not in past.prune(host, damaged={one[0] for one in host.backups})[0]
+    # Its passphrase is wrong.
+    earlier.code = 99
+    removed, problems = past.prune(host)
+    assert "shiftmaster-1" not in removed and [one[0] for one in problems] == ["unreadable"]
+    assert (earlier.place / "archive/shiftmaster-1").is_dir() and (earlier.place / "backup/shiftmaster-1").is_dir()
+
+
+@pytest.mark.parametrize("left", ["archive/shiftmaster-1", "backup/shiftmaster-1.removed"])
+def test_a_removal_of_a_stanza_that_was_killed_is_completed(host, past, earlier, left):
+    for kind in ("archive", "backup"):
+        (earlier.place / kind / "shiftmaster-1").rmdir()
+    (earlier.place / left).mkdir()
+    past.prune(host)
+    assert not (earlier.place / left).exists() and (earlier.place / "archive/shiftmaster").is_dir()
+
+
 def test_a_snapshot_that_another_host_or_another_kind_has_saved_stays(host, past):
     host.snapshots += [snapshot("theirs", 90, host="app1"), snapshot("kept", 90, tags=("before-restore",))]
     removed, problems = past.prune(host)
@@ -712,6 +772,18 @@ def test_recovery_continues_with_received_wal_and_archives_it(host, site, receiv
     assert sorted(os.listdir(received)) == [wal(10), wal(11), wal(12) + ".partial"]
 
 
+def test_recovery_goes_on_with_the_archive_of_today(host):
+    host.stanza, host.stanzas = "today", ("today", "shiftmaster", "oldest")
+    plan = backup_restore.Plan("run", LABEL, [], "", None, False, 1, 1, "shiftmaster")
+    (option,) = backup_restore._wal_of(host, plan, "/data", "")
+    assert [word for word in option.split() if "--stanza" in word] == ["--stanza=shiftmaster", "--stanza=today"]
+    backup_restore._fetch(host, plan, "/data")
+    assert "--stanza=shiftmaster" in host.words[-1]
+    assert backup_restore._wal_of(host, plan._replace(stanza=""), "/data", "") == []
+    with pytest.raises(BackupError, match="other"):
+        backup_restore._wal_of(host, plan._replace(stanza="other"), "/data", "")
+
+
 def test_settings_of_the_recovery_are_removed_and_the_server_is_restarted(host, site):
     host.settings, host.in_recovery = "recovery_target_time\nrestore_command\n", ["t", "f", "t", "f"]
     site.restore(["--type=time"])
@@ -931,8 +1003,8 @@ class Scratch:
         self.requested, self.arguments, self.received, self.waited = [], None, None, []
 
     @contextlib.contextmanager
-    def restored(self, _host, name, *arguments, label, received):
-        assert name == "restore" and label == LABEL
+    def restored(self, _host, name, *arguments, label, received, stanzas):
+        assert name == "restore" and label == LABEL and stanzas == ("shiftmaster",)
         self.arguments, self.received = arguments, received
         yield self
 
@@ -1233,12 +1305,13 @@ def test_a_recovery_goes_as_far_as_pgbackrest_would(arguments, settings):
 @pytest.fixture
 def wal_files(tmp_path):
     """Run GET_WAL with an archive that is a directory, and a function that calls it as the server does."""
-    for name in ("archive", "wal", "received", "data"):
+    for name in ("archive", "archive/-2", "wal", "received", "data"):
         (tmp_path / name).mkdir()
     tool = tmp_path / "pgbackrest"
-    tool.write_text('#!/bin/sh\necho "$@" >> %s/calls; cp "%s/archive/$2" "$3" 2> /dev/null\n' % ((tmp_path,) * 2))
+    tool.write_text('#!/bin/sh\ncp "%s/archive/${1#--stanza=shiftmaster}/$3" "$4" 2> /dev/null\n' % tmp_path)
     tool.chmod(0o755)
-    words = ["sh", "-c", backup_verification.GET_WAL, "sh", tmp_path / "wal", tmp_path / "received", tool]
+    stanzas = "shiftmaster shiftmaster-2"
+    words = ["sh", "-c", backup_verification.GET_WAL, "sh", tmp_path / "wal", tmp_path / "received", stanzas, tool]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as getter:
 
         def get(name):
@@ -1259,10 +1332,12 @@ def test_the_server_receives_wal_of_the_archive_and_then_the_received_wal(wal_fi
     for place, name, text in (
         ("archive", wal(1), "one"), ("archive", "00000002.history", "branch"), ("received", wal(1), "not this"),
         ("received", wal(2), "two"), ("received", wal(3) + ".partial", "three"),
+        # Of the stanza of today: what came after a backup by an earlier passphrase.
+        ("archive/-2", wal(5), "five"),
     ):  # fmt: skip
         (directory / place / name).write_text(text)
-    got = [wal_files.get(name) for name in ("00000002.history", wal(1), wal(2), wal(3), wal(4), wal(1))]
-    assert got == ["branch", "one", "two", "three", False, "one"]
+    got = [wal_files.get(name) for name in ("00000002.history", wal(1), wal(2), wal(3), wal(4), wal(5), wal(1))]
+    assert got == ["branch", "one", "two", "three", False, "five", "one"]
     # One at a time.
     assert os.listdir(directory / "wal") == [wal(1)]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from ansible.module_utils.shiftmaster.backup import files, offsite
@@ -72,6 +74,66 @@ def test_an_append_only_store_is_not_pruned_from_here(host):
     host.options["offsite"].update(append_only=True)
     offsite.Offsite(host).prune()
     assert host.calls == []
+
+
+@pytest.fixture
+def keys(host, tmp_path, monkeypatch):
+    """A repository of restic with passwords: {id: password}, and after how many of its calls the program is killed."""
+    found = SimpleNamespace(there={"1": "oldest", "2": "earlier"}, left=None)
+    (tmp_path / "previous").write_text(json.dumps({"restic": [], "offsite": ["earlier", "oldest", "never valid"]}))
+    host.options["previous_passwords_file"] = str(tmp_path / "previous")
+
+    def run(what, *command, env=None, fine=(0,), **_more):
+        host.calls.append((command, env))
+        if found.left is not None:
+            found.left -= 1
+            if found.left < 0:
+                raise KeyboardInterrupt
+        assert ("RESTIC_PASSWORD" in env) != ("RESTIC_PASSWORD_FILE" in env)
+        given = env.get("RESTIC_PASSWORD") or open(env["RESTIC_PASSWORD_FILE"], encoding="utf-8").read()
+        opened = [name for name, password in found.there.items() if password == given]
+        code, out = (0 if opened else 12), ""
+        if opened and "list" in command:
+            out = json.dumps([{"id": name, "current": name == opened[0]} for name in found.there])
+        elif opened and "add" in command:
+            path = next(word for word in command if word.startswith("--new-password-file=")).partition("=")[2]
+            found.there[str(len(host.calls) + 9)] = open(path, encoding="utf-8").read()
+        elif opened and "remove" in command:
+            assert command[-1] != opened[0] and not host.options["offsite"]["append_only"]
+            del found.there[command[-1]]
+        if code not in fine:
+            raise BackupError(what)
+        return subprocess.CompletedProcess(command, code, out, "")
+
+    host.run = run
+    return found
+
+
+@pytest.mark.parametrize("left", range(12))
+def test_a_changed_password_takes_the_place_of_earlier_ones_wherever_it_is_killed(host, keys, left):
+    keys.left = left
+    with contextlib.suppress(KeyboardInterrupt):
+        offsite.Offsite(host).change_password()
+    assert keys.there, "nothing opens it"
+    keys.left = None
+    offsite.Offsite(host).change_password()
+    assert list(keys.there.values()) == ["of the copy"]
+    assert offsite.Offsite(host).change_password() is False
+    assert not [word for command, _env in host.calls for word in command if word in ("earlier", "oldest")]
+
+
+def test_a_store_that_takes_additions_only_keeps_earlier_passwords(host, keys):
+    host.options["offsite"].update(append_only=True)
+    for changed in (True, False):
+        assert offsite.Offsite(host).change_password() is changed
+    assert sorted(keys.there.values()) == ["earlier", "of the copy", "oldest"]
+
+
+def test_a_password_that_was_never_valid_changes_nothing(host, keys):
+    keys.there = {"1": "another"}
+    with pytest.raises(BackupError, match="cannot be read"):
+        offsite.Offsite(host).init()
+    assert keys.there == {"1": "another"}
 
 
 def test_the_password_of_a_rest_server_is_in_the_environment_alone(host):

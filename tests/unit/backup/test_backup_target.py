@@ -34,17 +34,21 @@ def run(name, label, ended, good=True, verified=True, timeline=1):
     }
 
 
-def backup(label, stopped, lsn="0/3000000", database_id=1):
-    return SimpleNamespace(label=label, stopped=stopped, lsn_stop=lsn, database_id=database_id)
+def backup(label, stopped, lsn="0/3000000", system_id=1):
+    return SimpleNamespace(label=label, stopped=stopped, lsn_stop=lsn, system_id=system_id, version="17")
+
+
+def stanza_of(*backups, name="shiftmaster"):
+    return SimpleNamespace(name=name, backups=backups)
 
 
 OLD, NEW = "20260101T000000Z-aaaaaa", "20260102T000000Z-bbbbbb"
 RUNS = [run(OLD, "F1", NOW - 9000), run(NEW, "F1_I1", NOW - 3000)]
-STANZA = SimpleNamespace(backups=(backup("F1", NOW - 9050), backup("F1_I1", NOW - 3050, "0/9000000")))
+STANZA = stanza_of(backup("F1", NOW - 9050), backup("F1_I1", NOW - 3050, "0/9000000"))
 
 
-def choose(wanted, runs=RUNS, stanza=STANZA):
-    return target.choose(wanted, runs, stanza, NOW)
+def choose(wanted, runs=RUNS, stanza=STANZA, *earlier):
+    return target.choose(wanted, runs, [stanza, *earlier], NOW)
 
 
 def at(seconds):
@@ -107,16 +111,31 @@ def test_unreachable_targets_are_reported(wanted, text):
         choose(wanted)
 
 
+def test_a_backup_of_an_earlier_passphrase_is_restored_from_its_own_stanza():
+    today = stanza_of(backup("F2", NOW - 1050, "0/B000000"), name="shiftmaster-2")
+    runs = [*RUNS, run("20260103T000000Z-cccccc", "F2", NOW - 1000)]
+    # Between the last backup of the earlier stanza and the first one of today's, too.
+    for wanted, label, name in (
+        ("latest", "F2", "shiftmaster-2"), (at(NOW - 100), "F2", "shiftmaster-2"), (OLD, "F1", "shiftmaster"),
+        (at(NOW - 2000), "F1_I1", "shiftmaster"), (at(NOW - 5000), "F1", "shiftmaster"),
+        ("0/A000000", "F1_I1", "shiftmaster"),
+    ):  # fmt: skip
+        plan = choose(wanted, runs, today, STANZA)
+        assert (plan.label, plan.stanza) == (label, name)
+    plan = choose("latest", RUNS, stanza_of(name="shiftmaster-2"), STANZA)
+    assert (plan.label, plan.stanza) == ("F1_I1", "shiftmaster")
+
+
 def test_unverified_and_missing_backups_are_never_selected():
     runs = [
         *RUNS,
         run("20260103T000000Z-cccccc", "F2", NOW - 1000, verified=False),
         run("x", "F3", NOW - 500, good=False),
     ]
-    stanza = SimpleNamespace(backups=(*STANZA.backups, backup("F2", NOW - 1050), backup("F3", NOW - 550)))
+    stanza = stanza_of(*STANZA.backups, backup("F2", NOW - 1050), backup("F3", NOW - 550))
     assert choose("latest", runs, stanza).label == "F1_I1"
     with pytest.raises(target.TargetError, match="no verified backup"):
-        choose("latest", RUNS, SimpleNamespace(backups=()))
+        choose("latest", RUNS, stanza_of())
 
 
 def test_files_are_those_of_the_last_run_until_then():
@@ -179,7 +198,7 @@ def test_a_table_that_was_dropped_meanwhile_is_not_missed():
 
 def test_every_generated_plan_is_accepted_from_the_backup_server():
     label = "20260101-000000F_20260102-000000I"
-    runs, stanza = [run(NEW, label, NOW - 3000)], SimpleNamespace(backups=(backup(label, NOW - 3050),))
+    runs, stanza = [run(NEW, label, NOW - 3000)], stanza_of(backup(label, NOW - 3050))
     for wanted in ("latest", NEW, "0/5A001D8", "xid:1234", at(NOW - 10)):
         plan = choose(wanted, runs, stanza)
         assert target.plan_of(plan._asdict()) == plan

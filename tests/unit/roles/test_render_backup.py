@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import configparser
 import datetime
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import rendered
+import yaml
 
 FACTS = {"distribution_major_version": "13", "distribution_release": "trixie"}
 
@@ -26,20 +28,92 @@ REMOTE = {
 }
 
 
-def config(for_restore=False, **variables):
+def configuration(for_restore=False, **variables):
     text = render("backup", "pgbackrest.conf.j2", __backup_for_restore=for_restore, inventory_hostname="h", **variables)
     found = configparser.ConfigParser()
     found.read_string(text)
+    return found
+
+
+def config(for_restore=False, **variables):
+    found = configuration(for_restore, **variables)
     return found["global"], found["shiftmaster"]
 
 
 def test_on_one_host_everything_is_local_and_encrypted():
     common, stanza = config(backup_cipher_passphrase="p" * 20, backup_databases=["shiftmaster"])
     assert common["repo1-path"] == "/var/backups/shiftmaster/pgbackrest"
-    assert (common["repo1-cipher-type"], common["repo1-cipher-pass"]) == ("aes-256-cbc", "p" * 20)
+    assert (common["repo1-cipher-type"], stanza["repo1-cipher-pass"]) == ("aes-256-cbc", "p" * 20)
     # Its own expiry never comes.
     assert (common["expire-auto"], common["repo1-retention-full"]) == ("n", "9999999")
     assert "tls-server-address" not in common and "pg1-host" not in stanza
+
+
+CHANGED = {
+    "backup_stanza": "shiftmaster-2", "backup_cipher_passphrase": "n" * 20, "backup_databases": ["shiftmaster"],
+    "backup_cipher_passphrase_previous": {"shiftmaster": "p" * 20},
+}  # fmt: skip
+
+
+def test_each_stanza_has_its_own_passphrase():
+    for more in ({}, {"for_restore": True}, REMOTE):
+        text = configuration(**CHANGED, **more)
+        found = {name: dict(text[name]) for name in ("shiftmaster", "shiftmaster-2")}
+        assert "repo1-cipher-pass" not in text["global"]
+        assert found["shiftmaster"] == {"repo1-cipher-pass": "p" * 20}
+        assert found["shiftmaster-2"]["repo1-cipher-pass"] == "n" * 20 and "pg1-path" in found["shiftmaster-2"]
+    assert text["global"]["tls-server-auth"] == "db1=shiftmaster-2,shiftmaster"
+    text = configuration(backup_repository_host="b", backup_tls_peer="b", backup_server=False, **CHANGED)
+    assert "cipher" not in str({name: dict(text[name]) for name in text})
+    assert text["global"]["tls-server-auth"] == "b=shiftmaster-2,shiftmaster"
+
+
+@pytest.mark.parametrize(
+    ("conf", "there", "variables", "rejected"),
+    [
+        ("p", ["shiftmaster"], {}, False),
+        ("p", ["shiftmaster"], CHANGED, False),
+        ("pn", ["shiftmaster", "shiftmaster-2"], CHANGED, False),
+        ("pn", ["shiftmaster-2"], {**CHANGED, "backup_cipher_passphrase_previous": {}}, False),
+        ("n", [], {}, False),
+        # Another passphrase for the same stanza; a new stanza without the passphrase of the one that is there.
+        ("o", ["shiftmaster"], {}, True),
+        ("p", ["shiftmaster"], {**CHANGED, "backup_cipher_passphrase_previous": {}}, True),
+        ("pn", ["shiftmaster", "shiftmaster-2"], {**CHANGED, "backup_cipher_passphrase": "x" * 20}, True),
+    ],
+)
+def test_a_passphrase_that_would_lose_backups_is_rejected(conf, there, variables, rejected):
+    tasks = yaml.safe_load((rendered.ROOT / "roles/backup/tasks/install.yml").read_text(encoding="utf-8"))
+    (task,) = [task for task in tasks if "loses backups" in task["name"]]
+    text = "[global]\n" + "".join(f"[x]\nrepo1-cipher-pass={one * 20}\n" for one in conf)
+    known = {"backup_cipher_passphrase": "p" * 20, **variables} | rendered.trusted(task["vars"])
+    known["__backup_stanzas"] = {"files": [{"path": f"/var/backups/x/backup/{name}"} for name in there]}
+    known["__backup_conf"] = {"content": base64.b64encode(text.encode()).decode()}
+    templar = rendered.templar("backup", **known)
+    assert all(templar.evaluate_conditional(rendered.trusted(one)) for one in task["when"]) is rejected
+    assert "vault_backup_cipher_passphrase_previous" in templar.template(
+        rendered.trusted(task["ansible.builtin.fail"]["msg"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 0),
+        ({"backup_cipher_passphrase_previous": {"shiftmaster-2": "p" * 20}}, 1),
+        ({"backup_cipher_passphrase": "p" * 20}, 1),
+        ({"backup_cipher_passphrase_previous": {"shiftmaster": "p p"}}, 1),
+        ({"backup_cipher_passphrase_previous": {"../x": "p" * 20}}, 1),
+        ({"backup_stanza": "a b"}, 1),
+        ({"backup_restic_password": "r" * 20, "backup_restic_password_previous": ["r" * 20]}, 1),
+        ({"backup_restic_password": "r" * 20, "backup_restic_password_previous": ["s" * 20]}, 0),
+        ({"backup_offsite_password": "r" * 20, "backup_offsite_password_previous": ["r" * 20]}, 1),
+    ],
+)
+def test_secrets_of_before_are_checked_before_anything_changes(changes, count):
+    variables = {**CHANGED, "backup_database_password": "d", **changes}
+    found = rendered.problems("backup", rendered.templar("backup", **variables, ansible_facts=FACTS))
+    assert len(found) == count, found
 
 
 def test_the_backup_server_connects_to_the_database_for_backups_and_not_for_restores():
@@ -51,13 +125,14 @@ def test_the_backup_server_connects_to_the_database_for_backups_and_not_for_rest
 
 
 def test_the_database_host_has_no_passphrase_where_another_host_stores_the_backups():
-    common, _stanza = config(
+    common, stanza = config(
         backup_repository_host="backup_server",
         backup_tls_peer="backup_server",
         backup_server=False,
         backup_cipher_passphrase="secret",
     )
-    assert common["repo1-host"] == "backup_server" and "repo1-cipher-pass" not in common and "repo1-path" not in common
+    assert common["repo1-host"] == "backup_server" and "repo1-path" not in common
+    assert "repo1-cipher-pass" not in common and "repo1-cipher-pass" not in stanza
 
 
 def server(**variables):

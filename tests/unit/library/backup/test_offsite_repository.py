@@ -72,3 +72,42 @@ def test_files_that_arrived_later_are_quarantined(tmp_path):
     assert sorted(str(one.relative_to(aside)) for one in aside.rglob("new")) == wanted
     assert not list(path.rglob("new")) and len(list(path.rglob("old"))) == 4
     assert module.quarantine(str(path), NOW, False) == []
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_earlier_passwords_end_where_todays_opens_the_repository(tmp_path, monkeypatch, check_mode):
+    there, results = {"1": "earlier", "2": "today"}, []
+    (tmp_path / "snapshots").mkdir()
+
+    class Module:
+        params = {
+            "path": str(tmp_path), "password": "today", "previous_passwords": ["earlier", "oldest"],
+            "received_after": "", **{"keep_" + name: value for name, value in KEEP.items()},
+        }  # fmt: skip
+
+        def __init__(self, **_more):
+            self.check_mode = check_mode
+
+        def run_command(self, words, environ_update):
+            assert not {"today", "earlier", "oldest"} & set(words)
+            opened = [name for name, password in there.items() if password == environ_update["RESTIC_PASSWORD"]]
+            if not opened:
+                return 12, "", "wrong password"
+            if "remove" in words:
+                del there[words[-1]]
+            return 0, module.json.dumps([{"id": name, "current": name in opened} for name in there]
+                                        if "key" in words else []), ""  # fmt: skip
+
+        def exit_json(self, **result):
+            results.append(result)
+            raise SystemExit
+
+        def fail_json(self, **result):
+            raise AssertionError(result)
+
+    monkeypatch.setattr(module, "QuietModule", Module)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            module.main()
+    assert there == ({"1": "earlier", "2": "today"} if check_mode else {"2": "today"})
+    assert [one["changed"] for one in results] == [True, check_mode]
