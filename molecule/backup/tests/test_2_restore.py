@@ -10,6 +10,7 @@ import pytest
 
 RESTORE = "playbooks/restore.yml"
 MEDIA = "/var/www/shiftmaster/shared/media"
+SEALED = "/var/www/shiftmaster/shared/state/audit"
 KEY = "/etc/ssl/private/shiftmaster.key"
 HOST = "backup-trixie"
 
@@ -141,6 +142,35 @@ def test_files_are_restored_into_a_new_directory_of_root(operations, backups, da
     run = operations.run(RESTORE, parts="files", into="/srv/theirs/new")
     assert run.code != 0 and run.prints("another user"), run.output[-2000:]
     backups.shell("rm -r /srv/theirs")
+
+
+def test_a_month_of_audit_events_comes_back_and_is_complete(operations, backups, data):
+    def write(text, redirect=">>"):
+        backups.shell(f"runuser -u shiftmaster -- sh -c 'echo {text} {redirect} /var/log/shiftmaster/audit.log'")
+
+    write("first-of-the-test")
+    backups.shell("systemctl start logrotate.service; logrotate --force /etc/logrotate.d/shiftmaster")
+    write("second-of-the-test")
+    backups.shell("systemctl start logrotate.service")
+    count = f"cat {SEALED}/*.jsonl | grep -o {{}}-of-the-test | wc -l"
+    assert [backups.shell(count.format(word)).strip() for word in ("first", "second")] == ["1", "1"]
+    assert "live" in backups.shell(f"cat {SEALED}/*.jsonl"), "events of deploys are sealed, too"
+    backups.run(only="files")
+    run = operations.run(RESTORE, parts="files", of=HOST, paths=SEALED, into="/root/events")
+    assert run.code == 0, run.output[-3000:]
+    place = backups.shell("find /root/events -type d -name audit").strip()
+    assert backups.shell(f"shiftmaster-backup verify {place}; shiftmasterctl verify").count("complete") == 2
+    month = backups.shell(f"ls {place} | tail -n 1").strip()
+    assert "second-of-the-test" in backups.shell(f"cd {place} && python3 -m json.tool --json-lines {month}")
+    backups.shell(f"sed -i s/first-of/other-of/ {place}/*.jsonl")
+    assert "record" in backups.shell(f"shiftmaster-backup verify {place} 2>&1; true")
+    backups.shell("rm -r /root/events")
+    # The application rewrites its log: what was sealed stays, and the unit fails.
+    write("forged", ">")
+    backups.shell("systemctl start logrotate.service")
+    assert backups.shell("systemctl is-failed shiftmaster-seal.service logrotate.service; true").split()[0] == "failed"
+    assert backups.shell(count.format("first")).strip() != "0" and "complete" in backups.shell("shiftmasterctl verify")
+    backups.shell("systemctl start shiftmaster-seal.service")
 
 
 def test_a_restore_of_files_follows_no_link_of_the_application(operations, backups, data):

@@ -20,6 +20,7 @@ def saved(hosts):
     hosts.app.sql("INSERT INTO precious (text) SELECT md5(g::text) FROM generate_series(1, 5000) AS g")
     hosts.app.sql("ALTER TABLE precious OWNER TO shiftmaster")
     hosts.app.shell(f"head -c 300000 /dev/urandom > {MEDIA}/plan.pdf && chown shiftmaster: {MEDIA}/plan.pdf")
+    hosts.app.shell("echo sealed-before-the-fire >> /var/log/shiftmaster/audit.log; systemctl start shiftmaster-seal")
     return hosts.backup_server.backup(only="database,logical,files,configuration")
 
 
@@ -91,6 +92,13 @@ def test_a_destroyed_host_is_recovered_from_backups_and_keys(hosts, saved, autho
     assert hosts.app.everything() == everything
     assert hosts.app.shell(f"stat -c %U {MEDIA}/plan.pdf").strip() == "shiftmaster"
     assert hosts.app.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/health/") == "200"
+    # The sealed audit events go on where they ended.
+    hosts.app.shell(
+        "echo sealed-after-it >> /var/log/shiftmaster/audit.log; systemctl start shiftmaster-seal", check=False
+    )
+    assert "complete" in hosts.app.shell("shiftmasterctl verify")
+    sealed = hosts.app.shell("cat /var/www/shiftmaster/shared/state/audit/*.jsonl")
+    assert "sealed-before-the-fire" in sealed and "sealed-after-it" in sealed
     # Backups continue.
     assert hosts.backup_server.backup()["result"] == "succeeded"
 
