@@ -15,6 +15,7 @@ import pytest
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
 from ansible.module_utils.shiftmaster.backup import prune as backup_prune
 from ansible.module_utils.shiftmaster.backup import restore as backup_restore
+from ansible.module_utils.shiftmaster.backup import run as backup_run
 from ansible.module_utils.shiftmaster.backup import verification as backup_verification
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
 from ansible.module_utils.shiftmaster.host.safe_files import UnsafePathError
@@ -782,6 +783,17 @@ def test_recovery_goes_on_with_the_archive_of_today(host):
     assert backup_restore._wal_of(host, plan._replace(stanza=""), "/data", "") == []
     with pytest.raises(BackupError, match="other"):
         backup_restore._wal_of(host, plan._replace(stanza="other"), "/data", "")
+
+
+def test_a_backup_of_another_host_changes_no_stanza_of_an_earlier_passphrase(host, monkeypatch, tmp_path):
+    monkeypatch.setattr(backup_run.sandbox, "ROOT", str(tmp_path / "root"))
+    host.stanzas = ("shiftmaster", "shiftmaster-1")
+    host.options["tls_directories"] = []
+    text = " ".join(backup_run.backup_words(host, "unit", ["F1"]))
+    for kind in ("archive", "backup"):
+        path = "%s/pgbackrest/%s" % (host.directory, kind)
+        # A mount below that of the directory, which the backup writes to.
+        assert 'BindReadOnlyPaths=-"%s/shiftmaster-1"' % path in text and 'BindPaths="%s"' % path in text
 
 
 def test_settings_of_the_recovery_are_removed_and_the_server_is_restarted(host, site):

@@ -16,6 +16,7 @@ import pytest
 from ansible.module_utils.shiftmaster.backup import host as backup_host
 from ansible.module_utils.shiftmaster.backup import manifest as backup_manifest
 from ansible.module_utils.shiftmaster.backup import prune, report, restore, room
+from ansible.module_utils.shiftmaster.release import seal
 
 _spec = importlib.util.spec_from_file_location(
     "rendering", Path(__file__).resolve().parents[1] / "roles/test_render_postgresql_redis.py"
@@ -184,3 +185,13 @@ def test_the_guard_needs_no_options_and_returns_the_exit_code_of_its_command(pro
     assert not program.options.exists()
     assert program("guard", "wait", str(tmp_path), "sh", "-c", "exit 5") == 5
     assert program("guard", "wait", str(tmp_path)) == 2
+
+
+def test_restored_audit_events_are_checked(program, tmp_path, capsys):
+    with_options(program)
+    log, directory = tmp_path / "audit.log", tmp_path / "events"
+    log.write_text("one\n")
+    seal.seal(str(directory), {"application": [str(log)]}, 0)
+    assert program("verify", str(directory)) == 0 and "1 lines" in capsys.readouterr().out
+    (directory / "1970-01.jsonl").write_text("{}\n")
+    assert program("verify", str(directory)) == 1 and "record 1" in capsys.readouterr().err

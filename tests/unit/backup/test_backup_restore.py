@@ -478,7 +478,7 @@ def test_a_repository_that_cannot_be_read_is_not_called_empty(backup_server, mon
         '[{"name": "shiftmaster", "db": [], "backup": [], "archive": [], "status": {"code": 99, "message": "other"}, '
     )
     there += '"repo": [{"key": 1, "cipher": "none", "status": {"code": 99, "message": "[PathOpenError] denied"}}]}]'
-    monkeypatch.setattr(backup_server, "info", lambda: there)
+    monkeypatch.setattr(backup_server, "info", lambda _stanza: there)
     with pytest.raises(BackupError, match="no verified backup.*the repository cannot be read"):
         restore.plan(backup_server, {"target": "latest", "parts": ["database"]})
 
