@@ -744,6 +744,8 @@ class Operation:
 
     def audited(self):
         if not self.check_mode:
+            # Before a first deploy there is no such directory.
+            os.makedirs(self.layout.state, 0o700, exist_ok=True)
             self.audit(self.params["event"], reason=self.params["reason"], release=self.params["release"] or "")
         return self.result()
 

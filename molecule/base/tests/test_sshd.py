@@ -83,6 +83,40 @@ def test_keys_log_in_and_passwords_do_not(host, harden, login):
         host.run("rm -f /etc/ssh/sshd_config.d/50-cloud-init.conf")
 
 
+def revoking(public):
+    return {
+        "test_administrators": True,
+        "base_admin_users": [{"name": "leaver", "state": "absent", "authorized_keys": [public.strip()]}],
+        "base_hardening_sshd_confirm_seconds": 20,
+    }
+
+
+def test_a_key_of_somebody_who_left_opens_no_login(host, harden, login):
+    host.check_output(
+        "ssh-keygen -q -t ed25519 -N '' -f /root/leaver && cat /root/leaver.pub >>/root/.ssh/authorized_keys"
+    )
+    attempt = (
+        "ssh -i /root/leaver -o BatchMode=yes -o StrictHostKeyChecking=no -o IdentitiesOnly=yes root@127.0.0.1 true"
+    )
+    try:
+        host.check_output(attempt)
+        host.check_output("useradd -m leaver && echo data >/home/leaver/file")
+        code, output = harden(**revoking(host.check_output("cat /root/leaver.pub")))
+        assert code == 0, output
+        assert host.run(attempt).rc == 255 and login("publickey")
+        assert not host.user("leaver").exists
+        assert host.check_output("stat -c %U:%a /home/leaver") == "root:700", "the number of a user is given again"
+    finally:
+        host.run("rm -rf /root/leaver* /home/leaver /etc/ssh/shiftmaster-revoked-*; userdel leaver")
+
+
+def test_the_key_of_the_run_itself_is_not_revoked(host, harden, login):
+    code, output = harden(**revoking(KEY.with_suffix(".pub").read_text()))
+    assert code != 0 and "The old settings are restored" in output, output
+    assert login("publickey") and effective(host).get("revokedkeys", "none") == "none"
+    host.run("rm -f /etc/ssh/shiftmaster-revoked-*")
+
+
 def test_settings_that_lock_this_run_out_are_reverted_and_the_run_fails(host, harden, login):
     code, output = harden(base_hardening_sshd_settings={"AllowUsers": "sato"}, base_hardening_sshd_confirm_seconds=20)
     assert code != 0

@@ -38,6 +38,37 @@ def test_history_has_a_header_and_the_version_of_each_release(program, tmp_path,
     assert line.index("2.1.0") == header.index("version")
 
 
+def test_history_shows_whose_access_was_changed(program, tmp_path, capsys):
+    access = {"event": "access", "reason": "app1: revoked kato", "who": "sato@vm", "time": "2026-11-29T20:46:00Z"}
+    (tmp_path / "audit.jsonl").write_text(json.dumps(access) + "\n")
+    program.history(SimpleNamespace(state=str(tmp_path)), {})
+    assert capsys.readouterr().out.splitlines()[1].split("  ")[-2:] == ["sato@vm", "app1: revoked kato"]
+
+
+@pytest.mark.parametrize("change", [["grant"], ["remove", "sato"], ["grant", "sato", "kato"]])
+def test_a_change_of_administrators_that_nobody_can_mean_runs_no_code(program, change):
+    with pytest.raises(program.StateError):
+        program.administrators(None, {}, *change)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_only_a_change_of_administrators_that_was_made_is_in_the_audit_log(
+    program, monkeypatch, tmp_path, capsys, code
+):
+    said = SimpleNamespace(rc=code, stdout="sato\x1b[2J\n", stderr="there is no user kato\n")
+    monkeypatch.setattr(program, "ReleaseCode", lambda *_: SimpleNamespace(run=lambda argv: said))
+    layout = SimpleNamespace(state=str(tmp_path), current=lambda: "r1", release=lambda name: name)
+    if code:
+        with pytest.raises(program.StateError, match="no user kato"):
+            program.administrators(layout, {"user": "u", "who": "abe"}, "disable", "kato")
+        assert not (tmp_path / "audit.jsonl").exists()
+    else:
+        program.administrators(layout, {"user": "u", "who": "abe"}, "disable", "kato")
+        assert capsys.readouterr().out == "sato?[2J\n", "what the application prints is not the terminal's to obey"
+        entry = json.loads((tmp_path / "audit.jsonl").read_text())
+        assert (entry["event"], entry["who"], entry["reason"]) == ("access", "abe", "application: disable kato")
+
+
 def test_status_shows_times_of_the_host(program, monkeypatch, capsys):
     monkeypatch.setattr(program, "State", lambda layout: SimpleNamespace(transition=None))
     releases = [

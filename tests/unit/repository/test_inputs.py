@@ -113,9 +113,9 @@ def test_roles_of_each_tag_are_those_of_its_plays():
     wanted: dict = {}
     for play in plays:
         for task in play["tasks"]:
-            role = (task.get("ansible.builtin.import_role") or task.get("ansible.builtin.include_role") or {}).get(
-                "name"
-            )
+            included = task.get("ansible.builtin.import_role") or task.get("ansible.builtin.include_role") or {}
+            # A line of the audit log needs no values of the role.
+            role = included.get("name") if included.get("tasks_from") != "audit" else None
             tags = {*play.get("tags", []), *task.get("tags", [])} - {"always"}
             for tag in tags if role else ():
                 wanted.setdefault(tag, set()).add(role)

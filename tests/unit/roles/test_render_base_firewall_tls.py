@@ -197,6 +197,38 @@ def test_only_administrators_with_sudo_become_root():
     assert "NOPASSWD" not in render("base", "sudoers.j2", base_admin_users=users, base_admin_sudo_nopasswd=False)
 
 
+KEYS = ["ssh-ed25519 AAAAsato sato", 'from="192.0.2.7" ssh-ed25519 AAAAkato kato']
+
+
+def test_sshd_rejects_the_keys_of_somebody_whose_access_ends_for_every_user():
+    leaver = {"name": "kato", "state": "absent", "authorized_keys": KEYS[1:]}
+    users = [{"name": "sato", "authorized_keys": KEYS[:1], "state": "present"}, leaver]
+    assert value("base", "__base_revoked_keys", base_admin_users=users) == ["ssh-ed25519 AAAAkato"]
+    path = value("base", "__base_revoked_keys_path", base_admin_users=users)
+    assert f"RevokedKeys {path}" in render("base", "sshd.conf.j2", base_admin_users=users).splitlines()
+    assert "RevokedKeys" not in render("base", "sshd.conf.j2", base_admin_users=users[:1])
+    assert path != value("base", "__base_revoked_keys_path", base_admin_users=[{**leaver, "authorized_keys": KEYS}])
+
+    def problems(*more, **variables):
+        return len(rendered.problems("base", templar("base", base_admin_users=[*users, *more], **variables)))
+
+    assert problems() == 0
+    assert problems(ansible_user="kato") == 1, "the run's own login"
+    assert problems({"name": "abe", "authorized_keys": KEYS[1:]}) == 1, "a key that another one keeps"
+    assert problems({"name": "ono", "state": "absent", "authorized_keys": ["~/.ssh/id.pub"]}) == 1
+
+
+def test_changed_access_is_named_for_the_audit_log():
+    users = [{"name": "sato", "sudo": True}, {"name": "kato", "state": "absent"}]
+    changed = [{"item": user, "changed": True} for user in users]
+    found = {"__base_admins_users": {"results": changed}, "__base_admins_keys": {"results": changed[:1]}}
+    names = value("base", "base_access_changes", base_admin_users=users, __base_admins_sudo={"changed": True}, **found)
+    assert names == ["granted sato", "revoked kato", "keys of sato", "sudo: sato"]
+    unchanged = {name: {"results": [], "changed": False} for name in (*found, "__base_admins_sudo")}
+    assert value("base", "base_access_changes", base_admin_users=users, **unchanged) == []
+    assert value("base", "base_access_changes", base_admin_users=[]) == [], "the tasks were left out"
+
+
 # firewall
 
 
