@@ -20,6 +20,7 @@ UPDATES_SECONDS = 3600
 CHECKED = "shiftmaster_host_updates_checked_timestamp_seconds"
 UPDATES = "shiftmaster_host_security_updates"
 CERTIFICATE = "shiftmaster_host_certificate_end_timestamp_seconds"
+TASK_SUCCESS, TASK_MAX_AGE = "shiftmaster_host_task_success_timestamp_seconds", "shiftmaster_host_task_max_age_seconds"
 MAIL_SERVER, NAME_SERVER = "shiftmaster_host_mail_server_up", "shiftmaster_host_name_server_up"
 HELP = {
     "shiftmaster_host_reboot_required": "Whether an upgrade asks for a reboot.",
@@ -28,6 +29,8 @@ HELP = {
     CHECKED: "When they were counted; once an hour.",
     NAME_SERVER: "Whether a name server of /etc/resolv.conf responds.",
     MAIL_SERVER: "Whether a mail server greets.",
+    TASK_SUCCESS: "When a scheduled task of the application last succeeded.",
+    TASK_MAX_AGE: "How old that may be.",
     CERTIFICATE: "End of a certificate: as the service presents it, and in its file.",
 }
 
@@ -132,6 +135,18 @@ def certificate_ends(one: dict) -> dict:
     return {}
 
 
+def task_ages(path_of=str) -> dict:
+    """Return {task: (last success, seconds that it may be old)}, by files of role shiftmaster."""
+    found = {}
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        for task, hours in json.loads(safe_files.read_text(path_of("/etc/shiftmaster/tasks.json"), 65536)).items():
+            success = 0.0
+            with contextlib.suppress(OSError):
+                success = os.stat(path_of("/var/lib/shiftmaster-tasks/" + task)).st_mtime
+            found[task] = (round(success), int(hours) * 3600)
+    return found
+
+
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +178,8 @@ def collect(config: dict, before: str) -> dict:
         for how, end in certificate_ends(one).items():
             found[CERTIFICATE, label("listener", one["name"]) + "," + label("of", how)] = int(end)
 
+    for task, (success, age) in task_ages().items():
+        found[TASK_SUCCESS, label("task", task)], found[TASK_MAX_AGE, label("task", task)] = success, age
     calls = [(updates,)] + [(of_listener, one) for one in config["listeners"]]
     for server in config["mail_servers"]:
         found[MAIL_SERVER, label("server", server)] = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import ssl
 import subprocess
@@ -155,3 +156,30 @@ def test_the_file_is_in_prometheus_format(tmp_path, elsewhere):
     types = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(types) == len(set(types)) and {line.split("{")[0].split()[0] for line in series} == set(types)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+# --- scheduled tasks -------------------------------------------------------------------------------------------------
+
+
+def test_a_scheduled_task_is_as_old_as_its_last_success(tmp_path):
+    def path_of(path):
+        return str(tmp_path) + path
+
+    assert host_metrics.task_ages(path_of) == {}
+    (tmp_path / "etc/shiftmaster").mkdir(parents=True)
+    (tmp_path / "var/lib/shiftmaster-tasks").mkdir(parents=True)
+    (tmp_path / "etc/shiftmaster/tasks.json").write_text('{"clear-sessions": 26, "never": 1}')
+    success = tmp_path / "var/lib/shiftmaster-tasks/clear-sessions"
+    success.touch()
+    os.utime(success, (1000, 1000))
+    assert host_metrics.task_ages(path_of) == {"clear-sessions": (1000, 26 * 3600), "never": (0, 3600)}
+    for damaged in ("[1]", '{"a": []}', "{"):
+        (tmp_path / "etc/shiftmaster/tasks.json").write_text(damaged)
+        assert host_metrics.task_ages(path_of) == {}
+
+
+def test_scheduled_tasks_are_exported(monkeypatch, elsewhere):
+    monkeypatch.setattr(host_metrics, "task_ages", lambda: {"report": (1000, 3600)})
+    text = host_metrics.text_of(host_metrics.collect(NONE, ""))
+    assert 'shiftmaster_host_task_success_timestamp_seconds{task="report"} 1000\n' in text
+    assert 'shiftmaster_host_task_max_age_seconds{task="report"} 3600\n' in text

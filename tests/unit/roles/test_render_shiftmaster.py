@@ -18,16 +18,28 @@ from rendered import trusted
 ROLE = Path(__file__).resolve().parents[3] / "roles" / "shiftmaster"
 
 
-def render(template, **variables):
+def templar_of(variables):
     facts = {"processor_vcpus": 2, "distribution_major_version": "13"}
-    known = {"ansible_managed": "Ansible managed", "ansible_facts": facts}
+    known = {"ansible_managed": "Ansible managed", "ansible_facts": facts, "role_path": str(ROLE)}
     for part in ("defaults", "vars"):
         known |= yaml.safe_load((ROLE / part / "main.yml").read_text(encoding="utf-8"))
     loader = DataLoader()
     loader.set_basedir(str(ROLE))
     templar = Templar(loader, variables=trusted(known | variables))
     templar.environment.loader.searchpath = [str(ROLE / "templates")]
-    return templar.template(trust_as_template((ROLE / "templates" / template).read_text(encoding="utf-8")))
+    return templar
+
+
+def render(template, **variables):
+    text = (ROLE / "templates" / template).read_text(encoding="utf-8")
+    return templar_of(variables).template(trust_as_template(text))
+
+
+ACTIVE = "/var/www/shiftmaster/active/release"
+
+
+def trusted_value(name, **variables):
+    return templar_of(variables).template(trust_as_template("{{ %s }}" % name))
 
 
 def unit(template, **variables):
@@ -321,3 +333,52 @@ def test_earlier_keys_are_accepted_in_addition_to_the_applications_own(monkeypat
     assert found["SECRET_KEY_FALLBACKS"] == ["old"]
     assert "FALLBACKS" not in render("site_settings.py.j2")
     assert "old" not in text.split("import json")[1]
+
+
+TASK = {
+    "name": "clear-sessions",
+    "command": "clearsessions --age 5%",
+    "calendar": "Mon..Fri 03:10",
+    "max_age_hours": 26,
+}
+
+
+def installed(**variables):
+    return trusted_value("__shiftmaster_installed", **variables)
+
+
+def test_a_scheduled_task_runs_in_the_sandbox_and_marks_its_success():
+    wanted = {"shiftmaster_scheduled_tasks": [TASK], "shiftmaster_celery_beat": True}
+    files = {one["path"]: one["content"] for one in installed(**wanted)["files"]}
+    service = files["/etc/systemd/system/shiftmaster-task-clear-sessions.service"]
+    lines = service.splitlines()
+    assert f"ExecStart={ACTIVE}/venv/bin/python -m django clearsessions --age 5%%" in lines, "a specifier of systemd"
+    assert "ExecStartPost=+/usr/bin/touch /var/lib/shiftmaster-tasks/clear-sessions" in lines
+    assert f"ConditionPathExists={ACTIVE}/env" in lines
+    assert settings(render("sandbox.j2")) <= settings(service)
+    timer = files["/etc/systemd/system/shiftmaster-task-clear-sessions.timer"]
+    assert "OnCalendar=Mon..Fri 03:10" in timer.splitlines() and "Persistent=true" in timer.splitlines()
+    assert json.loads(files["/etc/shiftmaster/tasks.json"]) == {"clear-sessions": 26}
+    assert "f /var/lib/shiftmaster-tasks/clear-sessions 0644 root root" in files["/etc/tmpfiles.d/shiftmaster.conf"]
+    build = trusted_value("shiftmaster_build", **wanted)["salt"]
+    assert build == trusted_value("shiftmaster_build", shiftmaster_celery_beat=True)["salt"], "no new release for it"
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"shiftmaster_celery_beat": False},
+        {"shiftmaster_celery_beat": True, "shiftmaster_scheduled_tasks": [{"name": TASK["name"], "state": "absent"}]},
+    ],
+    ids=["another host", "absent"],
+)
+def test_a_task_that_is_not_wanted_here_leaves_nothing(variables):
+    found = installed(**{"shiftmaster_scheduled_tasks": [TASK], **variables})
+    assert not [one for one in found["files"] if "task" in one["path"]]
+    assert {
+        "/etc/shiftmaster/tasks.json",
+        "/etc/systemd/system/shiftmaster-task-clear-sessions.service",
+        "/etc/systemd/system/shiftmaster-task-clear-sessions.timer",
+        "/etc/systemd/system/timers.target.wants/shiftmaster-task-clear-sessions.timer",
+        "/var/lib/shiftmaster-tasks/clear-sessions",
+    } <= set(found["absent"])
