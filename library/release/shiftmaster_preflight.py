@@ -402,6 +402,8 @@ def run(params):
     if params["interpreter"]:
         check_interpreter(report, params["interpreter"])
     check_systemd(report, read("/proc/1/comm").strip(), os.path.isdir("/run/systemd/system"))
+    # What each application host has from the first run on.
+    report.facts["deployed"] = os.path.exists("/etc/shiftmaster/cutover.json")
     check_disk(report, params["disk"])
     check_directories(report, params["directories"])
     check_ports(report, params["ports"])
