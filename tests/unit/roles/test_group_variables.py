@@ -435,3 +435,65 @@ def test_pgbackrests_port_has_a_key_and_a_login_of_its_own(tmp_path):
     assert {host: rule["sources"] for host, rule in rules.items()} == {
         host: [found[host]["backup_tls_peer_address"]] for host in with_key
     }
+
+
+UPGRADE = ("preflight_operations", "preflight_upgrade_actions", "preflight_upgrade_message")
+
+
+def test_an_upgrade_shows_the_actions_that_the_hosts_version_did_not_have():
+    released = "## [1.0.0] - 2026-11-29\n\n- **C**: Action: set c.\n"
+    changelog = "## [Unreleased]\n\n- **A**: new. Action: set a.\n- **B**: nothing.\n\n" + released
+
+    def found(local, text=changelog):
+        facts = {"shift.example.jp": {"ansible_local": local}}
+        values = wiring("single", asked=UPGRADE, facts=facts, __preflight_changelog=text)
+        return values["shift.example.jp"]
+
+    first = found({})
+    assert first["preflight_upgrade_actions"] == ["- **A**: new. Action: set a."], "1.0.0 left no fact"
+    assert first["preflight_operations"]["version"] == "1.0.0"
+    after = found({"shiftmaster": first["preflight_operations"]})
+    assert after["preflight_upgrade_actions"] == []
+    hostile = {**first["preflight_operations"], "version": "1.0.0\x1b[2J" + "x" * 200}
+    later = found({"shiftmaster": hostile}, "## [1.1.0]\n\n- **D**: Action: set d.\n" + changelog)
+    assert later["preflight_upgrade_actions"] == ["- **D**: Action: set d."]
+    (message,) = later["preflight_upgrade_message"]
+    assert "1.1.0" in message and "\x1b" not in message and len(message) < 250, "a host reports what it likes"
+
+
+NAMES = ("tls_names", "nginx_server_names", "nginx_redirected_names", "shiftmaster_environment", "monitoring_site_url")
+MAIL = (
+    "shiftmaster_email_host", "shiftmaster_email_port", "shiftmaster_email_tls", "alertmanager_smtp_smarthost",
+    "notify_smtp_host", "notify_smtp_port", "exporter_mail_servers",
+)  # fmt: skip
+
+
+def test_a_change_of_the_domain_redirects_the_earlier_name():
+    changed = {"shiftmaster_domain": "new.test", "topology_former_domains": ["old.test"]}
+    found = wiring("single", asked=(*NAMES, "topology_rules"), **changed)["shift.example.jp"]
+    assert found["tls_names"] == ["new.test", "old.test"], "a redirect by TLS needs a certificate"
+    assert found["nginx_server_names"] == ["new.test"] and found["nginx_redirected_names"] == ["old.test"]
+    # Until nginx leads there, the new release is requested by the earlier name.
+    assert found["shiftmaster_environment"]["DJANGO_ALLOWED_HOSTS"] == "new.test,old.test,localhost"
+    assert found["shiftmaster_environment"]["DJANGO_CSRF_TRUSTED_ORIGINS"] == "https://new.test,https://old.test"
+    assert found["monitoring_site_url"] == "https://new.test/health/"
+    assert found["topology_rules"] == []
+    for wrong in ("new.test", "old.test; return 200", ""):
+        given = {**changed, "topology_former_domains": [wrong]}
+        assert len(wiring("single", asked=["topology_rules"], **given)["shift.example.jp"]["topology_rules"]) == 1
+
+
+def test_the_mail_server_is_named_once(tmp_path):
+    (tmp_path / "hosts").write_text("[web]\na\n[app]\na\n[database]\na\n[cache]\na\n[monitoring]\na\n")
+
+    def mail(asked=MAIL, **variables):
+        return wiring(str(tmp_path / "hosts"), asked=asked, shiftmaster_domain="x", **variables)["a"]
+
+    one = mail(topology_mail_server="mail.x.jp:587")
+    assert [one[name] for name in MAIL[:6]] == ["mail.x.jp", 587, True, "mail.x.jp:587", "mail.x.jp", 587]
+    assert one["exporter_mail_servers"] == ["mail.x.jp:587"]
+    assert [mail()[name] for name in MAIL] == ["localhost", 25, False, "localhost:587", "", 587, []]
+    own = mail(topology_mail_server="mail.x.jp:587", shiftmaster_email_host="relay.x.jp")
+    assert own["shiftmaster_email_host"] == "relay.x.jp" and own["notify_smtp_host"] == "mail.x.jp"
+    wrong = mail(["topology_rules"], topology_mail_server="mail.x.jp")["topology_rules"]
+    assert [line for line in wrong if "topology_mail_server" in line] != []

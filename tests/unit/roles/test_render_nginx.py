@@ -289,6 +289,17 @@ def test_redirects_point_to_names_of_the_site_only():
         assert targets == [] and "return 400;" in text
 
 
+def test_earlier_names_of_the_site_lead_to_the_one_that_it_has():
+    names = {"nginx_server_names": ["new.test"], "nginx_redirected_names": ["old.test", "older.test"]}
+    text = render("site.conf.j2", **names)
+    sites = [block for words, block in parse(text) if words == ["server"]]
+    earlier = next(block for block in sites if ["old.test", "older.test"] in values(block, "server_name"))
+    assert values(earlier, "return") == [["301", "https://new.test$request_uri"]]
+    assert ["443", "ssl"] in values(earlier, "listen") and values(earlier, "ssl_certificate")
+    assert not [words for words, _ in earlier if words[0] == "location"], "nothing is served under an earlier name"
+    assert "old.test" not in render("site.conf.j2", nginx_server_names=["new.test"])
+
+
 def test_the_loopback_serves_every_name_and_the_public_site_only_its_own():
     text = render("site.conf.j2", nginx_server_names=["shift.test"])
     tree = [(words, block) for words, block in parse(text) if words == ["server"]]
