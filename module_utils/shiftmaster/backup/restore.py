@@ -567,30 +567,32 @@ def _dir_of_tables(host: Host, request_id: str):
 
 
 def table(host: Host, request: dict) -> dict:
-    """Take one table out of a backup, into a dump of its own; the database that runs is not touched."""
+    """Take tables (a,b; of another database: other/a) out of a backup, into one dump; the database that runs is not touched."""
     chosen = _planned(request)
-    database, _, name = request["table"].rpartition("/")
-    database = database or host.database["databases"][0]
+    database, _, given = request["table"].rpartition("/")
+    database, names = database or host.database["databases"][0], given.split(",")
     with (
         alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]),
         _dir_of_tables(host, request["id"]) as directory,
     ):
-        path = os.path.join(directory, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", name))
+        path = os.path.join(directory, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", names[0]))
         _require_room(host, chosen)
         with _beside(host, chosen) as server:
-            # Without a schema it is of public, which search_path does not name (sql.SAFE_SEARCH_PATH).
-            whole = name if "." in name else "public.%s" % name
-            as_written = ".".join('"%s"' % one for one in whole.split("."))
-            found = server.ask(TREE_SQL % (_text(whole), _text(as_written)), database)
-            if not found:
-                why = "there is no table %s in database %s; it was looked for in this: %s"
-                raise BackupError(why % (name, database, chosen.text))
-            if found[0][1] not in ("r", "p"):
-                raise BackupError("%s of database %s is no table, and has no rows of its own" % (name, database))
-            rows = server.ask("SELECT count(*) FROM %s" % found[0][0], database)[0][0]
-            words = ["--no-password", "--format=custom", "--file", path, *["--table=%s" % one[0] for one in found]]
-            server.client("pg_dump of %s" % name, "pg_dump", *words, database, write=[directory])
-    return {"restored": chosen.text, "file": path, "rows": int(rows), "database": database, "table": name}
+            words, rows = ["--no-password", "--format=custom", "--file", path], {}
+            for name in names:
+                # Without a schema it is of public, which search_path does not name (sql.SAFE_SEARCH_PATH).
+                whole = name if "." in name else "public.%s" % name
+                as_written = ".".join('"%s"' % one for one in whole.split("."))
+                found = server.ask(TREE_SQL % (_text(whole), _text(as_written)), database)
+                if not found:
+                    why = "there is no table %s in database %s; it was looked for in this: %s"
+                    raise BackupError(why % (name, database, chosen.text))
+                if found[0][1] not in ("r", "p"):
+                    raise BackupError("%s of database %s is no table, and has no rows of its own" % (name, database))
+                rows[name] = int(server.ask("SELECT count(*) FROM %s" % found[0][0], database)[0][0])
+                words += ["--table=%s" % one[0] for one in found]
+            server.client("pg_dump of %s" % given, "pg_dump", *words, database, write=[directory])
+    return {"restored": chosen.text, "file": path, "rows": rows, "database": database}
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 
 import pytest
+from support import ROOT
 
 RESTORE = "playbooks/restore.yml"
 MEDIA = "/var/www/shiftmaster/shared/media"
@@ -68,6 +70,38 @@ def test_one_table(operations, backups, data):
     path = backups.shell("ls /var/backups/shiftmaster/tables/*/precious.dump | tail -n 1").strip()
     backups.shell(f"runuser -u postgres -- pg_restore --dbname shiftmaster {path}")
     assert backups.sql("SELECT count(*), sum(id) FROM precious") == "5000|12502500"
+    assert operations.live_version(30) == "2.0.0"
+
+
+def test_rows_come_back_with_those_that_refer_to_them(operations, backups, data):
+    """By the lines of the guide, with other names."""
+    guide = (ROOT / "docs/operations-guide.md").read_text(encoding="utf-8")
+    block = re.search(r"^```\n(sudo -u postgres createdb look\n.*?)^```$", guide, re.M | re.S)[1]
+    query = re.search(r"^sudo -u postgres psql -d shiftmaster .*contype = 'f'.*$", guide, re.M)[0]
+    backups.sql("CREATE TABLE roster_shift_2 (id int PRIMARY KEY, name text)")
+    backups.sql(
+        "CREATE TABLE roster_assignment_2"
+        " (id int PRIMARY KEY, shift_id int REFERENCES roster_shift_2 INITIALLY DEFERRED)"
+    )
+    backups.sql("ALTER TABLE roster_shift_2 OWNER TO shiftmaster; ALTER TABLE roster_assignment_2 OWNER TO shiftmaster")
+    backups.sql("INSERT INTO roster_shift_2 SELECT g, 'it''s ' || g FROM generate_series(40, 49) g")
+    backups.sql("INSERT INTO roster_assignment_2 SELECT g, g / 10 FROM generate_series(400, 499) g")
+
+    def renamed(text):
+        return re.sub(r"\broster_(shift|assignment)\b", r"roster_\1_2", text)
+
+    assert "public.roster_assignment_2" in backups.shell(renamed(query))
+    moment = now(backups)
+    backups.sql("DELETE FROM roster_assignment_2; DELETE FROM roster_shift_2 WHERE id <> 42")
+    backups.sql("UPDATE roster_shift_2 SET name = 'newer'")
+    run = operations.run(RESTORE, target=moment, table="roster_shift_2,roster_assignment_2")
+    assert run.code == 0, run.output[-3000:]
+    backups.shell("cp /var/backups/shiftmaster/tables/*/roster_shift_2.dump /var/lib/postgresql/rows.dump")
+    backups.shell("chown postgres /var/lib/postgresql/rows.dump")
+    backups.shell(renamed("set -e\n" + block))
+    assert backups.sql("SELECT string_agg(id || name, ',' ORDER BY id) FROM roster_shift_2") == "42newer,43it's 43"
+    assert backups.sql("SELECT count(*), min(shift_id), max(shift_id) FROM roster_assignment_2") == "20|42|43"
+    backups.sql("DROP TABLE roster_assignment_2, roster_shift_2")
     assert operations.live_version(30) == "2.0.0"
 
 
