@@ -33,10 +33,12 @@ def test_a_colleague_comes_and_leaves(operations):
     run = operations.run("deploy.yml", "--tags", "base", base_admin_users=[entry])
     assert run.code == 0, run.output[-3000:]
     assert operations.shell("su - kato -c 'sudo -n id -un'").strip() == "root"
-    operations.shell("systemd-run --quiet --uid=kato sleep 1000; echo data > /home/kato/file")
+    operations.shell("systemd-run --quiet --collect --uid=kato sleep 1000; echo data > /home/kato/file")
     run = operations.run("deploy.yml", "--tags", "base", base_admin_users=[{**entry, "state": "absent"}])
     assert run.code == 0, run.output[-3000:]
-    assert operations.shell("id kato 2>/dev/null; pgrep -cx sleep; stat -c %U:%a /home/kato", check=False).split() == [
+    assert operations.shell(
+        "id kato 2>/dev/null; pgrep -fc 'sleep 100[0]'; stat -c %U:%a /home/kato", check=False
+    ).split() == [
         "0",
         "root:700",
     ]
