@@ -567,7 +567,7 @@ def _dir_of_tables(host: Host, request_id: str):
 
 
 def table(host: Host, request: dict) -> dict:
-    """Take tables (a,b; of another database: other/a) out of a backup, into one dump; the database that runs is not touched."""
+    """Take tables (a,b; of another database: other/a) out of a backup, into one dump."""
     chosen = _planned(request)
     database, _, given = request["table"].rpartition("/")
     database, names = database or host.database["databases"][0], given.split(",")

@@ -24,7 +24,7 @@ def test_an_upgrade_lists_its_required_actions_and_is_recorded(operations):
     before = {**known, "version": "0.9.0", "actions": known["actions"][1:]}
     operations.shell(f"cat > {FACT}", stdin=json.dumps(before))
     run = operations.run("deploy.yml", "--check", "--tags", "base")
-    assert run.code == 0 and run.says("Upgrade of this repository from 0.9.0", "Action:"), run.output[-3000:]
+    assert run.code == 0 and run.prints("Upgrade of this repository from 0.9.0", "Action:"), run.output[-3000:]
     assert json.loads(operations.shell(f"cat {FACT}")) == before, "a check records nothing"
 
 
@@ -86,7 +86,7 @@ def test_scheduled_tasks_run_and_mark_their_success(operations):
 def test_the_domain_changes_and_the_earlier_one_leads_there(operations):
     run = operations.run("deploy.yml", "--tags", "release", **DOMAIN)
     assert run.code == 0, run.output[-3000:]
-    assert operations.serves(30) == "2.0.0", "nginx still leads there by the earlier name"
+    assert operations.live_version(30) == "2.0.0", "nginx still leads there by the earlier name"
     run = operations.run("deploy.yml", **DOMAIN)
     assert run.code == 0, run.output[-3000:]
     assert request(operations, NEW).split()[0] == "200"
@@ -103,7 +103,7 @@ def test_an_uninstalled_application_comes_back_on_its_data(operations):
     before = operations.fingerprint()
     for code, extra in ((0, {}), (2, {"confirm": NEW}), (2, {"confirm": "another", "backup": "none"})):
         run = operations.run("playbooks/uninstall.yml", **DOMAIN, **extra)
-        assert run.code == code and run.says("Nothing was changed"), run.output[-3000:]
+        assert run.code == code and run.prints("Nothing was changed"), run.output[-3000:]
     assert operations.fingerprint() == before
     run = operations.run("playbooks/uninstall.yml", **DOMAIN, confirm=NEW, backup="none")
     assert run.code == 0, run.output[-3000:]
@@ -115,7 +115,7 @@ def test_an_uninstalled_application_comes_back_on_its_data(operations):
     assert '"uninstalled"' in operations.shell("tail -n 1 /var/www/shiftmaster/shared/state/audit.jsonl")
     run = operations.run("deploy.yml", **DOMAIN)
     assert run.code == 0, run.output[-3000:]
-    assert operations.serves(60) == "2.0.0"
+    assert operations.live_version(60) == "2.0.0"
     assert operations.shell("cat /var/www/shiftmaster/shared/media/plan.txt").strip() == "plan"
     after = operations.python("from django.contrib.auth import get_user_model as u; print(u().objects.count())").strip()
     assert after == rows

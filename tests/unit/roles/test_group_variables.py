@@ -446,7 +446,7 @@ def test_an_upgrade_shows_the_actions_that_the_hosts_version_did_not_have():
 
     def found(local, text=changelog):
         facts = {"shift.example.jp": {"ansible_local": local}}
-        values = wiring("single", asked=UPGRADE, facts=facts, __preflight_changelog=text)
+        values = group_variables("single", variable_names=UPGRADE, facts=facts, __preflight_changelog=text)
         return values["shift.example.jp"]
 
     first = found({})
@@ -470,7 +470,7 @@ MAIL = (
 
 def test_a_change_of_the_domain_redirects_the_earlier_name():
     changed = {"shiftmaster_domain": "new.test", "topology_former_domains": ["old.test"]}
-    found = wiring("single", asked=(*NAMES, "topology_rules"), **changed)["shift.example.jp"]
+    found = group_variables("single", variable_names=(*NAMES, "topology_rules"), **changed)["shift.example.jp"]
     assert found["tls_names"] == ["new.test", "old.test"], "a redirect by TLS needs a certificate"
     assert found["nginx_server_names"] == ["new.test"] and found["nginx_redirected_names"] == ["old.test"]
     # Until nginx leads there, the new release is requested by the earlier name.
@@ -480,14 +480,21 @@ def test_a_change_of_the_domain_redirects_the_earlier_name():
     assert found["topology_rules"] == []
     for wrong in ("new.test", "old.test; return 200", ""):
         given = {**changed, "topology_former_domains": [wrong]}
-        assert len(wiring("single", asked=["topology_rules"], **given)["shift.example.jp"]["topology_rules"]) == 1
+        assert (
+            len(
+                group_variables("single", variable_names=["topology_rules"], **given)["shift.example.jp"][
+                    "topology_rules"
+                ]
+            )
+            == 1
+        )
 
 
 def test_the_mail_server_is_named_once(tmp_path):
     (tmp_path / "hosts").write_text("[web]\na\n[app]\na\n[database]\na\n[cache]\na\n[monitoring]\na\n")
 
     def mail(asked=MAIL, **variables):
-        return wiring(str(tmp_path / "hosts"), asked=asked, shiftmaster_domain="x", **variables)["a"]
+        return group_variables(str(tmp_path / "hosts"), variable_names=asked, shiftmaster_domain="x", **variables)["a"]
 
     one = mail(topology_mail_server="mail.x.jp:587")
     assert [one[name] for name in MAIL[:6]] == ["mail.x.jp", 587, True, "mail.x.jp:587", "mail.x.jp", 587]
