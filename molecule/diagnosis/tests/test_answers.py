@@ -22,7 +22,7 @@ from diagnosing import (
 )
 from support import APP
 
-pytestmark = pytest.mark.usefixtures("well")
+pytestmark = pytest.mark.usefixtures("healthy")
 PARTS = {"disk", "units", "database", "redis", "http", "release", "memory", "cpu", "login", "celery"}
 
 

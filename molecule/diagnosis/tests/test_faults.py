@@ -25,7 +25,7 @@ from diagnosing import (
 )
 from support import APP, enqueue, load, wait_for
 
-pytestmark = pytest.mark.usefixtures("well")
+pytestmark = pytest.mark.usefixtures("healthy")
 RELEASE = f"{APP}/active/release"
 SITE = "/etc/nginx/sites-available/shiftmaster"
 CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"

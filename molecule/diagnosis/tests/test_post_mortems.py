@@ -15,7 +15,7 @@ import yaml
 from diagnosing import PSQL, diagnose, facts_of, forget, processors_first
 from support import load, wait_for
 
-pytestmark = pytest.mark.usefixtures("well")
+pytestmark = pytest.mark.usefixtures("healthy")
 FAULTS = yaml.safe_load((Path(__file__).parent / "post_mortems.yml").read_text(encoding="utf-8"))["faults"]
 # Other tests on this machine may use its processors up.
 OF_THE_MACHINE = {"CpuShort", "CpuHog", "HostOverwhelmed"}
