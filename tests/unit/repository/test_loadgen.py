@@ -231,7 +231,7 @@ def test_open_loop_counts_latency_from_the_time_a_request_was_due(tmp_path, toy)
     late = [line for line in lines if line["ms"] > 100]
     assert len(late) > 20, "the stall hid the requests that were due in it"
     # On a busy machine the clients are late themselves.
-    assert 60 <= summary["requests"] <= 101
+    assert 60 <= summary["requests"] <= 150
     assert summary["mode"] == "open, 50/s"
 
 
