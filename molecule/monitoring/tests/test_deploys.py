@@ -155,11 +155,12 @@ def test_the_silence_of_a_killed_run_expires(hosts, watch, alerting, scaled, tmp
     """With the next run, and by itself: two runs are killed, the second with a silence that is short."""
     app, silenced = hosts.app, []
     try:
-        for number, seconds in enumerate((1200, 90)):
-            log = tmp_path / f"log{number}"
+        # The second run finishes what the first has switched, and deploys another version.
+        for version, seconds in (("2.1.0", 1200), ("2.0.0", 90)):
+            log = tmp_path / f"log{version}"
             app.hold("watch")
             process = app.start(
-                "deploy.yml", log, "--tags", "release", shiftmaster_version="2.1.0", notify_silence_seconds=seconds
+                "deploy.yml", log, "--tags", "release", shiftmaster_version=version, notify_silence_seconds=seconds
             )
             app.wait_at("watch", process, log)
             kill_run(app, process)

@@ -58,10 +58,9 @@ def test_units_of_a_slot(kind):
     assert service["EnvironmentFile"].endswith("env")
     assert service["User"] == "shiftmaster" and service["ProtectSystem"] == "strict"
     assert service["ReadWritePaths"].split() == ["/var/log/shiftmaster", "/var/www/shiftmaster/shared/media"]
-    # The scheduler counts nothing.
-    counting = kind != "beat"
-    assert ("PROMETHEUS_MULTIPROC_DIR=/run/shiftmaster-metrics" in text) is counting
-    assert ("\nReadWritePaths=-/run/shiftmaster-metrics\n" in text) is counting
+    # The scheduler notes when it is due.
+    assert "\nEnvironment=PROMETHEUS_MULTIPROC_DIR=/run/shiftmaster-metrics\n" in text
+    assert "\nReadWritePaths=-/run/shiftmaster-metrics\n" in text
     assert "\nReadWritePaths=/var/log/shiftmaster /var/www/shiftmaster/shared/media\n" in text + "\n"
 
 
