@@ -252,12 +252,14 @@ class Operations:
 
 
 # Left out is what changes by itself: logs, data of services, caches of packages, temporary files, what Debian's timer
-# copies at midnight, and services that D-Bus starts for a question and that end after half a minute.
+# copies at midnight, audit events that are sealed each hour, and services that D-Bus starts for a question and that end
+# after half a minute.
 FINGERPRINT = r"""
 left_out=""
 for path in /proc /sys /run /tmp /var/tmp /var/log /dev /var/lib/postgresql /var/lib/redis /var/lib/apt /var/cache \
   /root/.ansible /var/lib/systemd /var/lib/chrony /var/lib/logrotate /var/lib/private /var/lib/shiftmaster-beat \
-  /var/backups/shiftmaster/pgbackrest/archive /var/backups/dpkg.* /var/backups/a*; do
+  /var/www/shiftmaster/shared/state/audit /var/backups/shiftmaster/pgbackrest/archive \
+  /var/backups/dpkg.* /var/backups/a*; do
   left_out="$left_out -path $path -o"
 done
 find / -xdev \( $left_out -name operation.lock \) -prune -o \

@@ -515,7 +515,9 @@ class Operation:
         removed = releases.remove_unfinished(self.layout, self.state)
         notes += ["removed the unfinished build %s" % name for name in removed]
         notes += ["stopped %s, which served nobody" % name for name in self.cutover().stop_others()]
-        notes += ["started %s, which was left stopped" % name for name in self.ensure_running()]
+        # Whose files were edited is not started: it may be unable to, and is built again.
+        if not (self.current and releases.is_edited(self.layout, self.current)):
+            notes += ["started %s, which was left stopped" % name for name in self.ensure_running()]
         return self.result(bool(notes), notes=notes)
 
     def ensure_running(self):

@@ -10,6 +10,7 @@ import stat
 import time
 
 from ..host import configuration, probe
+from ..release import releases
 from ..release.layout import Layout
 from . import logs
 from .engine import Absent
@@ -187,7 +188,11 @@ def edited(setting, seconds: float = 1.5) -> list:
             if at > since:
                 found.append({"path": path, "at": round(at, 1), "in_release": top in tops})
 
-    tops = [os.path.join(release, name) for name in ("source", "static", "venv", "site")] if deployed else []
+    name = os.path.basename(release)
+    # Of a release that version 1.0.0 or an earlier one built only times can tell.
+    sound = "files_sha256" in releases.manifest(layout, name) and not releases.is_edited(layout, name)
+    parts = () if sound or not deployed else ("source", "static", "venv", "site")
+    tops = [os.path.join(release, part) for part in parts]
     for top in (*tops, *map(setting.path, _CONFIGURATION)):
         # A container's engine mounts files of its own there.
         if os.path.ismount(top):

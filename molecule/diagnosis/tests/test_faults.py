@@ -206,6 +206,7 @@ SHOWN = {
     "inodes gone": "whose files they are",
     "disk full": "whose data it is",
     "name service broken": "another address",
+    "worker killed again and again": "who made the drop-in",
 }
 ids = [re.sub(r"\W", "-", name) for name in FAULTS]
 

@@ -982,7 +982,7 @@ def test_a_certificate_is_for_its_names():
 
 def test_files_edited_since_the_deploy_are_known(tmp_path, monkeypatch):
     layout = services.Layout(str(tmp_path / "www"))
-    release, configuration = tmp_path / "www" / "releases" / "x", tmp_path / "etc" / "nginx"
+    release, configuration = tmp_path / "www" / "releases" / "20260101T000000Z-0123456789", tmp_path / "etc" / "nginx"
     for directory in (release / "source" / "views", configuration, Path(layout.state), tmp_path / "www/slots/blue"):
         directory.mkdir(parents=True)
     (tmp_path / "www/slots/blue/release").symlink_to(release)
@@ -1009,6 +1009,11 @@ def test_files_edited_since_the_deploy_are_known(tmp_path, monkeypatch):
     os.utime(release / "source/views/home.py", (1e9, 1e9))
     assert "home.py" not in {one["path"].rpartition("/")[2] for one in services.edited(setting)}
     os.utime(release / "source/views/home.py")
+    # What was edited and restored is what was built.
+    services.releases.write_json(
+        str(release / "manifest.json"), {"files_sha256": services.releases.fingerprint(str(release))}
+    )
+    assert not [one for one in services.edited(setting) if one["in_release"]]
     # A file that was removed shows as its directory.
     (release / "source/views/home.py").unlink()
     assert (str(release / "source/views"), True) in {

@@ -237,6 +237,13 @@ def test_a_killed_run_is_recovered_and_reported(site):
     assert site.run("recovered", check_mode=True)["changed"] and site.calls == []
 
 
+def test_an_edited_release_is_not_started_again(site):
+    """It may be unable to start, and the next step builds it again."""
+    site.responses["ensure_running"] = ["web@blue"]
+    module.releases.amend_manifest(site.layout, ONE, files_sha256="of the build")
+    assert site.run("recovered")["notes"] == [] and ("ensure_running", True) not in site.calls
+
+
 # --- watched ---------------------------------------------------------------------------------------------------------
 
 
