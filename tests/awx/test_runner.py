@@ -178,7 +178,7 @@ def test_the_health_check_runs_and_shows_which_host_is_unreachable(job):
     assert "shift.example.jp" in job.output and "UNREACHABLE" in job.output
     # AWX reads events, not the output.
     tasks = {event["event_data"].get("task") for event in job.events if "event_data" in event}
-    assert {"Query everything at once", "Show the report"} <= tasks
+    assert {"Health | Query everything at once", "Health | Show the report"} <= tasks
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ LOOK = """
 - hosts: all
   gather_facts: false
   tasks:
-    - ansible.builtin.import_tasks: tasks/begin.yml
-      vars: {run_operation: deploy, topology_addresses: {}}
+    - ansible.builtin.import_role: {name: preflight, tasks_from: begin}
+      vars: {preflight_operation: deploy, topology_addresses: {}}
     - name: Look
       ansible.builtin.debug:
         msg:
