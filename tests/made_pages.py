@@ -73,7 +73,7 @@ def unhealthy_hosts() -> list:
         "requests": {"recent": {"p95_seconds": 20.0}},
         "http": {"local": {"status": 504, "where": "http://localhost:8000"}},
     }
-    hosts = FINDINGS.ill(
+    hosts = FINDINGS.unhealthy(
         db1=dict(FINDINGS.parts_of("DatabaseLockHeldByIdle"), database={**FINDINGS.parts_of("DatabaseLockHeldByIdle")["database"], **DATABASE}),
         app1=dict(slow, **FINDINGS.parts_of("DiskFullByLog")), app2=slow,
         edge1=dict(FINDINGS.NO_SITE, certificates={"certificates": [CERTIFICATE]}, requests={"series": requests()}),
