@@ -25,8 +25,8 @@ options:
   all_nodes: {type: int, default: 1, description: How many nodes it has once all are there. With fewer it may be
     yellow.}
   before_restart: {type: bool, default: false, description: "Wait until the node may be restarted, and do nothing else.
-    The cluster has to be green, whatever its number of nodes; one that is the only node may be yellow, since nobody has
-    a copy. A silent node is unhealthy."}
+    The cluster has to be green, whatever its number of nodes; one that is the only node may be yellow, since no other
+    node can have a copy. A silent node is unhealthy."}
   settings: {type: dict, default: {}, description: "Persistent settings of the cluster, such as
     V({cluster.routing.allocation.disk.watermark.low 80%})."}
   policies: {description: "Lifecycle policies, the body by name.", type: dict, default: {}}
@@ -141,7 +141,7 @@ def restartable(health):
 
 class Elasticsearch(json_api.Instance):
     def healthy(self):
-        """Return the health if it is the wanted one; nothing where nobody responds before a restart."""
+        """Return the health if it is the wanted one; nothing where no node responds before a restart."""
         try:
             health = cluster_health(self.api)
         except NoAnswer:

@@ -106,8 +106,8 @@ removed: {description: "Old copies, and what killed runs left.", returned: for p
 data_loss_seconds: {description: Time since the copy., returned: for restored, type: int}
 data_loss: {description: The same as a sentence., returned: for restored, type: str}
 copies:
-  description: The copies, oldest first, each its manifest with file, age_seconds and whole (the manifest is there and
-    its size fits).
+  description: The copies, oldest first, each its manifest with file, age_seconds and complete (the manifest is there
+    and its size fits).
   returned: for query
   type: list
   elements: dict
@@ -260,7 +260,7 @@ def environment(database, password, base):
     return env
 
 
-def told(stderr):
+def error_line(stderr):
     """Return the last output of a tool as one line; the same words for each address of a host once."""
     lines = [
         re.sub(r"^(pg_dump|pg_restore|psql): (error: |warning: )?", "", line.strip()) for line in stderr.splitlines()
@@ -311,11 +311,11 @@ def copies(directory, at=None):
         if not COPY_NAME.match(name):
             continue
         path = os.path.join(directory, name)
-        entry = {"file": path, "bytes_on_disk": os.path.getsize(path), "whole": False}
+        entry = {"file": path, "bytes_on_disk": os.path.getsize(path), "complete": False}
         with contextlib.suppress(OSError, ValueError):
             with open(path + ".json", encoding="utf-8") as stream:
                 entry.update(json.load(stream))
-            entry["whole"] = entry["bytes"] == entry["bytes_on_disk"]
+            entry["complete"] = entry["bytes"] == entry["bytes_on_disk"]
         taken = datetime.datetime.strptime(name[:16], "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.timezone.utc)
         entry["age_seconds"] = max(0, int((at - taken).total_seconds()))
         found.append(entry)
@@ -329,10 +329,10 @@ def prune_plan(found, keep, database, protect=()):
     protected.
     """
     mine = [entry for entry in found if entry.get("database") == database]
-    whole = [entry["file"] for entry in mine if entry["whole"]]
-    if not whole:
+    complete = [entry["file"] for entry in mine if entry["complete"]]
+    if not complete:
         return []
-    oldest_kept = whole[-max(1, keep) :][0]
+    oldest_kept = complete[-max(1, keep) :][0]
     protected = {os.path.basename(path) for path in protect}
     return [
         entry["file"]
@@ -399,7 +399,7 @@ class Database:
             raise DumpError("%s wrote more than %d MiB; nobody restores that many objects" % (what, OUTPUT_BYTES >> 20))
         if child.returncode != 0:
             errors.join(10)
-            raise DumpError("%s failed: %s" % (what, told(errors.text())))
+            raise DumpError("%s failed: %s" % (what, error_line(errors.text())))
         return text
 
     def ask(self, sql):
@@ -443,7 +443,7 @@ class Database:
             raise
         if writer.returncode or reader.returncode:
             errors.join(10)
-            raise DumpError("the restore failed, and the database is as it was: %s" % told(errors.text()))
+            raise DumpError("the restore failed, and the database is as it was: %s" % error_line(errors.text()))
 
     def _feed(self, reader, writer):
         """Let psql run what pg_restore writes; COMMIT comes only after a dump that was read to its end.
@@ -601,7 +601,7 @@ def find_copy(directory, wanted, database):
     """Return the manifest of a complete copy of this database. Raises DumpError."""
     path = os.path.join(directory, wanted)  # A path that begins with / stays as it is.
     if not os.path.isfile(path):
-        there = [os.path.basename(entry["file"]) for entry in copies(directory) if entry["whole"]]
+        there = [os.path.basename(entry["file"]) for entry in copies(directory) if entry["complete"]]
         raise DumpError("there is no pre-migration dump %s; there are: %s" % (path, ", ".join(there) or "none"))
     try:
         with open(path + ".json", encoding="utf-8") as stream:

@@ -123,8 +123,8 @@ options:
       - V(move) moves the traffic and hands the background work over, V(traffic) moves the traffic alone.
       - V(end_tasks) ends the old release's background work, V(tasks) hands it over.
     type: str
-    choices: [whole, prepare, move, traffic, end_tasks, tasks]
-    default: whole
+    choices: [complete, prepare, move, traffic, end_tasks, tasks]
+    default: complete
   several_hosts:
     description: Whether other hosts work on the same queues. What fails here then gives only its traffic back;
       background work waits for O(state=restored), which comes when the new code is live on no host any more.
@@ -248,7 +248,7 @@ version: {description: Its version., returned: for target, type: str}
 current: {description: "The release that was live before this call; empty for none.", returned: always, type: str}
 current_version: {description: Its version., returned: always, type: str}
 current_revision: {description: Its revision., returned: always, type: str}
-current_is_whole: {description: Whether it has a manifest., returned: always, type: bool}
+current_is_complete: {description: Whether it has a manifest., returned: always, type: bool}
 active_slot: {description: "Its slot, V(blue) or V(green).", returned: always, type: str}
 timings: {description: Seconds of each phase., returned: always, type: dict}
 notes: {description: Sentences about what happened on the way., returned: always, type: list, elements: str}
@@ -317,7 +317,7 @@ class Operation:
             "current": self.current or "",
             "current_version": data.get("version", ""),
             "current_revision": data.get("revision", ""),
-            "current_is_whole": bool(data),
+            "current_is_complete": bool(data),
             "active_slot": self.layout.active_slot() or "",
             "timings": {},
             "notes": [],
@@ -539,7 +539,7 @@ class Operation:
         }
         part = self.params["part"]
         nothing = {"release": target, "switched": False, "old_tasks": []}
-        if part in ("whole", "prepare"):
+        if part in ("complete", "prepare"):
             if target == self.current and self.params["kind"] != "restart" and self.healthy():
                 return self.result(**nothing)
             if self.check_mode:
@@ -548,10 +548,10 @@ class Operation:
             return self.result(**nothing)
         cutover = self.cutover()
         try:
-            if part in ("whole", "prepare"):
+            if part in ("complete", "prepare"):
                 cutover.prepare(target, self.params["kind"])
             old_tasks = cutover.old_tasks()
-            if part in ("whole", "move", "traffic"):
+            if part in ("complete", "move", "traffic"):
                 cutover.move(with_tasks=part != "traffic")
             elif part == "end_tasks":
                 cutover.end_tasks()
@@ -809,7 +809,7 @@ def argument_spec():
         "celery_application": given(""),
         "celery_queues": names,
         "beat": given(True),
-        "part": given("whole", choices=["whole", "prepare", "move", "traffic", "end_tasks", "tasks"]),
+        "part": given("complete", choices=["complete", "prepare", "move", "traffic", "end_tasks", "tasks"]),
         "several_hosts": given(False),
         "kind": given("deploy", choices=["deploy", "rollback", "restart"]),
         "health": dict(health, default={}, apply_defaults=True),

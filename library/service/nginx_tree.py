@@ -82,8 +82,8 @@ options:
         suboptions:
           name: {description: The user's name., type: str, required: true}
           password: {description: The password., type: str, required: true}
-      group: {type: str, default: www-data, description: "The group of the workers, which read the file; nobody else but
-        root may."}
+      group: {type: str, default: www-data, description: "The group of the workers, which read the
+        file, as root does."}
   log_files: {type: list, elements: path, default: [], description: "Access logs that must be there with the owner and
     mode that Debian's logrotate gives the next one, C(0640) of the workers' user and group C(adm). nginx would make the
     first one for root alone."}

@@ -581,9 +581,9 @@ def table(host: Host, request: dict) -> dict:
             words, rows = ["--no-password", "--format=custom", "--file", path], {}
             for name in names:
                 # Without a schema it is of public, which search_path does not name (sql.SAFE_SEARCH_PATH).
-                whole = name if "." in name else "public.%s" % name
-                as_written = ".".join('"%s"' % one for one in whole.split("."))
-                found = server.ask(TREE_SQL % (_text(whole), _text(as_written)), database)
+                qualified = name if "." in name else "public.%s" % name
+                as_written = ".".join('"%s"' % one for one in qualified.split("."))
+                found = server.ask(TREE_SQL % (_text(qualified), _text(as_written)), database)
                 if not found:
                     why = "there is no table %s in database %s; it was looked for in this: %s"
                     raise BackupError(why % (name, database, chosen.text))

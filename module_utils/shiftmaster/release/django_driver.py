@@ -394,8 +394,8 @@ def half_done(connection, loader):
     half = []
     for pair, done in marks_of(connection).items():
         migration = loader.disk_migrations.get(pair)
-        whole = len(leaves_of(migration.operations)) if migration else None
-        if len(done) != (whole if pair in loader.applied_migrations else 0):
+        complete = len(leaves_of(migration.operations)) if migration else None
+        if len(done) != (complete if pair in loader.applied_migrations else 0):
             half.append(pair)
     return half
 

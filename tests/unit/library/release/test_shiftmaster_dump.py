@@ -473,22 +473,22 @@ def test_settings_of_the_shell_do_not_affect_the_tools():
 
 def test_a_refusal_for_each_address_is_reported_once():
     line = 'psql: error: connection to server at "db" (%s), port 5432 failed: FATAL:  no such role'
-    assert dump.told("%s\n%s\n" % (line % "::1", line % "127.0.0.1")) == line[len("psql: error: ") :] % "::1"
-    assert "another session holds a table" in dump.told("ERROR:  canceling statement due to lock timeout")
-    assert dump.told("") == "no reason given"
+    assert dump.error_line("%s\n%s\n" % (line % "::1", line % "127.0.0.1")) == line[len("psql: error: ") :] % "::1"
+    assert "another session holds a table" in dump.error_line("ERROR:  canceling statement due to lock timeout")
+    assert dump.error_line("") == "no reason given"
 
 
-def listed(*names, database="shiftmaster", whole=True):
-    return [{"file": "/f/" + name, "database": database, "whole": whole} for name in names]
+def listed(*names, database="shiftmaster", complete=True):
+    return [{"file": "/f/" + name, "database": database, "complete": complete} for name in names]
 
 
 def test_pruning_keeps_the_newest_complete_ones():
     assert dump.prune_plan(listed("1", "2", "3", "4"), 2, "shiftmaster") == ["/f/1", "/f/2"]
     assert dump.prune_plan(listed("1", "2"), 0, "shiftmaster") == ["/f/1"]
-    damaged = listed("1") + listed("2", "3", whole=False)
+    damaged = listed("1") + listed("2", "3", complete=False)
     assert dump.prune_plan(damaged, 1, "shiftmaster") == []
-    assert dump.prune_plan(listed("1", whole=False) + listed("2"), 1, "shiftmaster") == ["/f/1"]
-    assert dump.prune_plan(listed("1", whole=False), 1, "shiftmaster") == []
+    assert dump.prune_plan(listed("1", complete=False) + listed("2"), 1, "shiftmaster") == ["/f/1"]
+    assert dump.prune_plan(listed("1", complete=False), 1, "shiftmaster") == []
 
 
 def test_the_dump_to_restore_is_not_pruned_by_the_one_before_it(tools, options):
@@ -499,7 +499,7 @@ def test_the_dump_to_restore_is_not_pruned_by_the_one_before_it(tools, options):
 
 
 def test_pruning_ignores_other_databases_and_unknown_files():
-    found = listed("1", database="other") + [{"file": "/f/2", "whole": False}] + listed("3", "4")
+    found = listed("1", database="other") + [{"file": "/f/2", "complete": False}] + listed("3", "4")
     assert dump.prune_plan(found, 1, "shiftmaster") == ["/f/3"]
 
 
@@ -527,7 +527,7 @@ def test_a_list_shows_which_are_complete_and_how_old(tmp_path):
             (tmp_path / (name + ".json")).write_text(json.dumps(manifest))
     (tmp_path / "other.dump").write_text("x")
     found = dump.copies(str(tmp_path), at)
-    assert [(os.path.basename(one["file"])[17:], one["whole"], one["age_seconds"]) for one in found] == [
+    assert [(os.path.basename(one["file"])[17:], one["complete"], one["age_seconds"]) for one in found] == [
         ("a.dump", True, 86400),
         ("b.dump", False, 43200),
         ("c.dump", False, 39600),

@@ -108,7 +108,7 @@ def site(tmp_path, monkeypatch, run_module):
 def test_a_query_names_the_live_release_and_the_target_of_a_rollback(site):
     found = site.run("query", release="1.0")
     assert (found["current"], found["current_version"], found["previous"]) == (ONE, "1.0", OLD)
-    assert found["current_is_whole"] and found["active_slot"] == "blue" and found["transition"] == {}
+    assert found["current_is_complete"] and found["active_slot"] == "blue" and found["transition"] == {}
     assert found["release"] == ONE and found["running"] and not found["switched"] and len(found["releases"]) == 3
     site.umbrella = "failed"
     assert not site.run("query")["running"]
@@ -116,7 +116,7 @@ def test_a_query_names_the_live_release_and_the_target_of_a_rollback(site):
     assert site.run("query")["switched"] and site.run("query")["transition"]["to"] == TWO
     os.unlink(site.layout.active)
     found = site.run("query")
-    assert found["current"] == "" and not found["running"] and not found["current_is_whole"]
+    assert found["current"] == "" and not found["running"] and not found["current_is_complete"]
     assert set(site.names()) <= {"missing", "others"}
     assert site.run("query", revision="1" * 40)["pending_changes"] == ["no release is live"]
 
@@ -154,7 +154,7 @@ def test_a_rollback_to_what_is_bad_or_was_never_live_is_refused(site):
 @pytest.mark.parametrize(
     ("part", "calls", "switched"),
     [
-        ("whole", [("prepare", TWO, "deploy"), ("old_tasks",), ("move", ("with_tasks", True))], True),
+        ("complete", [("prepare", TWO, "deploy"), ("old_tasks",), ("move", ("with_tasks", True))], True),
         ("prepare", [("prepare", TWO, "deploy"), ("old_tasks",)], False),
         ("move", [("old_tasks",), ("move", ("with_tasks", True))], True),
         ("traffic", [("old_tasks",), ("move", ("with_tasks", False))], True),
@@ -163,7 +163,7 @@ def test_a_rollback_to_what_is_bad_or_was_never_live_is_refused(site):
     ],
 )
 def test_each_part_of_a_cutover_runs_its_own_steps(site, part, calls, switched):
-    if part not in ("whole", "prepare"):
+    if part not in ("complete", "prepare"):
         site.begin()
     result = site.run("active", release="2.0", part=part)
     assert site.calls == calls and result["changed"] and result["switched"] == switched
