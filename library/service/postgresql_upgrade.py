@@ -1,0 +1,578 @@
+#!/usr/bin/python
+"""Move Debian's cluster main to another major version of PostgreSQL, and back until that is committed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import re
+import subprocess
+import time
+
+from ansible.module_utils.shiftmaster.host import points, safe_files, units
+from ansible.module_utils.shiftmaster.host.printable import sized
+from ansible.module_utils.shiftmaster.host.quiet import QuietModule
+from ansible.module_utils.shiftmaster.host.sql import SAFE_SEARCH_PATH, quoted
+
+DOCUMENTATION = r"""
+module: postgresql_upgrade
+short_description: Move cluster main to another major version of PostgreSQL
+description:
+  - The cluster is copied by C(pg_upgrade) (docs/decisions/0019). The new one becomes the live one when its C(start.conf) says
+    C(auto); until then O(state=settled) goes back to the old one, which nothing has written to.
+  - Rows of each table and values of each sequence are compared. Where they differ, the module fails and the earlier cluster is live.
+  - A run that was killed is completed or reverted by O(state=settled), and by every other state but V(planned).
+options:
+  state:
+    description:
+      - V(planned) inspects; nothing changes. RV(problems) lists why an upgrade is impossible.
+      - V(settled) completes or reverts what an interrupted run left.
+      - V(prepared) creates the new cluster next to the running one and runs C(pg_upgrade --check).
+      - V(upgraded) stops the old server and copies the cluster. The application must be stopped.
+      - V(compared) compares rows and sequences with those of before, and collects the first statistics.
+      - V(live) makes the new cluster the live one. The application may start after that.
+      - V(analyzed) collects complete statistics.
+      - V(returned) copies the rows into the old cluster and makes that the live one. The application must be stopped.
+      - V(committed) removes the old cluster.
+    type: str
+    choices: [planned, settled, prepared, upgraded, compared, live, analyzed, returned, committed]
+    default: planned
+  version: {description: Major version to move to., type: int, required: true}
+  port: {description: Port of the live cluster., type: int, default: 5432}
+  timeout_seconds: {description: How long one step may take., type: int, default: 7200}
+attributes:
+  check_mode: {description: "Only V(planned) does anything, which changes nothing.", support: full}
+  diff_mode: {description: There is no text to compare., support: none}
+"""
+
+EXAMPLES = r"""
+- name: Inspect the cluster
+  postgresql_upgrade:
+    version: 17
+"""
+
+RETURN = r"""
+live: {description: Major version of the live cluster., returned: always, type: int}
+old: {description: "Version of the cluster that is or was upgraded, 0 where there is none.", returned: always, type: int}
+phase: {description: "Phase of the upgrade, \"\" before it.", returned: always, type: str}
+size_bytes: {description: Size of the data., returned: planned, type: int}
+method: {description: "clone or copy.", returned: planned, type: str}
+problems: {description: Why an upgrade is impossible., returned: planned, type: list, elements: str}
+rows: {description: Rows that were compared., returned: compared and returned, type: int}
+tables: {description: Tables that were compared., returned: compared and returned, type: int}
+sequences: {description: Sequences that were compared., returned: compared and returned, type: int}
+seconds: {description: How long the step took., returned: always, type: float}
+"""
+
+STATE = "/var/lib/shiftmaster-postgresql-upgrade.json"
+ROOT = "/var/lib/postgresql"
+# The phases before the new cluster is live, and those after.
+PREPARED, UPGRADING, UPGRADED, LIVE, RETURNING = "prepared", "upgrading", "upgraded", "live", "returning"
+
+PLAN_SQL = """
+SELECT json_build_object(
+  'checksums', current_setting('data_checksums') = 'on',
+  'size', (SELECT sum(pg_database_size(oid)) FROM pg_database),
+  'template', (SELECT to_json(d) FROM pg_database d WHERE datname = 'template0'),
+  'encoding', (SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = 'template0'),
+  'databases', (SELECT json_agg(json_build_array(datname, pg_get_userbyid(datdba)) ORDER BY datname)
+                FROM pg_database WHERE datallowconn),
+  'collations', (SELECT coalesce(json_agg(datname), '[]') FROM pg_database
+                 WHERE datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid)),
+  'tablespaces', (SELECT coalesce(json_agg(spcname), '[]') FROM pg_tablespace WHERE spcname !~ '^pg_'),
+  'standbys', (SELECT count(*) FROM pg_stat_replication WHERE application_name !~ '^pg_receivewal|backup'))
+"""
+DATABASE_SQL = """
+SELECT json_build_object(
+  'extensions', (SELECT json_agg(extname ORDER BY extname) FROM pg_extension),
+  'collations', (SELECT coalesce(json_agg(collname), '[]') FROM pg_collation
+                 WHERE collversion IS DISTINCT FROM pg_collation_actual_version(oid)
+                   AND oid >= 16384),
+  'objects', (SELECT count(*) FROM pg_largeobject_metadata))
+"""
+# Tables only: the application could put a view in the place of one (backup/verification.py).
+COUNTS_SQL = """
+SELECT json_build_object(
+  'tables', (SELECT coalesce(json_object_agg(format('%I.%I', nspname, relname),
+      (xpath('/row/c/text()', query_to_xml(format('SELECT count(*) AS c FROM ONLY %I.%I TABLESAMPLE SYSTEM (100)',
+        nspname, relname), false, true, '')))[1]::text::bigint), '{}')
+    FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind IN ('r', 'm')
+      AND nspname !~ '^pg_' AND nspname <> 'information_schema'),
+  'sequences', (SELECT coalesce(json_object_agg(format('%I.%I', schemaname, sequencename), last_value), '{}')
+    FROM pg_sequences))
+"""
+OWNED_SQL = """
+SELECT json_build_object(
+  'owner', (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = 'public'),
+  'owners', (SELECT coalesce(json_agg(DISTINCT pg_get_userbyid(relowner)), '[]') FROM pg_class
+    JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind IN ('r', 'm', 'S', 'p') AND nspname !~ '^pg_'
+      AND nspname <> 'information_schema'
+      AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_class.oid AND deptype = 'e')),
+  'tables', (SELECT coalesce(json_agg(format('%I.%I', nspname, relname)), '[]') FROM pg_class
+    JOIN pg_namespace n ON n.oid = relnamespace WHERE relkind = 'r' AND nspname !~ '^pg_'
+      AND nspname <> 'information_schema'
+      AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_class.oid AND deptype = 'e')))
+"""
+
+
+class Failed(Exception):
+    """It cannot be done; str() shows why."""
+
+
+def last_lines(text):
+    return "; ".join(line.strip() for line in text.strip().splitlines()[-6:] if line.strip())
+
+
+def differences(before, after):
+    """Return what of the tables and sequences of each database differs, as texts."""
+    found = []
+    for name in sorted(set(before) | set(after)):
+        for kind in ("tables", "sequences"):
+            one, other = (side.get(name, {}).get(kind, {}) for side in (before, after))
+            found += [
+                "%s of %s: %s instead of %s" % (item, name, other.get(item, "nothing"), one.get(item, "nothing"))
+                for item in sorted(set(one) | set(other))
+                if one.get(item, "-") != other.get(item, "-")
+            ]
+    return found
+
+
+class Cluster:
+    """Cluster main of one version, in Debian's layout."""
+
+    def __init__(self, version, timeout):
+        self.version, self.timeout = version, timeout
+        self.data = "%s/%d/main" % (ROOT, version)
+        self.configuration = "/etc/postgresql/%d/main" % version
+        self.unit = "postgresql@%d-main.service" % version
+        self.start_file = self.configuration + "/start.conf"
+
+    def program(self, name):
+        return "/usr/lib/postgresql/%d/bin/%s" % (self.version, name)
+
+    @property
+    def present(self):
+        return os.path.lexists(self.configuration + "/postgresql.conf")
+
+    @property
+    def automatic(self):
+        """Return whether it starts at boot: it is the live one."""
+        try:
+            lines = safe_files.read_text(self.start_file, 4096).splitlines()
+        except FileNotFoundError:
+            return False
+        return "auto" in [line.strip() for line in lines]
+
+    def set_start(self, mode):
+        user = pwd.getpwnam("postgres")
+        text = "# Written by module postgresql_upgrade: auto, manual or disabled.\n%s\n" % mode
+        safe_files.write(self.start_file, text.encode(), 0o644, user.pw_uid, user.pw_gid)
+
+    def start(self):
+        # Debian's generator reads start.conf.
+        units.systemctl("daemon-reload")
+        units.systemctl("start", self.unit, timeout=self.timeout)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            with contextlib.suppress(Failed):
+                if self.query("SELECT 1") == "1":
+                    return
+            time.sleep(0.2)
+        raise Failed("%s does not respond; see /var/log/postgresql/postgresql-%d-main.log" % (self.unit, self.version))
+
+    def stop(self):
+        units.systemctl("stop", self.unit, timeout=self.timeout)
+        # Debian's unit hides a failure (ExecStop=-).
+        if os.path.lexists(self.data + "/postmaster.pid"):
+            as_postgres(self.timeout, self.program("pg_ctl"), "stop", "--mode=fast", "--pgdata", self.data)
+
+    def socket(self):
+        lines = safe_files.read_text(self.data + "/postmaster.pid", 4096).splitlines()
+        if len(lines) < 8 or not lines[3].isdecimal() or not lines[4].startswith("/"):
+            raise Failed("%s is starting or stopping" % self.unit)
+        return ["--host", lines[4], "--port", lines[3]]
+
+    def query(self, sql, database="postgres", program=None):
+        try:
+            where = self.socket()
+        except FileNotFoundError:
+            raise Failed("%s is not running" % self.unit)
+        words = [program or self.program("psql"), "-XAtqw", "-v", "ON_ERROR_STOP=1", *where, "-d", database, "-f", "-"]
+        return as_postgres(self.timeout, *words, stdin=sql).strip()
+
+    def databases(self):
+        return json.loads(self.query("SELECT json_agg(datname ORDER BY datname) FROM pg_database WHERE datallowconn"))
+
+    def counted(self):
+        return {name: json.loads(self.query(COUNTS_SQL, name)) for name in self.databases()}
+
+
+def as_postgres(timeout, *words, stdin="", cwd="/", env=None):
+    environment = dict(
+        os.environ, LC_ALL="C.UTF-8", PGOPTIONS="-c lc_messages=C " + SAFE_SEARCH_PATH, PGCONNECT_TIMEOUT="10"
+    )
+    environment.update(env or {})
+    try:
+        done = subprocess.run(
+            ["runuser", "-u", "postgres", "--", *words], input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            universal_newlines=True, errors="replace", timeout=timeout, cwd=cwd, check=False, env=environment,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise Failed("%s did not end within %d s" % (os.path.basename(words[0]), timeout))
+    if done.returncode:
+        raise Failed("%s: %s" % (os.path.basename(words[0]), last_lines(done.stderr + "\n" + done.stdout)))
+    return done.stdout
+
+
+class Upgrade:
+    def __init__(self, version, port, timeout):
+        self.port, self.timeout = port, timeout
+        self.new = Cluster(version, timeout)
+        self.state = self.read()
+        self.old = Cluster(self.state["old"] if self.state else self.found_version(), timeout)
+        self.work = "%s/upgrade-%d" % (ROOT, version)
+
+    def found_version(self):
+        """Return the version of the cluster that there is; that of the new one where there is no other."""
+        names = os.listdir("/etc/postgresql") if os.path.isdir("/etc/postgresql") else []
+        versions = [int(name) for name in names if re.fullmatch(r"[1-9][0-9]", name)]
+        others = [one for one in versions if one != self.new.version and Cluster(one, 0).present]
+        automatic = [one for one in others if Cluster(one, 0).automatic]
+        return (automatic or others or [self.new.version])[0]
+
+    def read(self):
+        try:
+            state = json.loads(safe_files.read_text(STATE, 1 << 26))
+        except FileNotFoundError:
+            return {}
+        if state["new"] != self.new.version:
+            raise Failed(
+                "an upgrade from %d to %d is not committed yet: upgrade-postgresql -e commit=true or -e back=true"
+                % (state["old"], state["new"])
+            )
+        return state
+
+    def note(self, phase, **more):
+        self.state = {**self.state, "old": self.old.version, "new": self.new.version, "phase": phase, **more}
+        safe_files.write(STATE, json.dumps(self.state).encode(), 0o600)
+
+    @property
+    def needed(self):
+        return self.old.version != self.new.version and not self.new.automatic
+
+    # --- inspect -----------------------------------------------------------------------------------------------------
+
+    def plan(self):
+        found = {"problems": [], "size_bytes": 0, "method": ""}
+        if not self.needed or self.state:
+            return found
+        problems, old = found["problems"], self.old
+        if old.version > self.new.version:
+            problems.append("the cluster is of version %d, newer than %d" % (old.version, self.new.version))
+            return found
+        if self.new.present:
+            problems.append(
+                "there is a cluster %d/main already; where nobody needs it: pg_dropcluster %d main"
+                % (self.new.version, self.new.version)
+            )
+        try:
+            facts = json.loads(old.query(PLAN_SQL))
+        except Failed as error:
+            problems.append(str(error))
+            return found
+        found["size_bytes"], found["method"] = int(facts["size"]), "clone" if self.clones() else "copy"
+        for name in facts["collations"]:
+            problems.append("collation version of database %s changed: REINDEX DATABASE and ALTER DATABASE "
+                            "... REFRESH COLLATION VERSION first" % name)  # fmt: skip
+        if facts["tablespaces"]:
+            problems.append("there are tablespaces: %s" % ", ".join(facts["tablespaces"]))
+        if facts["standbys"]:
+            problems.append("there are standbys; this upgrades a single host")
+        for name, _owner in facts["databases"]:
+            more = json.loads(old.query(DATABASE_SQL, name))
+            if more["collations"]:
+                problems.append("collations of %s changed: %s" % (name, ", ".join(more["collations"])))
+            if more["objects"]:
+                problems.append("%s has large objects, which the way back cannot copy" % name)
+            for extension in more["extensions"]:
+                control = "/usr/share/postgresql/%d/extension/%s.control" % (self.new.version, extension)
+                if os.path.exists(self.new.program("postgres")) and not os.path.exists(control):
+                    problems.append("extension %s of %s is not installed for version %d"
+                                    % (extension, name, self.new.version))  # fmt: skip
+        needed = 0 if found["method"] == "clone" else found["size_bytes"]
+        # The copy, the WAL of both servers, and the statistics.
+        needed += found["size_bytes"] // 10 + (1 << 30)
+        free = os.statvfs(ROOT)
+        if free.f_bavail * free.f_frsize < needed:
+            problems.append("too little room in %s: %s free, %s needed"
+                            % (ROOT, sized(free.f_bavail * free.f_frsize), sized(needed)))  # fmt: skip
+        return found
+
+    def clones(self):
+        """Return whether the file system shares the blocks of two files."""
+        test = "cp --reflink=always %s/PG_VERSION %s/reflink-test; code=$?; rm -f %s/reflink-test; exit $code"
+        try:
+            as_postgres(60, "sh", "-c", test % (self.old.data, ROOT, ROOT))
+        except Failed:
+            return False
+        return True
+
+    # --- before the new cluster is live ------------------------------------------------------------------------------
+
+    def settle(self):
+        """Complete or revert what an interrupted run left. Returns whether anything was."""
+        if not self.state:
+            return False
+        if self.new.automatic:
+            changed = self.state["phase"] != LIVE or self.old.automatic or not running(self.new)
+            self.stop_private()
+            self.make_live()
+            if not running(self.new):
+                self.new.start()
+            return changed
+        self.new.stop()
+        self.stop_private()
+        self.old.set_start("auto")
+        if not running(self.old):
+            self.old.start()
+        self.drop(self.new)
+        os.unlink(STATE)
+        self.state = {}
+        return True
+
+    def drop(self, cluster):
+        """Remove a cluster, which is not the live one."""
+        if cluster.automatic:
+            raise Failed("%d/main starts at boot: it is not removed" % cluster.version)
+        if cluster.present:
+            done = subprocess.run(
+                ["pg_dropcluster", "--stop", str(cluster.version), "main"], stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, check=False, cwd="/",
+            )  # fmt: skip
+            if done.returncode:
+                raise Failed("pg_dropcluster: %s" % last_lines(done.stdout))
+        # A run that was killed while it created or removed one.
+        for path in (cluster.configuration, cluster.data, self.work):
+            safe_files.remove_tree(path)
+        units.systemctl("daemon-reload")
+
+    def prepare(self):
+        """Create the new cluster as the old one was created, and check it next to the running server."""
+        if self.new.present and not self.state:
+            raise Failed("cluster %d/main is not of this module" % self.new.version)
+        facts = json.loads(self.old.query(PLAN_SQL))
+        self.note(PREPARED)
+        points.reach("postgresql_prepared")
+        template = facts["template"]
+        words = ["--encoding", facts["encoding"], "--lc-collate", template["datcollate"]]
+        words += ["--lc-ctype", template["datctype"]]
+        if template.get("datlocprovider", "c") == "i":
+            words += ["--locale-provider=icu", "--icu-locale", template["daticulocale"]]
+        words += ["--data-checksums"] if facts["checksums"] else []
+        self.drop(self.new)
+        # Its own defaults are those of a new cluster, checksums among them.
+        done = subprocess.run(
+            ["pg_createcluster", "--createclusterconf", "/dev/null", "--start-conf", "manual", "--user", "postgres",
+             "--port", str(self.port + 1), str(self.new.version), "main", "--", *words],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
+            check=False, cwd="/", env=dict(os.environ, LC_ALL="C.UTF-8"),
+        )  # fmt: skip
+        if done.returncode:
+            raise Failed("pg_createcluster: %s" % last_lines(done.stdout))
+        self.pg_upgrade("--check")
+
+    def make_work(self):
+        user = pwd.getpwnam("postgres")
+        safe_files.remove_tree(self.work)
+        safe_files.make_directory(self.work, 0o700, user.pw_uid, user.pw_gid)
+
+    def pg_upgrade(self, *more):
+        old, new = self.old, self.new
+        self.make_work()
+        try:
+            return as_postgres(
+                self.timeout, new.program("pg_upgrade"), "--jobs", str(os.cpu_count() or 1),
+                "--old-bindir", os.path.dirname(old.program("x")), "--new-bindir", os.path.dirname(new.program("x")),
+                "--old-datadir", old.data, "--new-datadir", new.data,
+                "--old-options", "-c config_file=%s/postgresql.conf" % old.configuration,
+                "--new-options", "-c config_file=%s/postgresql.conf" % new.configuration,
+                "--old-port", str(self.port), "--new-port", str(self.port + 1), "--socketdir", self.work,
+                *(["--clone"] if self.clones() else []), *more, cwd=self.work,
+            )  # fmt: skip
+        except Failed as error:
+            raise Failed("%s%s" % (error, self.reasons()))
+
+    def reasons(self):
+        """Return what pg_upgrade wrote about the objects that it rejects."""
+        found = []
+        with contextlib.suppress(OSError):
+            for path in safe_files.find(self.new.data + "/pg_upgrade_output.d/*/*.txt"):
+                found.append(last_lines(safe_files.read_tail(path, 4096).decode("utf-8", "replace")))
+        return "".join("; " + text for text in found)
+
+    def upgrade(self):
+        if not self.state or self.state["phase"] != PREPARED:
+            raise Failed("state prepared comes first")
+        self.note(UPGRADING, before=self.old.counted())
+        self.old.stop()
+        points.reach("postgresql_stopped")
+        self.pg_upgrade()
+        safe_files.remove_tree(self.work)
+        points.reach("postgresql_copied")
+        self.note(UPGRADED)
+
+    def statistics(self, first):
+        """Collect statistics of all databases: rough ones, which queries need to start with, or complete ones."""
+        options = "-c default_statistics_target=1 " if first else ""
+        words = ["--all", "--analyze-only", "--jobs", str(os.cpu_count() or 1), *self.new.socket()]
+        environment = {"PGOPTIONS": options + "-c vacuum_cost_delay=0 " + SAFE_SEARCH_PATH}
+        as_postgres(self.timeout, self.new.program("vacuumdb"), *words, env=environment)
+
+    def compare(self):
+        if not self.state or self.state["phase"] != UPGRADED:
+            raise Failed("state upgraded comes first")
+        after = self.new.counted()
+        found = differences(self.state["before"], after)
+        if found:
+            raise Failed("the new cluster differs: %s" % "; ".join(found[:5]))
+        self.statistics(first=True)
+        return totals(after)
+
+    def make_live(self):
+        """The new cluster's start.conf decides. Before it is written neither starts at boot, and settle() reverts."""
+        self.old.set_start("manual")
+        points.reach("postgresql_switch")
+        self.new.set_start("auto")
+        self.note(LIVE)
+        units.systemctl("daemon-reload")
+
+    # --- after that --------------------------------------------------------------------------------------------------
+
+    def private(self):
+        """Return the words that start the old server for nobody but postgres, with its directory of sockets."""
+        settings = {
+            "config_file": self.old.configuration + "/postgresql.conf", "hba_file": self.work + "/pg_hba.conf",
+            "unix_socket_directories": self.work, "listen_addresses": "", "port": self.port,
+            # What is not archived now is when it serves again.
+            "archive_command": "", "synchronous_standby_names": "", "ssl": "off",
+        }  # fmt: skip
+        return " ".join("-c %s='%s'" % item for item in settings.items())
+
+    def stop_private(self):
+        if not running(self.old) and os.path.lexists(self.old.data + "/postmaster.pid"):
+            words = ["stop", "--mode=fast", "--pgdata", self.old.data]
+            with contextlib.suppress(Failed):  # It was killed, too.
+                as_postgres(self.timeout, self.old.program("pg_ctl"), *words)
+
+    def go_back(self):
+        """Copy the rows into the old cluster, compare, and make it the live one."""
+        if not self.state or self.state["phase"] != LIVE:
+            raise Failed("there is no upgrade to go back from")
+        self.note(RETURNING)
+        self.make_work()
+        user = pwd.getpwnam("postgres")
+        safe_files.write(self.work + "/pg_hba.conf", b"local all all trust\n", 0o600, user.pw_uid, user.pw_gid)
+        words = ["start", "--wait", "--pgdata", self.old.data, "--log", self.work + "/log", "--options", self.private()]
+        as_postgres(self.timeout, self.old.program("pg_ctl"), *words)
+        points.reach("postgresql_returning")
+        for name in self.new.databases():
+            self.copy_back(name)
+        before, after = self.new.counted(), self.old.counted()
+        found = differences(before, after)
+        if found:
+            raise Failed("the old cluster differs: %s" % "; ".join(found[:5]))
+        self.stop_private()
+        self.new.stop()
+        points.reach("postgresql_switch_back")
+        # In this order: where both files say manual, settle() starts the old one, which has every row.
+        self.new.set_start("manual")
+        self.settle()
+        return totals(after)
+
+    def copy_back(self, name):
+        facts = json.loads(self.old.query(OWNED_SQL, name))
+        if not facts["tables"]:
+            return
+        if facts["owners"] != [facts["owner"]]:
+            raise Failed("%s has tables of %s" % (name, ", ".join(facts["owners"])))
+        owner, grant = facts["owner"], "SET ON PARAMETER session_replication_role"
+        # Triggers and foreign keys are off, and nobody but the owner runs what is left of the application's code.
+        if owner != "postgres":
+            self.old.query("GRANT %s TO %s" % (grant, quoted(owner)))
+        head = "SET session_replication_role = replica;\nTRUNCATE ONLY %s;\n" % ", ".join(facts["tables"])
+        safe_files.write(self.work + "/head.sql", head.encode(), 0o644)
+        # Version 15 does not know this setting, which pg_dump 17 writes before the first row.
+        script = (
+            'set -o pipefail; "$1" --data-only "${@:7}" --dbname="$2" | sed "1,30{/^SET transaction_timeout = 0;$/d}"'
+            ' | cat "$3/head.sql" - | "$4" -Xqw -v ON_ERROR_STOP=1 --single-transaction --output=/dev/null'
+            ' --host="$3" --port="$5" --username="$6" --dbname="$2"'
+        )
+        words = [self.new.program("pg_dump"), name, self.work, self.new.program("psql"), str(self.port), owner]
+        # No login but a superuser's may set lc_messages.
+        environment = {"PGOPTIONS": SAFE_SEARCH_PATH}
+        as_postgres(self.timeout, "bash", "-c", script, "copy", *words, *self.new.socket(), env=environment)
+        if owner != "postgres":
+            self.old.query("REVOKE %s FROM %s" % (grant, quoted(owner)))
+
+    def commit(self):
+        if not self.state:
+            return False
+        if not self.new.automatic or self.old.automatic:
+            raise Failed("the new cluster is not the live one")
+        self.drop(self.old)
+        os.unlink(STATE)
+        self.state = {}
+        return True
+
+
+def running(cluster):
+    return units.active_state(cluster.unit) == "active"
+
+
+def totals(counts):
+    tables = [rows for database in counts.values() for rows in database["tables"].values()]
+    sequences = sum(len(database["sequences"]) for database in counts.values())
+    return {"rows": sum(tables), "tables": len(tables), "sequences": sequences}
+
+
+def work(params, check_mode):
+    upgrade = Upgrade(params["version"], params["port"], params["timeout_seconds"])
+    state, result = params["state"], {"changed": False}
+    if state == "planned" or check_mode:
+        result.update(upgrade.plan())
+    elif state in ("settled", "committed"):
+        result["changed"] = upgrade.settle() if state == "settled" else upgrade.commit()
+    else:
+        steps = {
+            "prepared": upgrade.prepare, "upgraded": upgrade.upgrade, "compared": upgrade.compare,
+            "live": upgrade.make_live, "analyzed": lambda: upgrade.statistics(first=False), "returned": upgrade.go_back,
+        }  # fmt: skip
+        result.update(steps[state]() or {}, changed=True)
+    live = upgrade.new if upgrade.new.automatic or upgrade.old.version == upgrade.new.version else upgrade.old
+    old = upgrade.old.version if upgrade.old.version != upgrade.new.version else 0
+    return {**result, "live": live.version, "old": old, "phase": upgrade.state.get("phase", "")}
+
+
+def main():
+    states = ["planned", "settled", "prepared", "upgraded", "compared", "live", "analyzed", "returned", "committed"]
+    module = QuietModule(
+        argument_spec={
+            "state": {"type": "str", "choices": states, "default": "planned"},
+            "version": {"type": "int", "required": True},
+            "port": {"type": "int", "default": 5432},
+            "timeout_seconds": {"type": "int", "default": 7200},
+        },
+        supports_check_mode=True,
+    )
+    began = time.monotonic()
+    try:
+        result = work(module.params, module.check_mode)
+    except (Failed, units.UnitError, OSError, ValueError, KeyError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(seconds=round(time.monotonic() - began, 1), **result)
+
+
+if __name__ == "__main__":
+    main()
