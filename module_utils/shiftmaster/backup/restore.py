@@ -76,6 +76,10 @@ def plan(host: Host, request: dict) -> dict:
             ]
             chosen = choose(request["target"], found, stanzas, time.time())
             result["database"] = chosen._asdict()
+            saved = next(one for one in stanzas if one.name == chosen.stanza).backup(chosen.label).version
+            if saved != host.database["version"]:
+                why = "backup %s is of PostgreSQL %s, and this host runs %s: it needs a cluster of that version"
+                raise BackupError(why % (chosen.label, saved, host.database["version"]))
             # Where a segment is missing or damaged, recovery to the end of the archive opens all the same, before it.
             if not chosen.arguments:
                 stanzas = [one for one in stanzas if one.name in host.stanzas_from(chosen.stanza)]
