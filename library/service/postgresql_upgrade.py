@@ -15,21 +15,25 @@ from ansible.module_utils.shiftmaster.host import points, safe_files, units
 from ansible.module_utils.shiftmaster.host.printable import sized
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.host.sql import SAFE_SEARCH_PATH, quoted
+from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCode
 
 DOCUMENTATION = r"""
 module: postgresql_upgrade
 short_description: Move cluster main to another major version of PostgreSQL
 description:
-  - The cluster is copied by C(pg_upgrade) (docs/decisions/0019). The new one becomes the live one when its C(start.conf) says
-    C(auto); until then O(state=settled) goes back to the old one, which nothing has written to.
-  - Rows of each table and values of each sequence are compared. Where they differ, the module fails and the earlier cluster is live.
-  - A run that was killed is completed or reverted by O(state=settled), and by every other state but V(planned).
+  - C(pg_upgrade) copies the cluster (docs/decisions/0019). The new one becomes the live one when its C(start.conf)
+    says C(auto); until then O(state=settled) goes back to the old one, which nothing has written to.
+  - Rows of each table and values of each sequence are compared. Where they differ, the module fails, and
+    O(state=settled) leaves the earlier cluster live.
+  - A run that was killed is completed or reverted by O(state=settled).
 options:
   state:
     description:
       - V(planned) inspects; nothing changes. RV(problems) lists why an upgrade is impossible.
       - V(settled) completes or reverts what an interrupted run left.
       - V(prepared) creates the new cluster next to the running one and runs C(pg_upgrade --check).
+      - V(rehearsed) upgrades a restored copy, C(/var/lib/postgresql/upgrade-VERSION-rehearsal/old), in the same way,
+        runs the application's checks on it, and removes it. RV(seconds) is how long that takes with the page up.
       - V(upgraded) stops the old server and copies the cluster. The application must be stopped.
       - V(compared) compares rows and sequences with those of before, and collects the first statistics.
       - V(live) makes the new cluster the live one. The application may start after that.
@@ -37,11 +41,15 @@ options:
       - V(returned) copies the rows into the old cluster and makes that the live one. The application must be stopped.
       - V(committed) removes the old cluster.
     type: str
-    choices: [planned, settled, prepared, upgraded, compared, live, analyzed, returned, committed]
+    choices: [planned, settled, prepared, rehearsed, upgraded, compared, live, analyzed, returned, committed]
     default: planned
   version: {description: Major version to move to., type: int, required: true}
   port: {description: Port of the live cluster., type: int, default: 5432}
   timeout_seconds: {description: How long one step may take., type: int, default: 7200}
+  release: {description: Directory of the release whose checks V(rehearsed) runs., type: path}
+  user: {description: User that its code runs as., type: str, default: shiftmaster}
+  port_variable: {description: Variable of the application's environment that has the port of its database., type: str,
+    default: DB_PORT}
 attributes:
   check_mode: {description: "Only V(planned) does anything, which changes nothing.", support: full}
   diff_mode: {description: There is no text to compare., support: none}
@@ -55,7 +63,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 live: {description: Major version of the live cluster., returned: always, type: int}
-old: {description: "Version of the cluster that is or was upgraded, 0 where there is none.", returned: always, type: int}
+old: {description: "Version of the other cluster, 0 where there is none.", returned: always, type: int}
 phase: {description: "Phase of the upgrade, \"\" before it.", returned: always, type: str}
 size_bytes: {description: Size of the data., returned: planned, type: int}
 method: {description: "clone or copy.", returned: planned, type: str}
@@ -69,6 +77,7 @@ seconds: {description: How long the step took., returned: always, type: float}
 STATE = "/var/lib/shiftmaster-postgresql-upgrade.json"
 ROOT = "/var/lib/postgresql"
 # The phases before the new cluster is live, and those after.
+CHECKS = ("release", "user", "port_variable")
 PREPARED, UPGRADING, UPGRADED, LIVE, RETURNING = "prepared", "upgrading", "upgraded", "live", "returning"
 
 PLAN_SQL = """
@@ -142,9 +151,9 @@ def differences(before, after):
 class Cluster:
     """Cluster main of one version, in Debian's layout."""
 
-    def __init__(self, version, timeout):
+    def __init__(self, version, timeout, data=""):
         self.version, self.timeout = version, timeout
-        self.data = "%s/%d/main" % (ROOT, version)
+        self.data = data or "%s/%d/main" % (ROOT, version)
         self.configuration = "/etc/postgresql/%d/main" % version
         self.unit = "postgresql@%d-main.service" % version
         self.start_file = self.configuration + "/start.conf"
@@ -187,6 +196,32 @@ class Cluster:
         # Debian's unit hides a failure (ExecStop=-).
         if os.path.lexists(self.data + "/postmaster.pid"):
             as_postgres(self.timeout, self.program("pg_ctl"), "stop", "--mode=fast", "--pgdata", self.data)
+
+    def settings(self, **more):
+        """Return the words of a server for this data. A copy leaves the cluster's own file of its process alone."""
+        values = {"config_file": self.configuration + "/postgresql.conf", "data_directory": self.data, **more}
+        if self.data != "%s/%d/main" % (ROOT, self.version):
+            values.update({"external_pid_file": "", "archive_mode": "off"})
+        return " ".join("-c %s='%s'" % item for item in values.items())
+
+    def start_private(self, work, port, **more):
+        """Start a server for whoever can read this directory of postgres; it waits for the end of a recovery."""
+        user = pwd.getpwnam("postgres")
+        # The address is that of the application's checks; each of its logins has its password.
+        rules = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        safe_files.write(work + "/pg_hba.conf", rules.encode(), 0o600, user.pw_uid, user.pw_gid)
+        settings = self.settings(
+            hba_file=work + "/pg_hba.conf", unix_socket_directories=work, port=port,
+            # What is not archived now is when it serves again.
+            **{"listen_addresses": "", "archive_command": "", "synchronous_standby_names": "", **more},
+        )  # fmt: skip
+        words = ["start", "--wait", "--timeout", str(self.timeout), "--pgdata", self.data, "--log", work + "/log"]
+        as_postgres(self.timeout, self.program("pg_ctl"), *words, "--options", settings)
+
+    def stop_private(self):
+        if os.path.lexists(self.data + "/postmaster.pid"):
+            with contextlib.suppress(Failed):  # It was killed, too.
+                as_postgres(self.timeout, self.program("pg_ctl"), "stop", "--mode=fast", "--pgdata", self.data)
 
     def socket(self):
         lines = safe_files.read_text(self.data + "/postmaster.pid", 4096).splitlines()
@@ -365,52 +400,77 @@ class Upgrade:
         facts = json.loads(self.old.query(PLAN_SQL))
         self.note(PREPARED)
         points.reach("postgresql_prepared")
-        template = facts["template"]
-        words = ["--encoding", facts["encoding"], "--lc-collate", template["datcollate"]]
-        words += ["--lc-ctype", template["datctype"]]
-        if template.get("datlocprovider", "c") == "i":
-            words += ["--locale-provider=icu", "--icu-locale", template["daticulocale"]]
-        words += ["--data-checksums"] if facts["checksums"] else []
         self.drop(self.new)
         # Its own defaults are those of a new cluster, checksums among them.
         done = subprocess.run(
             ["pg_createcluster", "--createclusterconf", "/dev/null", "--start-conf", "manual", "--user", "postgres",
-             "--port", str(self.port + 1), str(self.new.version), "main", "--", *words],
+             "--port", str(self.port + 1), str(self.new.version), "main", "--", *initdb_words(facts)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
             check=False, cwd="/", env=dict(os.environ, LC_ALL="C.UTF-8"),
         )  # fmt: skip
         if done.returncode:
             raise Failed("pg_createcluster: %s" % last_lines(done.stdout))
-        self.pg_upgrade("--check")
+        self.make_work()
+        self.pg_upgrade(self.old, self.new, self.work, self.port, "--check")
 
     def make_work(self):
         user = pwd.getpwnam("postgres")
         safe_files.remove_tree(self.work)
         safe_files.make_directory(self.work, 0o700, user.pw_uid, user.pw_gid)
 
-    def pg_upgrade(self, *more):
-        old, new = self.old, self.new
-        self.make_work()
+    def pg_upgrade(self, old, new, work, port, *more):
         try:
-            return as_postgres(
+            as_postgres(
                 self.timeout, new.program("pg_upgrade"), "--jobs", str(os.cpu_count() or 1),
                 "--old-bindir", os.path.dirname(old.program("x")), "--new-bindir", os.path.dirname(new.program("x")),
                 "--old-datadir", old.data, "--new-datadir", new.data,
-                "--old-options", "-c config_file=%s/postgresql.conf" % old.configuration,
-                "--new-options", "-c config_file=%s/postgresql.conf" % new.configuration,
-                "--old-port", str(self.port), "--new-port", str(self.port + 1), "--socketdir", self.work,
-                *(["--clone"] if self.clones() else []), *more, cwd=self.work,
+                "--old-options", old.settings(), "--new-options", new.settings(),
+                "--old-port", str(port), "--new-port", str(self.port + 1), "--socketdir", work,
+                *(["--clone"] if self.clones() else []), *more, cwd=work,
             )  # fmt: skip
         except Failed as error:
-            raise Failed("%s%s" % (error, self.reasons()))
+            reasons = ""
+            with contextlib.suppress(OSError):
+                for path in safe_files.find(new.data + "/pg_upgrade_output.d/*/*.txt"):
+                    reasons += "; " + last_lines(safe_files.read_tail(path, 4096).decode("utf-8", "replace"))
+            raise Failed("%s%s" % (error, reasons))
 
-    def reasons(self):
-        """Return what pg_upgrade wrote about the objects that it rejects."""
-        found = []
-        with contextlib.suppress(OSError):
-            for path in safe_files.find(self.new.data + "/pg_upgrade_output.d/*/*.txt"):
-                found.append(last_lines(safe_files.read_tail(path, 4096).decode("utf-8", "replace")))
-        return "".join("; " + text for text in found)
+    def rehearse(self, release, user, variable):
+        """Upgrade the restored copy, which is there, and run the application's checks on it; returns the seconds."""
+        base, port = self.work + "-rehearsal", self.port + 2
+        old = Cluster(self.old.version, self.timeout, base + "/old")
+        new = Cluster(self.new.version, self.timeout, base + "/new")
+        private = {"shared_buffers": "64MB", "ssl": "off"}
+        try:
+            old.start_private(base, port, **private)
+            deadline = time.monotonic() + self.timeout
+            while old.query("SELECT pg_is_in_recovery()") == "t":
+                if time.monotonic() > deadline:
+                    raise Failed("the copy of the backup did not end its recovery")
+                time.sleep(0.5)
+            facts, before = json.loads(old.query(PLAN_SQL)), old.counted()
+            as_postgres(self.timeout, new.program("initdb"), "--pgdata", new.data, *initdb_words(facts))
+            began = time.monotonic()
+            old.stop_private()
+            self.pg_upgrade(old, new, base, port)
+            new.start_private(base, port, **{**private, "ssl": "on", "listen_addresses": "127.0.0.1"})
+            after = new.counted()
+            found = differences(before, after)
+            if found:
+                raise Failed("the rehearsal differs: %s" % "; ".join(found[:5]))
+            statistics(new, first=True)
+            seconds = time.monotonic() - began
+            if release:
+                code = ReleaseCode(release, user)
+                for words in (["check", "--database", "default"], ["migrate", "--check"]):
+                    done = code.manage([words], extra_env={variable: str(port)})
+                    if done.returncode:
+                        raise Failed("manage.py %s on the copy: %s" % (words[0], last_lines(done.stderr + done.stdout)))
+            return {**totals(after), "seconds": round(seconds, 1)}
+        finally:
+            for cluster in (old, new):
+                cluster.stop_private()
+            safe_files.remove_tree(base)
 
     def upgrade(self):
         if not self.state or self.state["phase"] != PREPARED:
@@ -418,17 +478,11 @@ class Upgrade:
         self.note(UPGRADING, before=self.old.counted())
         self.old.stop()
         points.reach("postgresql_stopped")
-        self.pg_upgrade()
+        self.make_work()
+        self.pg_upgrade(self.old, self.new, self.work, self.port)
         safe_files.remove_tree(self.work)
         points.reach("postgresql_copied")
         self.note(UPGRADED)
-
-    def statistics(self, first):
-        """Collect statistics of all databases: rough ones, which queries need to start with, or complete ones."""
-        options = "-c default_statistics_target=1 " if first else ""
-        words = ["--all", "--analyze-only", "--jobs", str(os.cpu_count() or 1), *self.new.socket()]
-        environment = {"PGOPTIONS": options + "-c vacuum_cost_delay=0 " + SAFE_SEARCH_PATH}
-        as_postgres(self.timeout, self.new.program("vacuumdb"), *words, env=environment)
 
     def compare(self):
         if not self.state or self.state["phase"] != UPGRADED:
@@ -437,7 +491,7 @@ class Upgrade:
         found = differences(self.state["before"], after)
         if found:
             raise Failed("the new cluster differs: %s" % "; ".join(found[:5]))
-        self.statistics(first=True)
+        statistics(self.new, first=True)
         return totals(after)
 
     def make_live(self):
@@ -450,21 +504,9 @@ class Upgrade:
 
     # --- after that --------------------------------------------------------------------------------------------------
 
-    def private(self):
-        """Return the words that start the old server for nobody but postgres, with its directory of sockets."""
-        settings = {
-            "config_file": self.old.configuration + "/postgresql.conf", "hba_file": self.work + "/pg_hba.conf",
-            "unix_socket_directories": self.work, "listen_addresses": "", "port": self.port,
-            # What is not archived now is when it serves again.
-            "archive_command": "", "synchronous_standby_names": "", "ssl": "off",
-        }  # fmt: skip
-        return " ".join("-c %s='%s'" % item for item in settings.items())
-
     def stop_private(self):
-        if not running(self.old) and os.path.lexists(self.old.data + "/postmaster.pid"):
-            words = ["stop", "--mode=fast", "--pgdata", self.old.data]
-            with contextlib.suppress(Failed):  # It was killed, too.
-                as_postgres(self.timeout, self.old.program("pg_ctl"), *words)
+        if not running(self.old):
+            self.old.stop_private()
 
     def go_back(self):
         """Copy the rows into the old cluster, compare, and make it the live one."""
@@ -472,10 +514,7 @@ class Upgrade:
             raise Failed("there is no upgrade to go back from")
         self.note(RETURNING)
         self.make_work()
-        user = pwd.getpwnam("postgres")
-        safe_files.write(self.work + "/pg_hba.conf", b"local all all trust\n", 0o600, user.pw_uid, user.pw_gid)
-        words = ["start", "--wait", "--pgdata", self.old.data, "--log", self.work + "/log", "--options", self.private()]
-        as_postgres(self.timeout, self.old.program("pg_ctl"), *words)
+        self.old.start_private(self.work, self.port, ssl="off")
         points.reach("postgresql_returning")
         for name in self.new.databases():
             self.copy_back(name)
@@ -527,8 +566,26 @@ class Upgrade:
         return True
 
 
+def initdb_words(facts):
+    """Return the options that create a cluster as the old one was created."""
+    template = facts["template"]
+    words = ["--encoding", facts["encoding"], "--lc-collate", template["datcollate"]]
+    words += ["--lc-ctype", template["datctype"]]
+    if template.get("datlocprovider", "c") == "i":
+        words += ["--locale-provider=icu", "--icu-locale", template["daticulocale"]]
+    return words + (["--data-checksums"] if facts["checksums"] else [])
+
+
 def running(cluster):
     return units.active_state(cluster.unit) == "active"
+
+
+def statistics(cluster, first):
+    """Collect statistics of all databases: rough ones, which queries need to start with, or complete ones."""
+    options = "-c default_statistics_target=1 " if first else ""
+    words = ["--all", "--analyze-only", "--jobs", str(os.cpu_count() or 1), *cluster.socket()]
+    environment = {"PGOPTIONS": options + "-c vacuum_cost_delay=0 " + SAFE_SEARCH_PATH}
+    as_postgres(cluster.timeout, cluster.program("vacuumdb"), *words, env=environment)
 
 
 def totals(counts):
@@ -547,7 +604,8 @@ def work(params, check_mode):
     else:
         steps = {
             "prepared": upgrade.prepare, "upgraded": upgrade.upgrade, "compared": upgrade.compare,
-            "live": upgrade.make_live, "analyzed": lambda: upgrade.statistics(first=False), "returned": upgrade.go_back,
+            "live": upgrade.make_live, "rehearsed": lambda: upgrade.rehearse(*(params[name] for name in CHECKS)),
+            "analyzed": lambda: statistics(upgrade.new, first=False), "returned": upgrade.go_back,
         }  # fmt: skip
         result.update(steps[state]() or {}, changed=True)
     live = upgrade.new if upgrade.new.automatic or upgrade.old.version == upgrade.new.version else upgrade.old
@@ -556,13 +614,27 @@ def work(params, check_mode):
 
 
 def main():
-    states = ["planned", "settled", "prepared", "upgraded", "compared", "live", "analyzed", "returned", "committed"]
+    states = [
+        "planned",
+        "settled",
+        "prepared",
+        "rehearsed",
+        "upgraded",
+        "compared",
+        "live",
+        "analyzed",
+        "returned",
+        "committed",
+    ]
     module = QuietModule(
         argument_spec={
             "state": {"type": "str", "choices": states, "default": "planned"},
             "version": {"type": "int", "required": True},
             "port": {"type": "int", "default": 5432},
             "timeout_seconds": {"type": "int", "default": 7200},
+            "release": {"type": "path"},
+            "user": {"type": "str", "default": "shiftmaster"},
+            "port_variable": {"type": "str", "default": "DB_PORT"},
         },
         supports_check_mode=True,
     )
@@ -571,7 +643,7 @@ def main():
         result = work(module.params, module.check_mode)
     except (Failed, units.UnitError, OSError, ValueError, KeyError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(seconds=round(time.monotonic() - began, 1), **result)
+    module.exit_json(**{"seconds": round(time.monotonic() - began, 1), **result})
 
 
 if __name__ == "__main__":

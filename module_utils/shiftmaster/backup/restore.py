@@ -551,6 +551,18 @@ def database_scratch(host: Host, request: dict) -> dict:
     return {"restored": chosen.text, "found": done, "seconds": round(time.monotonic() - began, 1)}
 
 
+def database_copy(host: Host, request: dict) -> dict:
+    """Restore the database into a new directory of postgres, for a rehearsal. It is not started."""
+    chosen, directory, entry = _planned(request), request["directory"], pwd.getpwnam("postgres")
+    with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+        if host.free_bytes(os.path.dirname(os.path.dirname(directory))) < chosen.size_bytes * 1.1:
+            raise BackupError("there is too little room for a copy of %s" % sized(chosen.size_bytes))
+        for path in (os.path.dirname(directory), directory):
+            safe_files.make_directory(path, 0o700, entry.pw_uid, entry.pw_gid)
+        _fetch(host, chosen, directory, *_wal_of(host, chosen, directory, ""))
+    return {"restored": chosen.text}
+
+
 def _text(name: str) -> str:
     return "'%s'" % name.replace("'", "''")
 
@@ -727,6 +739,7 @@ COMMANDS = {
     "free": free,
     "here": database_here,
     "scratch": database_scratch,
+    "copy": database_copy,
     "table": table,
     "received": pack_received,
     "wal_again": wal_again,
