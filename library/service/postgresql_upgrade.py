@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pwd
 import re
+import signal
 import subprocess
 import time
 
@@ -75,6 +77,7 @@ seconds: {description: How long the step took., returned: always, type: float}
 """
 
 STATE = "/var/lib/shiftmaster-postgresql-upgrade.json"
+LOCK = "/run/shiftmaster-postgresql-upgrade.lock"
 ROOT = "/var/lib/postgresql"
 # The phases before the new cluster is live, and those after.
 CHECKS = ("release", "user", "port_variable")
@@ -175,9 +178,8 @@ class Cluster:
         return "auto" in [line.strip() for line in lines]
 
     def set_start(self, mode):
-        user = pwd.getpwnam("postgres")
         text = "# Written by module postgresql_upgrade: auto, manual or disabled.\n%s\n" % mode
-        safe_files.write(self.start_file, text.encode(), 0o644, user.pw_uid, user.pw_gid)
+        safe_files.write(self.start_file, text.encode(), 0o644)
 
     def start(self):
         # Debian's generator reads start.conf.
@@ -367,6 +369,7 @@ class Upgrade:
             if not running(self.new):
                 self.new.start()
             return changed
+        self.end_pg_upgrade()
         self.new.stop()
         self.stop_private()
         self.old.set_start("auto")
@@ -377,18 +380,18 @@ class Upgrade:
         self.state = {}
         return True
 
+    def end_pg_upgrade(self):
+        """It goes on where the module was killed. Its servers are stopped by their files, as others are."""
+        for pid in filter(str.isdecimal, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if os.readlink("/proc/%s/exe" % pid) == self.new.program("pg_upgrade"):
+                    os.kill(int(pid), signal.SIGKILL)
+
     def drop(self, cluster):
         """Remove a cluster, which is not the live one."""
         if cluster.automatic:
             raise Failed("%d/main starts at boot: it is not removed" % cluster.version)
-        if cluster.present:
-            done = subprocess.run(
-                ["pg_dropcluster", "--stop", str(cluster.version), "main"], stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, check=False, cwd="/",
-            )  # fmt: skip
-            if done.returncode:
-                raise Failed("pg_dropcluster: %s" % last_lines(done.stdout))
-        # A run that was killed while it created or removed one.
+        cluster.stop()
         for path in (cluster.configuration, cluster.data, self.work):
             safe_files.remove_tree(path)
         units.systemctl("daemon-reload")
@@ -401,15 +404,13 @@ class Upgrade:
         self.note(PREPARED)
         points.reach("postgresql_prepared")
         self.drop(self.new)
+        # Not as root, which would work by name in a directory of postgres.
+        user = pwd.getpwnam("postgres")
+        safe_files.make_directory(os.path.dirname(self.new.configuration), 0o755, user.pw_uid, user.pw_gid)
+        words = ["--start-conf", "manual", "--port", str(self.port + 1), str(self.new.version), "main"]
         # Its own defaults are those of a new cluster, checksums among them.
-        done = subprocess.run(
-            ["pg_createcluster", "--createclusterconf", "/dev/null", "--start-conf", "manual", "--user", "postgres",
-             "--port", str(self.port + 1), str(self.new.version), "main", "--", *initdb_words(facts)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True,
-            check=False, cwd="/", env=dict(os.environ, LC_ALL="C.UTF-8"),
-        )  # fmt: skip
-        if done.returncode:
-            raise Failed("pg_createcluster: %s" % last_lines(done.stdout))
+        words = ["pg_createcluster", "--createclusterconf", "/dev/null", *words, "--", *initdb_words(facts)]
+        as_postgres(self.timeout, *words)
         self.make_work()
         self.pg_upgrade(self.old, self.new, self.work, self.port, "--check")
 
@@ -594,6 +595,22 @@ def totals(counts):
     return {"rows": sum(tables), "tables": len(tables), "sequences": sequences}
 
 
+@contextlib.contextmanager
+def alone(seconds):
+    """A step goes on where its run was lost: the next one waits for it."""
+    deadline = time.monotonic() + seconds
+    with open(LOCK, "w", encoding="ascii") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Failed("a step of another run is still at work on this host")
+                time.sleep(1)
+        yield
+
+
 def work(params, check_mode):
     upgrade = Upgrade(params["version"], params["port"], params["timeout_seconds"])
     state, result = params["state"], {"changed": False}
@@ -640,7 +657,8 @@ def main():
     )
     began = time.monotonic()
     try:
-        result = work(module.params, module.check_mode)
+        with alone(0 if module.params["state"] == "planned" else module.params["timeout_seconds"]):
+            result = work(module.params, module.check_mode)
     except (Failed, units.UnitError, OSError, ValueError, KeyError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**{"seconds": round(time.monotonic() - began, 1), **result})

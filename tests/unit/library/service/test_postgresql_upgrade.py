@@ -27,6 +27,9 @@ class Server:
     def present(self):
         return self.rows is not None
 
+    def program(self, name):
+        return f"/nonexistent/{self.version}/{name}"
+
     def set_start(self, mode):
         self.automatic = mode == "auto"
 
