@@ -14,10 +14,10 @@ import subprocess
 import time
 
 from ansible.module_utils.shiftmaster.host import points, safe_files, units
-from ansible.module_utils.shiftmaster.host.printable import sized
+from ansible.module_utils.shiftmaster.host.printable import printable, sized
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.host.sql import SAFE_SEARCH_PATH, quoted
-from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCode
+from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCode, ReleaseCodeError
 
 DOCUMENTATION = r"""
 module: postgresql_upgrade
@@ -408,10 +408,12 @@ class Upgrade:
         user = pwd.getpwnam("postgres")
         safe_files.make_directory(os.path.dirname(self.new.configuration), 0o755, user.pw_uid, user.pw_gid)
         words = ["--start-conf", "manual", "--port", str(self.port + 1), str(self.new.version), "main"]
-        # Its own defaults are those of a new cluster, checksums among them.
-        words = ["pg_createcluster", "--createclusterconf", "/dev/null", *words, "--", *initdb_words(facts)]
-        as_postgres(self.timeout, *words)
         self.make_work()
+        # Its own file has the defaults of a new cluster, checksums among them.
+        defaults = self.work + "/createcluster.conf"
+        safe_files.write(defaults, b"add_include_dir = 'conf.d'\ncluster_name = '%v/%c'\n", 0o644)
+        words = ["pg_createcluster", "--createclusterconf", defaults, *words, "--", *initdb_words(facts)]
+        as_postgres(self.timeout, *words)
         self.pg_upgrade(self.old, self.new, self.work, self.port, "--check")
 
     def make_work(self):
@@ -465,8 +467,9 @@ class Upgrade:
                 code = ReleaseCode(release, user)
                 for words in (["check", "--database", "default"], ["migrate", "--check"]):
                     done = code.manage([words], extra_env={variable: str(port)})
-                    if done.returncode:
-                        raise Failed("manage.py %s on the copy: %s" % (words[0], last_lines(done.stderr + done.stdout)))
+                    if done.rc:
+                        output = last_lines(printable(done.stdout + "\n" + done.stderr))
+                        raise Failed("manage.py %s on the copy: %s" % (words[0], output))
             return {**totals(after), "seconds": round(seconds, 1)}
         finally:
             for cluster in (old, new):
@@ -488,6 +491,8 @@ class Upgrade:
     def compare(self):
         if not self.state or self.state["phase"] != UPGRADED:
             raise Failed("state upgraded comes first")
+        if self.new.socket()[3] != str(self.port):
+            raise Failed("the new cluster listens on port %s, not on %d" % (self.new.socket()[3], self.port))
         after = self.new.counted()
         found = differences(self.state["before"], after)
         if found:
@@ -659,7 +664,7 @@ def main():
     try:
         with alone(0 if module.params["state"] == "planned" else module.params["timeout_seconds"]):
             result = work(module.params, module.check_mode)
-    except (Failed, units.UnitError, OSError, ValueError, KeyError) as error:
+    except (Failed, ReleaseCodeError, units.UnitError, OSError, ValueError, KeyError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**{"seconds": round(time.monotonic() - began, 1), **result})
 

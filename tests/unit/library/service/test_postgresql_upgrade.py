@@ -21,6 +21,7 @@ class Server:
     def __init__(self, version, rows=None):
         self.version, self.rows = version, rows
         self.automatic = self.running = self.private = False
+        self.port = "5432"
         self.unit, self.configuration, self.data = f"postgresql@{version}", "/nonexistent", "/nonexistent"
 
     @property
@@ -29,6 +30,9 @@ class Server:
 
     def program(self, name):
         return f"/nonexistent/{self.version}/{name}"
+
+    def socket(self):
+        return ["--host", "/run/postgresql", "--port", self.port]
 
     def set_start(self, mode):
         self.automatic = mode == "auto"
@@ -166,6 +170,16 @@ def test_a_cluster_that_differs_does_not_become_the_live_one(host):
     with pytest.raises(upgrade.Failed, match="99 instead of 100"):
         begin().compare()
     assert (live(host).version, live(host).rows) == (OLD, 100)
+
+
+def test_a_cluster_that_the_application_does_not_find_does_not_become_the_live_one(host):
+    begin().prepare()
+    begin().upgrade()
+    host[NEW].start()
+    host[NEW].port = "5433"
+    with pytest.raises(upgrade.Failed, match="listens on port 5433"):
+        begin().compare()
+    assert live(host).version == OLD
 
 
 def test_rows_that_did_not_come_back_leave_the_new_cluster_live(host, monkeypatch):
