@@ -40,10 +40,12 @@ options:
       - V(compared) compares rows and sequences with those of before, and collects the first statistics.
       - V(live) makes the new cluster the live one. The application may start after that.
       - V(analyzed) collects complete statistics.
+      - V(complete) notes that statistics and a backup are there: nothing is left to do but to commit.
       - V(returned) copies the rows into the old cluster and makes that the live one. The application must be stopped.
       - V(committed) removes the old cluster.
     type: str
-    choices: [planned, settled, prepared, rehearsed, upgraded, compared, live, analyzed, returned, committed]
+    choices:
+      [planned, settled, prepared, rehearsed, upgraded, compared, live, analyzed, complete, returned, committed]
     default: planned
   version: {description: Major version to move to., type: int, required: true}
   port: {description: Port of the live cluster., type: int, default: 5432}
@@ -82,6 +84,8 @@ ROOT = "/var/lib/postgresql"
 # The phases before the new cluster is live, and those after.
 CHECKS = ("release", "user", "port_variable")
 PREPARED, UPGRADING, UPGRADED, LIVE, RETURNING = "prepared", "upgrading", "upgraded", "live", "returning"
+# Live, with complete statistics and a backup.
+COMPLETE = "complete"
 
 PLAN_SQL = """
 SELECT json_build_object(
@@ -363,7 +367,7 @@ class Upgrade:
         if not self.state:
             return False
         if self.new.automatic:
-            changed = self.state["phase"] != LIVE or self.old.automatic or not running(self.new)
+            changed = self.state["phase"] not in (LIVE, COMPLETE) or self.old.automatic or not running(self.new)
             self.stop_private()
             self.make_live()
             if not running(self.new):
@@ -505,7 +509,7 @@ class Upgrade:
         self.old.set_start("manual")
         points.reach("postgresql_switch")
         self.new.set_start("auto")
-        self.note(LIVE)
+        self.note(COMPLETE if self.state["phase"] == COMPLETE else LIVE)
         units.systemctl("daemon-reload")
 
     # --- after that --------------------------------------------------------------------------------------------------
@@ -516,7 +520,7 @@ class Upgrade:
 
     def go_back(self):
         """Copy the rows into the old cluster, compare, and make it the live one."""
-        if not self.state or self.state["phase"] != LIVE:
+        if not self.state or self.state["phase"] not in (LIVE, COMPLETE):
             raise Failed("there is no upgrade to go back from")
         self.note(RETURNING)
         self.make_work()
@@ -560,6 +564,11 @@ class Upgrade:
         as_postgres(self.timeout, "bash", "-c", script, "copy", *words, *self.new.socket(), env=environment)
         if owner != "postgres":
             self.old.query("REVOKE %s FROM %s" % (grant, quoted(owner)))
+
+    def complete(self):
+        if not self.state or self.state["phase"] != LIVE:
+            raise Failed("state live comes first")
+        self.note(COMPLETE)
 
     def commit(self):
         if not self.state:
@@ -625,10 +634,15 @@ def work(params, check_mode):
         result["changed"] = upgrade.settle() if state == "settled" else upgrade.commit()
     else:
         steps = {
-            "prepared": upgrade.prepare, "upgraded": upgrade.upgrade, "compared": upgrade.compare,
-            "live": upgrade.make_live, "rehearsed": lambda: upgrade.rehearse(*(params[name] for name in CHECKS)),
-            "analyzed": lambda: statistics(upgrade.new, first=False), "returned": upgrade.go_back,
-        }  # fmt: skip
+            "prepared": upgrade.prepare,
+            "rehearsed": lambda: upgrade.rehearse(*(params[name] for name in CHECKS)),
+            "upgraded": upgrade.upgrade,
+            "compared": upgrade.compare,
+            "live": upgrade.make_live,
+            "analyzed": lambda: statistics(upgrade.new, first=False),
+            "complete": upgrade.complete,
+            "returned": upgrade.go_back,
+        }
         result.update(steps[state]() or {}, changed=True)
     live = upgrade.new if upgrade.new.automatic or upgrade.old.version == upgrade.new.version else upgrade.old
     old = upgrade.old.version if upgrade.old.version != upgrade.new.version else 0
@@ -645,6 +659,7 @@ def main():
         "compared",
         "live",
         "analyzed",
+        "complete",
         "returned",
         "committed",
     ]
