@@ -410,7 +410,11 @@ class Upgrade:
         self.drop(self.new)
         # Not as root, which would work by name in a directory of postgres.
         user = pwd.getpwnam("postgres")
-        safe_files.make_directory(os.path.dirname(self.new.configuration), 0o755, user.pw_uid, user.pw_gid)
+        parent = os.path.dirname(self.new.configuration)
+        safe_files.make_directory(parent, 0o755, user.pw_uid, user.pw_gid)
+        # It is root's once an upgrade has come so far; the next deploy gives it to root again.
+        with safe_files.closing(safe_files.open_directory(parent)) as descriptor:
+            os.fchown(descriptor, user.pw_uid, user.pw_gid)
         words = ["--start-conf", "manual", "--port", str(self.port + 1), str(self.new.version), "main"]
         self.make_work()
         # Its own file has the defaults of a new cluster, checksums among them.
