@@ -40,7 +40,7 @@ options:
       - V(compared) compares rows and sequences with those of before, and collects the first statistics.
       - V(live) makes the new cluster the live one. The application may start after that.
       - V(analyzed) collects complete statistics.
-      - V(complete) notes that statistics and a backup are there: nothing is left to do but to commit.
+      - V(complete) notes that statistics and a backup are there, so that a further run has nothing to do.
       - V(returned) copies the rows into the old cluster and makes that the live one. The application must be stopped.
       - V(committed) removes the old cluster.
     type: str
