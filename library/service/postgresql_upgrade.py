@@ -396,7 +396,11 @@ class Upgrade:
         if cluster.automatic:
             raise Failed("%d/main starts at boot: it is not removed" % cluster.version)
         cluster.stop()
-        for path in (cluster.configuration, cluster.data, self.work):
+        rehearsal = self.work + "-rehearsal"
+        # A run that was killed has left its copies, and maybe their servers.
+        for version, copy in ((self.old.version, "old"), (self.new.version, "new")):
+            Cluster(version, self.timeout, "%s/%s" % (rehearsal, copy)).stop_private()
+        for path in (cluster.configuration, cluster.data, self.work, rehearsal):
             safe_files.remove_tree(path)
         units.systemctl("daemon-reload")
 
