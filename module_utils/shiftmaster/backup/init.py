@@ -29,11 +29,15 @@ def init(host: Host) -> list:
     made = []
     if host.database["databases"]:
         stanza = catalogue.stanza_of(host.info(), host.stanza)
+        current = [stanza.current_database(repo.key) for repo in stanza.repos]
         if stanza.code == catalogue.MISSING_STANZA:
             host.pgbackrest("pgbackrest stanza-create", "stanza-create")
             made.append("stanza %s" % host.stanza)
         elif stanza.code not in (catalogue.OK, catalogue.NO_BACKUP):
             raise BackupError("the repository of the database is unhealthy: %s" % catalogue.stanza_result(stanza))
+        elif any(one and one.version != host.database["version"] for one in current):
+            host.pgbackrest("pgbackrest stanza-upgrade", "stanza-upgrade")
+            made.append("stanza %s for PostgreSQL %s" % (host.stanza, host.database["version"]))
     if host.database["databases"] and not host.options["wal_receive"]:
         # What nobody receives is kept by the database until its limit.
         with contextlib.suppress(BackupError):

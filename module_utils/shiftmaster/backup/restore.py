@@ -76,6 +76,10 @@ def plan(host: Host, request: dict) -> dict:
             ]
             chosen = choose(request["target"], found, stanzas, time.time())
             result["database"] = chosen._asdict()
+            saved = next(one for one in stanzas if one.name == chosen.stanza).backup(chosen.label).version
+            if saved != host.database["version"]:
+                why = "backup %s is of PostgreSQL %s, and this host runs %s: it needs a cluster of that version"
+                raise BackupError(why % (chosen.label, saved, host.database["version"]))
             # Where a segment is missing or damaged, recovery to the end of the archive opens all the same, before it.
             if not chosen.arguments:
                 stanzas = [one for one in stanzas if one.name in host.stanzas_from(chosen.stanza)]
@@ -547,6 +551,18 @@ def database_scratch(host: Host, request: dict) -> dict:
     return {"restored": chosen.text, "found": done, "seconds": round(time.monotonic() - began, 1)}
 
 
+def database_copy(host: Host, request: dict) -> dict:
+    """Restore the database into a new directory of postgres, for a rehearsal. It is not started."""
+    chosen, directory, entry = _planned(request), request["directory"], pwd.getpwnam("postgres")
+    with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
+        if host.free_bytes(os.path.dirname(os.path.dirname(directory))) < chosen.size_bytes * 1.1:
+            raise BackupError("there is too little room for a copy of %s" % sized(chosen.size_bytes))
+        for path in (os.path.dirname(directory), directory):
+            safe_files.make_directory(path, 0o700, entry.pw_uid, entry.pw_gid)
+        _fetch(host, chosen, directory, *_wal_of(host, chosen, directory, ""))
+    return {"restored": chosen.text}
+
+
 def _text(name: str) -> str:
     return "'%s'" % name.replace("'", "''")
 
@@ -723,6 +739,7 @@ COMMANDS = {
     "free": free,
     "here": database_here,
     "scratch": database_scratch,
+    "copy": database_copy,
     "table": table,
     "received": pack_received,
     "wal_again": wal_again,

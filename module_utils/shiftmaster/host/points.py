@@ -41,6 +41,15 @@ BACKUP_POINTS = (
     "backup_offsite",  # everything is good here, and not yet outside
     "restore_database",  # what was there is quarantined, and nothing is restored
 )
+# Of an upgrade of PostgreSQL, in the order of a run, and of the way back.
+UPGRADE_POINTS = (
+    "postgresql_prepared",  # noted, and the new cluster not yet created
+    "postgresql_stopped",  # no server runs
+    "postgresql_copied",  # copied, and not yet noted
+    "postgresql_switch",  # neither cluster starts at boot
+    "postgresql_returning",  # both servers run, the old one for nobody
+    "postgresql_switch_back",  # the rows are in both, and no server runs
+)
 
 
 def reach(point: str) -> None:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from ansible.module_utils.shiftmaster.backup import init as backup_init
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
 from ansible.module_utils.shiftmaster.backup import restore
 from ansible.module_utils.shiftmaster.backup import run as backup_run
@@ -481,6 +482,37 @@ def test_a_repository_that_cannot_be_read_is_not_called_empty(backup_server, mon
     monkeypatch.setattr(backup_server, "info", lambda _stanza: there)
     with pytest.raises(BackupError, match="no verified backup.*the repository cannot be read"):
         restore.plan(backup_server, {"target": "latest", "parts": ["database"]})
+
+
+def recorded_plan(backup_server, monkeypatch, version):
+    """Plan a restore of the recorded backup, which is of PostgreSQL 17, on a host of that version."""
+    recorded = Path(__file__).resolve().parents[1] / "recorded/backup/info.json"
+    chosen = restore.Plan("r1", "20261126-154259F", [], "its end", None, True, 1000, 1, "shiftmaster")
+    monkeypatch.setattr(backup_server, "info", lambda *_stanza: recorded.read_text())
+    monkeypatch.setattr(restore, "choose", lambda *_arguments: chosen)
+    monkeypatch.setattr(restore, "received", lambda _host: [])
+    monkeypatch.setattr(restore.archive, "last_segment", lambda *_arguments: "")
+    backup_server.database["version"] = version
+    return restore.plan(backup_server, {"target": "latest", "parts": ["database"]})
+
+
+def test_a_backup_of_another_major_version_is_refused_before_anything_stops(backup_server, monkeypatch):
+    assert recorded_plan(backup_server, monkeypatch, "17")["database"]["label"] == "20261126-154259F"
+    with pytest.raises(BackupError, match="is of PostgreSQL 17, and this host runs 18"):
+        recorded_plan(backup_server, monkeypatch, "18")
+
+
+@pytest.mark.parametrize(("version", "calls"), [("17", []), ("18", ["stanza-upgrade"])])
+def test_the_stanza_follows_the_major_version(backup_server, monkeypatch, version, calls):
+    recorded = Path(__file__).resolve().parents[1] / "recorded/backup/info.json"
+    called = []
+    monkeypatch.setattr(backup_server, "info", lambda *_stanza: recorded.read_text())
+    monkeypatch.setattr(backup_server, "pgbackrest", lambda _what, *words: called.extend(words))
+    monkeypatch.setattr(backup_init, "names_of_parts", lambda _host: [])
+    backup_server.options["wal_receive"] = True
+    backup_server.database.update(version=version, databases=["shiftmaster"])
+    backup_init.init(backup_server)
+    assert called == calls
 
 
 def test_a_manifest_that_cannot_be_read_is_named_where_no_backup_is_found(backup_server, tmp_path):
