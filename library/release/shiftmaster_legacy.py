@@ -35,8 +35,6 @@ renamed:
   returned: always
 """
 
-import os
-
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.shiftmaster.release import legacy, state
 from ansible.module_utils.shiftmaster.release.layout import Layout
@@ -45,8 +43,7 @@ from ansible.module_utils.shiftmaster.release.layout import Layout
 def main():
     module = AnsibleModule(argument_spec={"root": {"type": "path", "required": True}}, supports_check_mode=True)
     layout = Layout(module.params["root"])
-    left = [os.path.join(layout.root, "colours")] + [os.path.join(layout.shared, name) for name in legacy.DIRECTORIES]
-    renamed = [path for path in left if os.path.isdir(path)]
+    renamed = legacy.old_directories(layout)
     if renamed and not module.check_mode:
         try:
             with state.exclusive(layout):

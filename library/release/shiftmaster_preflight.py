@@ -54,6 +54,11 @@ options:
     description: A path that is there once something is deployed; empty where nothing has to be.
     type: path
     default: ""
+  root:
+    description: The application's directory. RV(facts) then shows what of an earlier run is there, C(locked) by a deploy,
+      C(page) for a maintenance page, and C(old_names) for directories of a version before 1.0.0.
+    type: path
+    default: ""
   packages: {description: "Whether dpkg must be in order, and apt not at work.", type: bool, default: false}
 attributes:
   check_mode:
@@ -104,6 +109,8 @@ import time
 from ansible.module_utils.shiftmaster.host import listeners
 from ansible.module_utils.shiftmaster.host.quiet import PATH, TEXT, QuietModule, given, list_of
 from ansible.module_utils.shiftmaster.host.safe_files import untrusted_parent
+from ansible.module_utils.shiftmaster.release import legacy
+from ansible.module_utils.shiftmaster.release.layout import Layout
 
 PACKAGE_LOCKS = [
     "/var/" + path
@@ -404,6 +411,11 @@ def run(params):
     check_systemd(report, read("/proc/1/comm").strip(), os.path.isdir("/run/systemd/system"))
     # What each application host has from the first run on.
     report.facts["deployed"] = os.path.exists("/etc/shiftmaster/cutover.json")
+    if params["root"]:
+        layout = Layout(params["root"])
+        report.facts["locked"] = os.path.lexists(os.path.join(layout.state, "lock.json"))
+        report.facts["page"] = os.path.lexists(os.path.join(layout.shared, "maintenance", "on"))
+        report.facts["old_names"] = bool(legacy.old_directories(layout))
     check_disk(report, params["disk"])
     check_directories(report, params["directories"])
     check_ports(report, params["ports"])
@@ -428,6 +440,7 @@ def argument_spec():
         "controller_time": {"type": "float"},
         "interpreter": given(""),
         "release": given("", type="path"),
+        "root": given("", type="path"),
         "packages": given(False),
     }
 

@@ -168,6 +168,7 @@ options:
     default: {}
     suboptions:
       seconds: {description: How long., type: int, default: 60}
+      enough: {description: "After so many requests it ends earlier, but not before 10 s.", type: int, default: 1000}
       target: {description: Where our own requests go., type: str, default: "http://localhost:8000"}
       paths: {description: The pages that are requested each second., type: list, elements: str, default: [/]}
       access_log: {description: nginx's JSON access log., type: path, default: /var/log/nginx/shiftmaster_access.log}
@@ -783,6 +784,7 @@ def argument_spec():
     )
     watched = dict_of(
         seconds=given(60),
+        enough=given(1000),
         target=given("http://localhost:8000"),
         paths=given(["/"], elements="str"),
         access_log=given("/var/log/nginx/shiftmaster_access.log", type="path"),

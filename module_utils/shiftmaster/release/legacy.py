@@ -26,6 +26,12 @@ def event(entry):
     return entry
 
 
+def old_directories(layout):
+    """Return the directories of an installation that have an old name."""
+    left = [os.path.join(layout.root, "colours")] + [os.path.join(layout.shared, name) for name in DIRECTORIES]
+    return [path for path in left if os.path.isdir(path)]
+
+
 def state(data):
     """Rename what state.json holds, in place; returns it. Its form is checked afterwards."""
     with contextlib.suppress(AttributeError, KeyError, TypeError):

@@ -11,6 +11,8 @@ from ..host.percentile import percentile
 
 # So much of the log is read at once.
 _PART = 1 << 20
+# No number of requests ends a watch before.
+_LEAST_SECONDS = 10
 # A 95th percentile that is slower than before by more is new.
 _SLOWER = 1.5
 
@@ -105,17 +107,20 @@ def _p95_ms(requests: list) -> float:
 
 
 def watch(options: dict) -> Result:
-    """Watch for a while and end early at a breach.
+    """Watch for a while; end early at a breach, and where enough requests were seen.
 
-    options: seconds, before (since when and until when the version before served alone), access_log, target
-    ("http://localhost:8000"), host, paths, plus the limits of judge(). Our own requests count as traffic, too: a quiet
+    options: seconds, enough (so many requests, but not before _LEAST_SECONDS), before (since when and until when the
+    version before served alone), access_log, target ("http://localhost:8000"), host, paths, plus the limits of judge(). Our own requests count as traffic, too: a quiet
     night must not let a broken page pass.
     """
     log = AccessLog(options["access_log"])
     before, requests, breach = symptoms.logged(options["access_log"], *options["before"]), [], ""
-    deadline, failed = time.monotonic() + options["seconds"], False
+    began, failed = time.monotonic(), False
+    deadline, least = began + options["seconds"], began + _LEAST_SECONDS
     # A page that fails for us is requested until there are enough requests to compare.
     while not breach and (time.monotonic() < deadline or (failed and len(requests) < symptoms.REQUESTS_MIN)):
+        if len(requests) >= options["enough"] and time.monotonic() >= least:
+            break
         failed = False
         for path in options["paths"]:
             result = symptoms.get_page(options["target"], path, options["host"], 10.0)

@@ -241,6 +241,20 @@ def test_monitoring_of_what_is_not_deployed_is_refused(tmp_path, monkeypatch):
     assert [[one["check"] for one in each] for each in found] == [[], ["release"]]
 
 
+def test_remains_of_earlier_runs_are_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "check_systemd", lambda *_arguments: None)
+
+    def facts():
+        found = preflight.run({**defaults(), "root": str(tmp_path)})["facts"]
+        return [found[name] for name in ("locked", "page", "old_names")]
+
+    assert facts() == [False, False, False]
+    for name in ("shared/state/lock.json", "shared/maintenance/on", "colours/blue"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert facts() == [True, True, True]
+
+
 def test_without_requirements_there_is_no_problem(monkeypatch):
     monkeypatch.setattr(preflight, "check_systemd", lambda *_arguments: None)
     result = preflight.run(defaults())

@@ -155,6 +155,7 @@ def site(tmp_path):
         site.options = dict(
             LIMITS,
             seconds=2.2,
+            enough=1000,
             before=(0.0, time.time()),
             access_log=str(log),
             host="shift.example.jp",
@@ -207,6 +208,15 @@ def test_traffic_of_others_counts(site):
         threading.Timer(0.3, lambda: (stream.write(line(503, path="/api/") * 15), stream.flush())).start()
         result = watch.watch(dict(site.options, paths=[]))
     assert "15 of 15 requests" in result.breach and "/api/: 15 of 15" in result.breach
+
+
+def test_enough_requests_end_the_watch_early(site, monkeypatch):
+    monkeypatch.setattr(watch, "_LEAST_SECONDS", 1.5)
+    with open(site.log, "a") as stream:
+        threading.Timer(0.3, lambda: (stream.write(line(200, path="/api/") * 50), stream.flush())).start()
+        started = time.monotonic()
+        result = watch.watch(dict(site.options, seconds=30, enough=50))
+    assert 1.5 <= time.monotonic() - started < 10 and result.breach == "" and result.requests >= 50
 
 
 def test_slow_responses_are_a_breach(site):
