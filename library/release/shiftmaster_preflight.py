@@ -55,11 +55,14 @@ options:
     type: path
     default: ""
   root:
-    description: The application's directory. RV(facts) then shows what of an earlier run is there, C(locked) by a deploy,
-      C(page) for a maintenance page, and C(old_names) for directories of a version before 1.0.0.
+    description: The application's directory. RV(facts) then shows what is there of an earlier run, C(locked) for a
+      deploy's lock, C(page) for a maintenance page, and C(old_names) for directories of a version before 1.0.0.
     type: path
     default: ""
-  packages: {description: "Whether dpkg must be in order, and apt not at work.", type: bool, default: false}
+  packages:
+    description: Whether dpkg must be in order, and apt not at work. RV(facts) then has the packages in C(installed).
+    type: bool
+    default: false
 attributes:
   check_mode:
     support: full
@@ -370,6 +373,9 @@ def check_packages(report, wait_seconds=PACKAGES_SECONDS):
         return
     interrupted = any(name.isdigit() for name in names_in("/var/lib/dpkg/updates"))
     process = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "env": dict(os.environ, LC_ALL="C")}
+    query = ("dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package}\\n")
+    packages = subprocess.run(query, check=False, timeout=60, **process).stdout.decode(errors="replace")
+    report.facts["installed"] = re.findall(r"(?m)^installed (\S+)$", packages)
     audit = subprocess.run(("dpkg", "--audit"), check=False, timeout=60, **process).stdout.decode(errors="replace")
     broken = re.findall(r"(?m)^ (\S+)", audit)
     report.facts["packages_broken"] = broken

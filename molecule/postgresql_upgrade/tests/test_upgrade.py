@@ -5,9 +5,13 @@ from __future__ import annotations
 import threading
 import time
 
+import ansible.module_utils
 import pytest
-from ansible.module_utils.shiftmaster.host import points
-from support import SCENARIO_HOME, kill_run
+from support import ROOT, SCENARIO_HOME, kill_run
+
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+from ansible.module_utils.shiftmaster.host import points  # noqa: E402 - found where the line above leads.
 
 LOG = SCENARIO_HOME / "postgresql_upgrade.log"
 # For 2 GB, of which the demo has a part; on two cores next to another scenario.
