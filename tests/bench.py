@@ -205,11 +205,9 @@ def latency(operations: Operations) -> None:
 class Peer:
     """The same application as ansistrano deploys it, on the same host: by its roles, or by the steps of tests/peer/."""
 
-    def __init__(self, operations: Operations, inventory: Path):
+    def __init__(self, operations: Operations, inventory: Path, versions: str):
         self.operations, self.inventory = operations, inventory
-        subprocess.run(
-            ["docker", "cp", "--quiet", str(ROOT / ".cache/scenario/shiftmaster.git"), f"{HOST}:{PEER}.git"], check=True
-        )
+        subprocess.run(["docker", "cp", "--quiet", versions, f"{HOST}:{PEER}.git"], check=True)
         workers = operations.shell(f"grep ^workers {APP}/active/release/site/gunicorn.conf.py | tr -dc 0-9").strip()
         operations.shell(
             "set -e; apt-get update -qq; apt-get install -qq -y git python3-setuptools rsync >/dev/null; "
@@ -250,28 +248,27 @@ def timed(operations: Operations, call) -> tuple:
     return run.seconds, float(operations.shell(f"stat --format %.9Z {APP}/active")) - began
 
 
-def with_other_requirements(directory: Path) -> str:
-    """Copy the repository, with another requirements file (by a comment) in 2.1.0; returns its path."""
-    clone, bare = directory / "clone", directory / "requirements.git"
+def repository(directory: Path) -> str:
+    """Copy the application's repository, with a version 2.0.1 that differs from 2.0.0 in one file; returns its path."""
+    clone, bare = directory / "clone", directory / "versions.git"
 
     def git(*arguments):
         subprocess.run(["git", *arguments], cwd=directory, check=True, capture_output=True)
 
     git("clone", str(ROOT / ".cache/scenario/shiftmaster.git"), str(clone))
-    git("-C", str(clone), "checkout", "--detach", "2.1.0")
-    with (clone / "requirements.txt").open("a", encoding="utf-8") as stream:
-        stream.write("# Nothing more.\n")
+    git("-C", str(clone), "checkout", "--detach", "2.0.0")
+    (clone / "VERSION").write_text("2.0.1\n", encoding="utf-8")
     git("-C", str(clone), "-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "--all", "--message=x")
-    git("-C", str(clone), "tag", "--force", "2.1.0")
+    git("-C", str(clone), "tag", "2.0.1")
     git("clone", "--bare", str(clone), str(bare))
     return str(bare)
 
 
-def side_by_side(operations: Operations, peer: Peer, directory: Path) -> None:
+def side_by_side(operations: Operations, peer: Peer, versions: str) -> None:
     print("\nNext to ansistrano, the host without load; each figure is whole / until live, in seconds, and the ratios:")
     peer.run("deploy", "2.0.0")
-    theirs = {"same": peer.run("deploy", "2.0.0"), "new": peer.run("deploy", "2.1.0"), "back": peer.run("rollback")}
-    other = with_other_requirements(directory)
+    theirs = {"same": peer.run("deploy", "2.0.0"), "patch": peer.run("deploy", "2.0.1"),
+              "new": peer.run("deploy", "2.1.0"), "back": peer.run("rollback")}  # fmt: skip
 
     def compare(what, name, call, *wanted):
         ours, his = timed(operations, call), theirs[name]
@@ -279,15 +276,14 @@ def side_by_side(operations: Operations, peer: Peer, directory: Path) -> None:
         for figure, goal in zip(metrics, wanted):
             row(f"{what}, {'whole' if goal is wanted[0] else 'until live'}", figure, goal)
 
+    def deploy(version):
+        return lambda: operations.deploy(version, shiftmaster_repository=versions)
+
     compare("deploy.yml, same version", "same", lambda: operations.run("deploy.yml"), "<= 0.5")
     compare("--tags release, same version", "same", lambda: operations.deploy("2.0.0"), "<= 0.2")
-    compare("new version, same requirements", "new", lambda: operations.deploy("2.1.0"), "<= 0.7 ", "<= 0.5")
+    compare("new version, same requirements", "patch", deploy("2.0.1"), "<= 0.7 ", "<= 0.5")
+    compare("new version, other requirements, a migration", "new", deploy("2.1.0"), "<= 1.0", "<= 0.8")
     compare("rollback", "back", operations.rollback, "<= 1.2", "<= 0.7")
-    back(operations)
-    compare(
-        "new version, other requirements", "new",
-        lambda: operations.deploy("2.1.0", shiftmaster_repository=other), "<= 1.0", "<= 0.8",
-    )  # fmt: skip
     back(operations)
     compare(
         "changed setting", "new", lambda: operations.deploy("2.0.0", shiftmaster_web_threads=5), "<= 0.4",
@@ -406,8 +402,9 @@ def main() -> int:
             controller(operations)
             health(operations)
             diagnosis(operations)
-            peer = Peer(operations, Path(directory) / "hosts.yml")
-            side_by_side(operations, peer, Path(directory))
+            versions = repository(Path(directory))
+            peer = Peer(operations, Path(directory) / "hosts.yml", versions)
+            side_by_side(operations, peer, versions)
             back(operations)
             apart()
             latency(operations)

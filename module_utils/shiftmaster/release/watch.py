@@ -110,8 +110,8 @@ def watch(options: dict) -> Result:
     """Watch for a while; end early at a breach, and where enough requests were seen.
 
     options: seconds, enough (so many requests, but not before _LEAST_SECONDS), before (since when and until when the
-    version before served alone), access_log, target ("http://localhost:8000"), host, paths, plus the limits of judge(). Our
-    own requests count as traffic, too: a quiet night must not let a broken page pass.
+    version before served alone), access_log, target ("http://localhost:8000"), host, paths, plus the limits of judge().
+    Our own requests count as traffic, too: a quiet night must not let a broken page pass.
     """
     log = AccessLog(options["access_log"])
     before, requests, breach = symptoms.logged(options["access_log"], *options["before"]), [], ""
