@@ -124,7 +124,7 @@ def report(hosts: list, language: str) -> str:
 
 def filled(period: str, language: str, patch: dict) -> str:
     host = dict(CHECKLIST.host(patch), zone=JAPAN)
-    data = checklist.judge(period, CHECKLIST.LINES[period], [host], findings.topology_of([host]), MADE)
+    data = checklist.evaluate(period, CHECKLIST.LINES[period], [host], findings.topology_of([host]), MADE)
     if period != "monthly":
         return checklist.page(data, language)
     # The month whose metrics test_kpi.py computes by hand.

@@ -24,7 +24,7 @@ HEALTHY = ROOT / "tests/unit/diagnosis/healthy.yml"
 
 class Command(NamedTuple):
     text: str
-    said_by: str  # the alert, or the rule
+    source: str  # the alert, or the rule
     where: str  # a key of scripts/alerts.py's WHERE; of a rule "rule"
     service: str
 

@@ -69,7 +69,7 @@ def requests(text):
     return found
 
 
-def judge(before, after, channels, others=None):
+def evaluate(before, after, channels, others=None):
     """(taken, refused, silent): the channels by what happened to them between two readings.
 
     others: {channel: how many requests were not for this test}
@@ -119,7 +119,7 @@ def run(api, params, sleep=time.sleep, clock=time.monotonic):
             if shared:
                 # A little early, since messages are some seconds apart from their beat.
                 others[shared] = int((clock() - began + 5) // interval)
-            result = judge(before, requests(api.metrics()), params["channels"], others)
+            result = evaluate(before, requests(api.metrics()), params["channels"], others)
             # A channel that refused is tried again by Alertmanager as long as there is time.
             if not result[1] and not result[2] or clock() >= deadline:
                 return result

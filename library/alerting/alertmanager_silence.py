@@ -94,7 +94,7 @@ from ansible.module_utils.shiftmaster.monitoring.alertmanager import ARGUMENTS, 
 
 CREATED_BY, LONGEST_SECONDS = "ansible", 7200
 # What both Go and Python read alike. Something like [[:alpha:]] or \pL means another thing in Python, so that the
-# judgement below would be wrong about it.
+# evaluation below would be wrong about it.
 JUDGEABLE = re.compile(r"[A-Za-z0-9_:|().*+?^$ -]*\Z")
 
 
@@ -129,10 +129,10 @@ def matcher_problems(matchers, protected, maintenance):
         return problems
     of_name = [one for one in matchers if one["name"] == "alertname"]
     for alert in protected:
-        judged = [matches(one, alert) for one in of_name]
-        if False in judged:
+        evaluated = [matches(one, alert) for one in of_name]
+        if False in evaluated:
             continue
-        if None in judged:
+        if None in evaluated:
             problems.append("whether it silences %s is unknown: write the alerts' names with | between" % alert)
         else:
             what = "it would silence %s, which is for maintenance only: add alertname !~ %s"
@@ -192,8 +192,8 @@ def plan(silences, params, now):
     comment = with_mark(params["comment"], params["run_id"])
 
     def ours(one):
-        said = one["comment"].endswith(mark(params["run_id"])) if params["run_id"] else one["comment"] == comment
-        return said and one["createdBy"] == CREATED_BY and comparable(one["matchers"]) == comparable(wanted)
+        output = one["comment"].endswith(mark(params["run_id"])) if params["run_id"] else one["comment"] == comment
+        return output and one["createdBy"] == CREATED_BY and comparable(one["matchers"]) == comparable(wanted)
 
     mine = [one for one in living(silences) if ours(one)]
     mine.sort(key=lambda one: parse_time(one["endsAt"]))

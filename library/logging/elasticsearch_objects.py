@@ -73,7 +73,7 @@ status: {description: The cluster's health., returned: when it responds, type: s
 import time
 
 from ansible.module_utils.shiftmaster.host import json_api
-from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, keep, quoted, said
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, keep, message_of, quoted
 from ansible.module_utils.shiftmaster.host.quiet import SECRET, TEXT, QuietModule, given, list_of
 from ansible.module_utils.shiftmaster.logging.elastic import cluster_health, lacks
 
@@ -99,7 +99,7 @@ def rights(has):
     return {"index": [{"names": [pattern], "privileges": list(wanted)} for pattern, wanted in sorted(has.items())]}
 
 
-def judged(answer, has, has_not):
+def evaluated(answer, has, has_not):
     """Return the differences between the response and the wanted state, a sentence each."""
     found = answer.get("index", {})
     problems = []
@@ -159,7 +159,7 @@ class Elasticsearch(json_api.Instance):
             where = path % quoted(name)
             status, answer = self.api.ask(where)
             if status not in (200, 404):
-                raise Failed("GET %s returns %s: %s" % (where, status, said(answer)))
+                raise Failed("GET %s returns %s: %s" % (where, status, message_of(answer)))
             missing = lacks(body, of(answer, name)) if status == 200 else ["all of it"]
             if missing:
                 self.done.append("%s %s: %s" % (called, name, ", ".join(missing[:5])))
@@ -184,7 +184,7 @@ class Elasticsearch(json_api.Instance):
                 if not self.module.check_mode:
                     self.api.call("/_data_stream/" + quoted(name), "PUT")
             elif status != 200:
-                raise Failed("the data stream %s: %s: %s" % (name, status, said(answer)))
+                raise Failed("the data stream %s: %s: %s" % (name, status, message_of(answer)))
 
     def problems_of(self, user):
         body = rights(merged(user["has"], user["has_not"]))
@@ -192,8 +192,8 @@ class Elasticsearch(json_api.Instance):
             "/_security/user/_has_privileges", "POST", body, login=(user["name"], user["password"])
         )
         if status != 200:
-            return ["cannot log in (%s): %s" % (status, said(answer))]
-        return judged(answer, user["has"], user["has_not"])
+            return ["cannot log in (%s): %s" % (status, message_of(answer))]
+        return evaluated(answer, user["has"], user["has_not"])
 
     def prove(self):
         deadline = time.monotonic() + json_api.REREAD_SECONDS

@@ -49,7 +49,7 @@ import os
 import uuid
 
 from ansible.module_utils.shiftmaster.host import safe_files
-from ansible.module_utils.shiftmaster.host.json_api import ARGUMENTS, Failed, Instance, keep, said
+from ansible.module_utils.shiftmaster.host.json_api import ARGUMENTS, Failed, Instance, keep, message_of
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule, given
 from ansible.module_utils.shiftmaster.logging.elastic import lacks
 
@@ -116,7 +116,7 @@ class Kibana(Instance):
         """Return the version of a Kibana that is available."""
         answer = self.api.call("/api/status")
         if answer["status"]["overall"]["level"] != "available":
-            raise Failed(said(answer))
+            raise Failed(message_of(answer))
         return answer["version"]["number"]
 
     def exported(self):
@@ -128,7 +128,7 @@ class Kibana(Instance):
         if status == 400:  # One of them is not there: then none is exported.
             return []
         if status != 200:
-            raise Failed("the export returns %s: %s" % (status, said(answer)))
+            raise Failed("the export returns %s: %s" % (status, message_of(answer)))
         return lines_of(answer)
 
     def run(self):
@@ -141,7 +141,7 @@ class Kibana(Instance):
             data, kind = form(self.p["objects"])
             answer = self.api.call("/api/saved_objects/_import?overwrite=true", "POST", data=data, kind=kind)
             if not answer.get("success"):
-                raise Failed("objects are refused: %s" % said(answer))
+                raise Failed("objects are refused: %s" % message_of(answer))
             exported = self.exported()
             if len(exported) < len(self.p["objects"]):
                 raise Failed("after the import %d objects are missing" % (len(self.p["objects"]) - len(exported)))

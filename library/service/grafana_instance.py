@@ -63,7 +63,7 @@ version: {description: Grafana's version., returned: when it responds, type: str
 
 import time
 
-from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, keep, quoted, said
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, keep, message_of, quoted
 from ansible.module_utils.shiftmaster.host.quiet import SECRET, TEXT, QuietModule, given, list_of
 
 
@@ -132,13 +132,13 @@ class Instance:
                 body = {"oldPassword": old, "newPassword": wanted, "confirmNew": wanted}
                 status, answer = self.api.ask("/api/user/password", "PUT", body, login=(user, old))
                 if status != 200:
-                    raise Failed("Grafana refuses the administrator's new password: %s" % said(answer))
+                    raise Failed("Grafana refuses the administrator's new password: %s" % message_of(answer))
                 return
         raise Failed(
             "%s cannot log in (%s: %s). Grafana takes the configured password only when it makes its database."
             " Give the password that it has in grafana_admin_previous_passwords, or, where nobody knows it, run on the"
             " host: sudo -u grafana grafana cli --homepath /usr/share/grafana --config /etc/grafana/grafana.ini"
-            " admin reset-admin-password --password-from-stdin" % (user, status, said(answer))
+            " admin reset-admin-password --password-from-stdin" % (user, status, message_of(answer))
         )
 
     def present(self):
@@ -191,7 +191,7 @@ class Instance:
         for uid in self.p["data_sources"]:
             status, answer = self.api.ask("/api/datasources/uid/%s/health" % quoted(uid), login=self.admin)
             if status != 200 or not isinstance(answer, dict) or answer.get("status") != "OK":
-                found.append("data source %s is unhealthy (%s: %s)" % (uid, status, said(answer)))
+                found.append("data source %s is unhealthy (%s: %s)" % (uid, status, message_of(answer)))
         for uid, title in sorted(self.p["dashboards"].items()):
             status, answer = self.api.ask("/api/dashboards/uid/%s" % quoted(uid), login=self.admin)
             if status != 200:
@@ -226,7 +226,7 @@ class Instance:
     def run(self):
         status, health = self.api.ask("/api/health")
         if status != 200 or not isinstance(health, dict) or health.get("database") != "ok":
-            raise Failed("/api/health returns %s: %s" % (status, said(health)))
+            raise Failed("/api/health returns %s: %s" % (status, message_of(health)))
         self.log_in()
         self.keep_users()
         if not self.module.check_mode:

@@ -95,8 +95,8 @@ def run(*command, env=None, timeout=120, fine=(0,)):
     except subprocess.TimeoutExpired:
         raise Failed("%s did not end within %d s" % (os.path.basename(command[0]), timeout))
     if done.returncode not in fine:
-        said = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise Failed("%s: %s" % (" ".join(command[:5]), "; ".join(said)))
+        output = (done.stderr or done.stdout).strip().splitlines()[-3:]
+        raise Failed("%s: %s" % (" ".join(command[:5]), "; ".join(output)))
     return done.stdout.strip()
 
 

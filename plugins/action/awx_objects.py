@@ -260,9 +260,9 @@ def name_problems(params):
     holders += [("workflow %s" % item["name"], item.get("options") or {}) for item in params["workflows"]]
     for title, item in holders + [("job_defaults", params["job_defaults"])]:
         for option, kind in REFERENCES.items():
-            said = item.get(option, [])
+            output = item.get(option, [])
             # What an object is called itself is no reference, and AWX's own project credential is not ours.
-            for one in said if isinstance(said, list) else [said]:
+            for one in output if isinstance(output, list) else [output]:
                 if one not in names[kind]:
                     found.append("%s: there is no %s %s" % (title, kind, one))
     for item in wanted(params, "credential"):

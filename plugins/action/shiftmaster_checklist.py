@@ -47,10 +47,10 @@ def fill_in(parameters: dict, made: datetime.datetime) -> dict:
 
 def _fill_in(parameters: dict, hosts: list, made: datetime.datetime) -> dict:
     language, metrics = parameters["language"], parameters["metrics"]
-    data = checklist.judge(parameters["period"], parameters["lines"], hosts, findings.topology_of(hosts), made)
+    data = checklist.evaluate(parameters["period"], parameters["lines"], hosts, findings.topology_of(hosts), made)
     if parameters["period"] == "monthly" and not metrics:
-        said = parameters["metrics_problem"]
-        why = dict.fromkeys(findings.LANGUAGES, said) if said else checklist.both(checklist.SAYS["no_prometheus"])
+        output = parameters["metrics_problem"]
+        why = dict.fromkeys(findings.LANGUAGES, output) if output else checklist.both(checklist.SAYS["no_prometheus"])
         data["metrics_problem"] = checklist.both(checklist.SAYS["no_metrics"], why=why)
     text = checklist.text_lines(data, language, metrics)
     return {

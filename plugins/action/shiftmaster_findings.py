@@ -43,12 +43,12 @@ ARGUMENTS = {
 }
 
 
-def judge(parameters: dict, made: datetime.datetime) -> tuple:
+def evaluate(parameters: dict, made: datetime.datetime) -> tuple:
     """Return (what the action returns, {file name: content})."""
-    return findings.of_hosts(parameters["results"], lambda hosts: _judge(parameters, hosts, made))
+    return findings.of_hosts(parameters["results"], lambda hosts: _evaluate(parameters, hosts, made))
 
 
-def _judge(parameters: dict, hosts: list, made: datetime.datetime) -> tuple:
+def _evaluate(parameters: dict, hosts: list, made: datetime.datetime) -> tuple:
     found = findings.find(parameters["rules"], hosts, parameters["area"], parameters["expectations"])
     data = findings_report.report(hosts, found, parameters["area"], made)
     text = runnable("\n".join(findings_report.lines(data, parameters["language"])))
@@ -75,7 +75,7 @@ class ActionModule(ControllerAction):
 
     def perform(self, parameters):
         made = datetime.datetime.now(datetime.timezone.utc)
-        result, files = judge(parameters, made)
+        result, files = evaluate(parameters, made)
         if parameters["bundle"] and files:
             content, result["bundle_list"] = findings_report.bundle(files, made)
             files["diagnosis-bundle.tar.gz"] = content

@@ -35,23 +35,23 @@ def text_of(value):
 
 def refusal(name, option, value):
     """Why this value is none, as a sentence, or an empty text."""
-    said = text_of(value)
+    output = text_of(value)
     if "choices" in option:
-        parts = [part.strip() for part in said.split(",")] if option.get("several") else [said]
+        parts = [part.strip() for part in output.split(",")] if option.get("several") else [output]
         strange = [part for part in parts if part not in option["choices"]]
         if strange:
             return "%s=%s is none of: %s" % (name, ",".join(strange), ", ".join(option["choices"]))
     if "pattern" in option and isinstance(value, (bool, float)):
         return (
             "%s=%s was read as a number or as yes and no, and 2.10 would be 2.1: put it in quotes; in a survey of AWX, "
-            "whose quotes Ansible does not see, type refs/tags/<version>, or the name of the release" % (name, said)
+            "whose quotes Ansible does not see, type refs/tags/<version>, or the name of the release" % (name, output)
         )
-    if "pattern" in option and not re.fullmatch(option["pattern"], said):
-        return "%s=%s is not of the form of %s" % (name, ascii(said)[1:-1], option["like"])
-    if option.get("directory") and said.startswith("/") and system_paths.refusal(said):
-        return "%s=%s %s" % (name, said, system_paths.refusal(said))
-    if option.get("begun") and said > latest_month():
-        return "%s=%s has not begun, so there is nothing of it" % (name, said)
+    if "pattern" in option and not re.fullmatch(option["pattern"], output):
+        return "%s=%s is not of the form of %s" % (name, ascii(output)[1:-1], option["like"])
+    if option.get("directory") and output.startswith("/") and system_paths.refusal(output):
+        return "%s=%s %s" % (name, output, system_paths.refusal(output))
+    if option.get("begun") and output > latest_month():
+        return "%s=%s has not begun, so there is nothing of it" % (name, output)
     return ""
 
 

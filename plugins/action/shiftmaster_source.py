@@ -343,14 +343,14 @@ class Git:
             child.wait()
             why = "git %s did not end in time; raise timeout_seconds, or see what keeps the repository"
             raise SourceError(why % arguments[0])
-        said = errors.end()
+        printed = errors.end()
         data = output.end() if output else b""
         if errors.full or output and output.full:
             limit = (OUTPUT_BYTES if output and output.full else MESSAGE_BYTES) >> 20
             why = "git %s wrote more than %d MiB, more than any version of an application needs"
             raise SourceError(why % (arguments[0], limit))
         if child.returncode != 0:
-            raise Failed(reason(said.decode(errors="replace")))
+            raise Failed(reason(printed.decode(errors="replace")))
         return data
 
     def text(self, *arguments):
@@ -640,12 +640,12 @@ def _sha256(path):
 
 def check_git():
     try:
-        said = subprocess.run(("git", "--version"), stdout=subprocess.PIPE, check=False, timeout=20).stdout.decode()
+        printed = subprocess.run(("git", "--version"), stdout=subprocess.PIPE, check=False, timeout=20).stdout.decode()
     except FileNotFoundError:
         raise SourceError("git is not installed on the controller")
-    numbers = re.search(r"(\d+)\.(\d+)", said)
+    numbers = re.search(r"(\d+)\.(\d+)", printed)
     if not numbers or tuple(int(one) for one in numbers.groups()) < OLDEST_GIT:
-        raise SourceError("git on the controller is too old (%s); 2.31 is needed" % said.strip())
+        raise SourceError("git on the controller is too old (%s); 2.31 is needed" % printed.strip())
 
 
 def look(mirror, version, archive, exclude, requirements, application):

@@ -263,11 +263,11 @@ class Pip:
             )
         except subprocess.TimeoutExpired:
             raise WheelsError("pip on the controller did not end in time; see what keeps its index")
-        said = done.stdout.decode(errors="replace")
-        if "No module named 'pip'" in said or "No module named pip" in said:
+        output = done.stdout.decode(errors="replace")
+        if "No module named 'pip'" in output or "No module named pip" in output:
             why = "{0}, which Ansible runs with on the controller, has no pip; `{0} -m ensurepip` installs it"
             raise WheelsError(why.format(sys.executable))
-        return done.returncode, said
+        return done.returncode, output
 
     def download(self, requirements, constraints):
         """Download the wheels of these lines for the host; returns (exit code, pip's words)."""
@@ -296,15 +296,15 @@ class Pip:
         """Collect the wheels of these lines. Raises WheelsError that names every package without one."""
         missing = []
         while len(missing) < MAX_MISSING:
-            code, said = self.download(requirements, constraints)
+            code, output = self.download(requirements, constraints)
             if code == 0:
                 break
-            lost = UNREACHABLE.search(said)
+            lost = UNREACHABLE.search(output)
             if lost:
                 raise WheelsError("pip on the controller cannot reach its index: %s" % lost[0].strip())
-            found = MISSING.search(said)
+            found = MISSING.search(output)
             if not found:
-                raise WheelsError("pip on the controller cannot resolve the requirements:\n%s" % last_lines(said))
+                raise WheelsError("pip on the controller cannot resolve the requirements:\n%s" % last_lines(output))
             wanted = found[1].split(";")[0].strip()
             missing.append(wanted)
             # The others may be missing, too; a package that another one requests cannot be left out.

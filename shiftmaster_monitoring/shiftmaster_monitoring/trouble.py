@@ -6,7 +6,7 @@ import contextlib
 import logging
 
 logger = logging.getLogger("shiftmaster_monitoring")
-_said = set()
+_reported = set()
 _MANY = 100
 
 
@@ -15,9 +15,9 @@ def say(what: str, error: BaseException) -> None:
     # BaseException's own text may fail, and so may a handler of the application's.
     with contextlib.suppress(Exception):
         kind = (what, type(error).__name__)
-        if kind in _said or len(_said) >= _MANY:
+        if kind in _reported or len(_reported) >= _MANY:
             return
-        _said.add(kind)
+        _reported.add(kind)
         # A logging configuration may have disabled the loggers that were there before it.
         logger.disabled = False
         logger.warning("%s: %s: %s; requests and tasks go on without it", what, kind[1], str(error)[:300])

@@ -33,7 +33,7 @@ def _found(host: Host, stanza, timeline: int, verified: str, damaged: list) -> t
     for directory, held in _held(host, stanza):
         backups = _backups(stanza)
         reaches = wal.reaches(held, backups, timeline, verified, damaged)
-        found += wal.judge(held, reaches, directory, verified).problems
+        found += wal.evaluate(held, reaches, directory, verified).problems
         gaps += wal.gap_count(reaches)
         newest = max(filter(None, [newest, wal.newest_time(held)]), default=None)
     return found, gaps, newest

@@ -185,13 +185,13 @@ class Restic:
         )
         today = datetime.datetime.now(datetime.timezone.utc).timetuple()
         if size <= READ_ALL_BYTES or today.tm_wday == 6:
-            self.judged_check("--read-data")
+            self.evaluated_check("--read-data")
             return "all of the repository read"
         tenth = today.tm_yday % 10 + 1
-        self.judged_check("--read-data-subset=%d/10" % tenth)
+        self.evaluated_check("--read-data-subset=%d/10" % tenth)
         return "tenth %d of the repository read" % tenth
 
-    def judged_check(self, how: str) -> None:
+    def evaluated_check(self, how: str) -> None:
         done = self.host.run("restic check", "restic", *self.words, "check", how, env=self.env, fine=range(256))
         found = results.restic_check(done.returncode, done.stdout, done.stderr)
         if not found.good:
@@ -210,11 +210,11 @@ class Restic:
     def compare(self, snapshot: str, directory: str) -> str:
         """Restore files into a directory and compare each with what is on the host; all of a small snapshot."""
         target = os.path.join(directory, "files")
-        said = self.listed(snapshot)
-        there = [(one["path"], one["size"]) for one in said if one.get("type") == "file"]
+        printed = self.listed(snapshot)
+        there = [(one["path"], one["size"]) for one in printed if one.get("type") == "file"]
         if not there:
             raise BackupError("the snapshot holds no file")
-        began = timestamp_of(next(one["time"] for one in said if "type" not in one))
+        began = timestamp_of(next(one["time"] for one in printed if "type" not in one))
         random.shuffle(there)
         chosen, size = [], 0
         for path, length in there:

@@ -42,7 +42,7 @@ class BackupError(Exception):
     """It cannot be done; str() shows why in a sentence."""
 
 
-def said_of(error: Exception) -> str:
+def message_of(error: Exception) -> str:
     """Why something failed, for the report. A response of a tool that nobody has foreseen is in the journal, too."""
     if isinstance(error, (BackupError, CatalogueError, OSError)):
         return str(error)
@@ -156,9 +156,9 @@ class Host:
         except BaseException as error:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            said = child.communicate()[1]
+            printed = child.communicate()[1]
             if isinstance(error, subprocess.TimeoutExpired):
-                raise BackupError("%s did not end within %d s (%s)" % (what, seconds, tail(said)))
+                raise BackupError("%s did not end within %d s (%s)" % (what, seconds, tail(printed)))
             if isinstance(error, _EndedError):
                 raise BackupError("%s was ended: %s" % (what, error))
             raise

@@ -121,7 +121,7 @@ class Offsite(Restic):
         summary, _problems = self.backup(part, manifest["run_id"], "database")
         seen = self.compare(summary["snapshot_id"], os.path.join(self.host.options["scratch"], "offsite"))
         slice_ = manifests.seconds_of(manifest["started"]) // 86400 % SLICES + 1
-        self.judged_check("--read-data-subset=%d/%d" % (slice_, SLICES))
+        self.evaluated_check("--read-data-subset=%d/%d" % (slice_, SLICES))
         return "snapshot %s: %s, slice %d of %d read" % (summary["snapshot_id"][:8], seen, slice_, SLICES)
 
     def stage(self, manifest: dict) -> str:

@@ -184,8 +184,8 @@ def next_run(host: Host):
         shown = host.run("systemctl", "systemctl", "show", "--property=TimersCalendar", unit, timeout=20).stdout
         calendar = re.search(r"OnCalendar=(.*?) ;", shown).group(1)
         words = ("systemd-analyze", "calendar", calendar)
-        said = host.run(words[0], *words, env=dict(os.environ, TZ="UTC", LC_ALL="C.UTF-8"), timeout=20).stdout
-        moment = re.search(r"Next elapse: \w+ (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC", said).group(1)
+        output = host.run(words[0], *words, env=dict(os.environ, TZ="UTC", LC_ALL="C.UTF-8"), timeout=20).stdout
+        moment = re.search(r"Next elapse: \w+ (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC", output).group(1)
         return timegm(time.strptime(moment, "%Y-%m-%d %H:%M:%S"))
     except (BackupError, ValueError, AttributeError):
         return None

@@ -22,7 +22,7 @@ from . import archive, catalogue, verification
 from . import manifest as manifests
 from . import place as backup_place
 from .files import Restic, part_of, pulled, sources
-from .host import STATE, BackupError, Host, alone, make_dir, said_of, tail
+from .host import STATE, BackupError, Host, alone, make_dir, message_of, tail
 from .target import Plan, TargetError, choose, plan_of, snapshot
 from .wal import SEGMENT_BYTES
 
@@ -389,8 +389,10 @@ def _settle(host: Host, data: str) -> None:
     aside, phase = _marked(data)
     if os.path.exists(aside) and phase in (STARTED, "") and _came_up(data):
         os.unlink(MARKER)
-        said = "was ended after its database had come up: that is in its place, and what it has replaced is kept in %s"
-        host.log("a restore " + said % aside)
+        output = (
+            "was ended after its database had come up: that is in its place, and what it has replaced is kept in %s"
+        )
+        host.log("a restore " + output % aside)
     else:
         _undo_a_killed_one(host, data)
         host.log("a restore did not come to its end: the database that was there before is in its place")
@@ -431,9 +433,9 @@ def undo(host: Host, request_id: str) -> None:
             host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
             _undo_a_killed_one(host, data)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600)
-            said = "the restore was killed; what was there before is in its place again, and PostgreSQL runs"
-            host.log("restore %s: %s" % (request_id, said))
-            print(json.dumps({"failed": said}), flush=True)
+            output = "the restore was killed; what was there before is in its place again, and PostgreSQL runs"
+            host.log("restore %s: %s" % (request_id, output))
+            print(json.dumps({"failed": output}), flush=True)
 
 
 def _wal_of(host: Host, chosen: Plan, data: str, directory: str) -> list:
@@ -762,7 +764,7 @@ def main(host: Host, what: str, stream) -> int:
     try:
         answer = COMMANDS[what](host, request)
     except Exception as error:
-        answer, code = {"failed": said_of(error)}, 1
+        answer, code = {"failed": message_of(error)}, 1
     if what != "plan" and (what != "free" or code):
         host.log("restore %s, %s: %s" % (request["id"], what, answer.get("failed") or answer.get("restored")))
     # The caller may be gone.

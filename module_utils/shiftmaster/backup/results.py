@@ -70,19 +70,19 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
     place, status, name = "", None, None
     for line in text.splitlines():
         prefix = _PREFIX.match(line)
-        said = _PREFIX.sub("", line).strip()
-        backup, archive = _VERIFY_BACKUP.match(said), _VERIFY_ARCHIVE.match(said)
-        counts, broken = _VERIFY_COUNTS.match(said), _VERIFY_FILE.match(said)
-        if not said or said.startswith(("verify command begin", "verify command end: completed successfully")):
+        printed = _PREFIX.sub("", line).strip()
+        backup, archive = _VERIFY_BACKUP.match(printed), _VERIFY_ARCHIVE.match(printed)
+        counts, broken = _VERIFY_COUNTS.match(printed), _VERIFY_FILE.match(printed)
+        if not printed or printed.startswith(("verify command begin", "verify command end: completed successfully")):
             continue
-        if _VERIFY_RETRIES.match(said):
+        if _VERIFY_RETRIES.match(printed):
             continue
         if prefix and prefix.group(1) != "INFO":
-            problems.append(Problem("verify_message", readable(said)))
-        elif said.startswith("stanza: "):
-            name = said[len("stanza: ") :]
-        elif said in ("status: ok", "status: error"):
-            status = said[len("status: ") :]
+            problems.append(Problem("verify_message", readable(printed)))
+        elif printed.startswith("stanza: "):
+            name = printed[len("stanza: ") :]
+        elif printed in ("status: ok", "status: error"):
+            status = printed[len("status: ") :]
         elif archive:
             place = archive.group(1)
             archives[place] = archive.group(2) == archive.group(3) and int(archive.group(2)) > 0
@@ -98,13 +98,13 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
         elif counts:
             counted.add(place)
             if set(counts.groups()) != {"0"} and states.get(place, archives.get(place, True)):
-                problems.append(Problem("verify_counts", "%s: %s" % (place, said), place))
+                problems.append(Problem("verify_counts", "%s: %s" % (place, printed), place))
         elif broken:
-            problems.append(Problem("file_damaged", said, broken.group(2).split("/")[0]))
-        elif re.match(r"^No usable (backup|archive)\.info file$", said):
-            problems.append(Problem("unreadable", "the repository has %s" % (said[0].lower() + said[1:])))
+            problems.append(Problem("file_damaged", printed, broken.group(2).split("/")[0]))
+        elif re.match(r"^No usable (backup|archive)\.info file$", printed):
+            problems.append(Problem("unreadable", "the repository has %s" % (printed[0].lower() + printed[1:])))
         else:
-            problems.append(Problem("unknown_text", "unknown output of verify: %s" % readable(said)))
+            problems.append(Problem("unknown_text", "unknown output of verify: %s" % readable(printed)))
     if status is None or name is None:
         problems.append(Problem("no_report", "verify wrote no report; it writes one with --output=text --verbose"))
     elif status != "ok" and not problems:
@@ -182,19 +182,19 @@ def pgbackrest(rc: int, text: str, command: str) -> Result:
         elif line.strip():
             problems.append(Problem("unknown_text", readable(line)))
     ended = False
-    for level, said in messages:
-        number = re.match(r"\[(\d+)\]: ", said)
-        page = re.match(r"invalid page checksums? found in file (\S+)", said)
+    for level, printed in messages:
+        number = re.match(r"\[(\d+)\]: ", printed)
+        page = re.match(r"invalid page checksums? found in file (\S+)", printed)
         if level == "ERROR":
             code, what = _ERRORS.get(int(number.group(1)) if number else 0, ("failed", "pgBackRest failed"))
-            if "No space left on device" in said:
+            if "No space left on device" in printed:
                 code, what = "disk_full", "the disk is full"
-            problems.append(Problem(code, "%s (%s)" % (what, readable(said))))
+            problems.append(Problem(code, "%s (%s)" % (what, readable(printed))))
         elif page:
-            problems.append(Problem("page_checksums", readable(said), page.group(1)))
-        elif level == "WARN" and not any(re.match(form, said) for form in _HARMLESS):
-            problems.append(Problem("warning", readable(said)))
-        elif re.match(r"%s command end: completed successfully" % re.escape(command), said):
+            problems.append(Problem("page_checksums", readable(printed), page.group(1)))
+        elif level == "WARN" and not any(re.match(form, printed) for form in _HARMLESS):
+            problems.append(Problem("warning", readable(printed)))
+        elif re.match(r"%s command end: completed successfully" % re.escape(command), printed):
             ended = True
     if rc != 0 and not any(problem.code != "warning" for problem in problems):
         problems.append(Problem("failed", "pgbackrest %s ended with code %d" % (command, rc)))
@@ -247,7 +247,7 @@ def amcheck(rc: int, stdout: str, stderr: str) -> Result:
             found[place] += line
         elif line.strip():
             problems.append(Problem("unknown_text", readable(line)))
-    problems += [Problem("corrupt", "%s: %s" % (place, readable(said)), place) for place, said in found.items()]
+    problems += [Problem("corrupt", "%s: %s" % (place, readable(printed)), place) for place, printed in found.items()]
     done = None
     for line in re.split(r"[\r\n]+", stderr):
         progress = re.match(r"^\s*(\d+)/(\d+) relations \(\s*\d+%\),", line)

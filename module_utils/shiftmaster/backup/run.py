@@ -29,10 +29,10 @@ from .host import (
     alone,
     deploy_of,
     make_dir,
+    message_of,
     parsed,
     plain,
     read_lock,
-    said_of,
 )
 from .offsite import Offsite, fetched_at
 from .prune import prune
@@ -138,7 +138,7 @@ class Run:
             self.prune()
             self.copy_outside()
         except Exception as error:
-            manifests.note(self.manifest, [("not_done", said_of(error), "")])
+            manifests.note(self.manifest, [("not_done", message_of(error), "")])
             self.damaged = self.damaged or not isinstance(error, BackupError)
         for problem in self.history.problems:
             manifests.note(self.manifest, [("manifest_damaged", problem, "")])
@@ -192,7 +192,7 @@ class Run:
             manifests.end(self.manifest, part, result, time.time(), **found)
         # A part that cannot be saved is reported; the others are saved in any case.
         except Exception as error:
-            text = said_of(error)
+            text = message_of(error)
             manifests.end(self.manifest, part, "failed", time.time(), [("failed", text, "")])
             self.host.log("%s failed: %s" % (part, text))
         self.save()
@@ -219,7 +219,7 @@ class Run:
         try:
             removed, problems = prune(self.host, self.manifest, self.history.manifests, self.damaged_labels)
         except Exception as error:
-            removed, problems = [], [("not_pruned", "what is old could not be removed: %s" % said_of(error), "")]
+            removed, problems = [], [("not_pruned", "what is old could not be removed: %s" % message_of(error), "")]
         manifests.note(self.manifest, problems)
         if removed:
             self.manifest["removed"] = list(removed)
@@ -242,7 +242,7 @@ class Run:
             if len(good) == len(self.parts):
                 outside.prune()
         except Exception as error:
-            manifests.note(self.manifest, [("offsite_failed", "not brought outside: %s" % said_of(error), "")])
+            manifests.note(self.manifest, [("offsite_failed", "not brought outside: %s" % message_of(error), "")])
             self.damaged = True
 
     def release(self) -> dict:
@@ -388,12 +388,12 @@ class Run:
         words = ("--log-level-console=off", "--log-level-stderr=info", "--output=text", "--verbose", "verify")
         done = self.host.pgbackrest("pgbackrest verify", *words, restore=True)
         damaged = results.damaged_wal(done.stderr)
-        said = results.verify_text(done.stdout + done.stderr, stanza)
+        printed = results.verify_text(done.stdout + done.stderr, stanza)
         gaps = archive.look(self.host, stanza, timeline, verified, damaged)
         labels, others = {one.label for one in chain}, {one.label for one in stanza.backups}
         first = min(one.wal_start[8:] for one in chain)
         older = bool(damaged) and all(name[8:] < first for name in damaged)
-        problems = [*said.problems, *gaps.problems, *archive.manifests(self.host, stanza)]
+        problems = [*printed.problems, *gaps.problems, *archive.manifests(self.host, stanza)]
         ours = [
             one for one in problems if not one.where or one.where in labels or one.where not in others and not older
         ]
@@ -410,8 +410,8 @@ class Run:
     def versions(self) -> dict:
         commands = {"pgbackrest": ("pgbackrest", "version"), "restic": ("restic", "version")}
         commands["postgresql"] = (os.path.join(self.host.bin, "postgres"), "--version")
-        said = {name: self.host.run(name, *command).stdout for name, command in commands.items()}
-        return {name: re.search(r"\d+(\.\d+)+", text).group() for name, text in said.items()}
+        printed = {name: self.host.run(name, *command).stdout for name, command in commands.items()}
+        return {name: re.search(r"\d+(\.\d+)+", text).group() for name, text in printed.items()}
 
     # -- logical dumps -----------------------------------------------------------------------------------------------
 

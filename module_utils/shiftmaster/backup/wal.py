@@ -142,7 +142,7 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, dire
             odd.append(path)
     read = {}
     for timeline, text in histories.items():
-        with contextlib.suppress(WalError):  # Reported as one that was not read (judge).
+        with contextlib.suppress(WalError):  # Reported as one that was not read (evaluate).
             read[timeline] = history_of(text)
     return Archive(segments, read, tuple(partial), known, tuple(twice), tuple(odd), segment_bytes)
 
@@ -266,7 +266,7 @@ def _reached(parts: list, gaps: list, by_timeline: Mapping) -> Optional[Place]:
     return reached
 
 
-def judge(held: Archive, found: Iterable, directory: str, verified: str = "") -> Result:
+def evaluate(held: Archive, found: Iterable, directory: str, verified: str = "") -> Result:
     """Return the gaps. The place of a problem is a backup's label, or the archive's directory.
 
     verified is the segment of the restore point that the newest backup was verified up to: it must be reached by it.

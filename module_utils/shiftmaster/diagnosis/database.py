@@ -207,8 +207,8 @@ def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
             raise probe.ProbeError("error", "missing", "psql is not installed")
         message = " ".join(stderr.split())[:400]
         if not message:
-            said = " ".join(stdout.split())[:100] or "nothing"
-            why = "psql ended with %d and gave no response that can be read: %s" % (code, said)
+            printed = " ".join(stdout.split())[:100] or "nothing"
+            why = "psql ended with %d and gave no response that can be read: %s" % (code, printed)
             raise probe.ProbeError("error", "garbage", why)
         raise probe.ProbeError("down", refusal(message), re.sub(r"^psql: (error: )?", "", message))
     return answers, [line[:300] for line in stderr.splitlines() if "ERROR" in line][:10]

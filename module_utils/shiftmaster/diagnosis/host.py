@@ -234,7 +234,7 @@ _KILL = re.compile(
 # The kernel names the control group in a line before; systemd reports this about the main process of a unit.
 _VICTIM = re.compile(r"oom-kill:\S*task_memcg=(?P<place>[^,\s]+),\S*pid=(?P<pid>\d+)")
 _ENDED = re.compile(r"(?P<unit>\S+\.service): Main process exited, code=killed, status=9/KILL")
-_SAID_WITHIN_SECONDS = 10
+_LOGGED_WITHIN_SECONDS = 10
 
 
 def parse_kills(text: str) -> list:
@@ -261,8 +261,8 @@ def own_unit(place: str, at: float, ended: list) -> str:
     """Return the unit of a control group, "" where it may be another container's: they all read one kernel's log."""
     unit = next((word for word in reversed(place.split("/")) if word.endswith(".service")), "")
     here = place.startswith(("/system.slice/", "/user.slice/"))
-    said = any(name == unit and 0 <= moment - at <= _SAID_WITHIN_SECONDS for moment, name in ended)
-    return unit if here or said else ""
+    printed = any(name == unit and 0 <= moment - at <= _LOGGED_WITHIN_SECONDS for moment, name in ended)
+    return unit if here or printed else ""
 
 
 def of_one_kill(found: list) -> list:
@@ -272,7 +272,7 @@ def of_one_kill(found: list) -> list:
     """
     kept = []
     for kill in found:
-        near = [one for one in found if -_SAID_WITHIN_SECONDS <= one["at"] - kill["at"] <= 0.5 and one is not kill]
+        near = [one for one in found if -_LOGGED_WITHIN_SECONDS <= one["at"] - kill["at"] <= 0.5 and one is not kill]
         of_kernel = max((one for one in near if one["name"]), key=lambda one: one["at"], default=None)
         if not kill["name"] and of_kernel and of_kernel["whole_host"]:
             of_kernel["unit"] = of_kernel["unit"] or kill["unit"]

@@ -230,8 +230,8 @@ def firewall(setting) -> dict:
         tables = [entry["table"] for entry in ruleset["nftables"] if "table" in entry]
         tables = ["%s %s" % (table["family"], table["name"]) for table in tables]
     except (ValueError, TypeError, KeyError, RecursionError):
-        said = " ".join(text.split())[:100]
-        raise probe.ProbeError("error", "garbage", "nft gave no response that can be read: %s" % said)
+        printed = " ".join(text.split())[:100]
+        raise probe.ProbeError("error", "garbage", "nft gave no response that can be read: %s" % printed)
     needed = [int(port) for port in setting.ports] + setting.remote_ports
     known = addresses_of([peer["address"] for peer in setting.peers], read_file(setting.path("/etc/hosts")))
     found = refusals(ruleset, needed, known)[:20]
@@ -451,11 +451,11 @@ def nginx_configuration(setting, directory: str) -> dict:
     try:
         # It reports nothing into its log either.
         command = ["nginx", "-t", "-q", "-e", "stderr", "-c", os.path.join(directory, "nginx.conf")]
-        code, _stdout, said = probe.run(command, _NGINX_SECONDS)
+        code, _stdout, printed = probe.run(command, _NGINX_SECONDS)
     except probe.ProbeError as error:
         # It resolves the addresses of names, which may take long.
         return {"tested": False, "why_not": str(error)}
-    error = " ".join(line for line in said.splitlines() if "[emerg]" in line or "[crit]" in line) or said
+    error = " ".join(line for line in printed.splitlines() if "[emerg]" in line or "[crit]" in line) or printed
     return {"tested": True, "error": "" if code == 0 else _NGINX_PREFIX.sub(r"\1", " ".join(error.split()))[:400]}
 
 

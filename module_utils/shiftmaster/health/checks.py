@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     hint_values: dict = {}  # noqa: RUF012 - never written to
 
 
-def said(key: str, **values) -> tuple:
+def message(key: str, **values) -> tuple:
     return (Said(key, values),)
 
 
@@ -147,11 +147,11 @@ def check_http(options: dict, context: Context) -> Outcome:
         return Outcome(UNHEALTHY, (), "status", data, "HTTP %d" % result.status)
     wanted = options.get("body_contains")
     if wanted and wanted not in result.body:
-        return Outcome(UNHEALTHY, said("http.body", status=result.status, text=wanted), "status", data)
+        return Outcome(UNHEALTHY, message("http.body", status=result.status, text=wanted), "status", data)
     for limit, status in ((options.get("critical"), CRITICAL), (options.get("warning"), WARNING)):
         if limit is not None and milliseconds > limit:
-            return Outcome(status, said("http.slow", milliseconds=milliseconds, limit=limit), "slow", data)
-    return Outcome(HEALTHY, said("http", status=result.status), data=data)
+            return Outcome(status, message("http.slow", milliseconds=milliseconds, limit=limit), "slow", data)
+    return Outcome(HEALTHY, message("http", status=result.status), data=data)
 
 
 def check_pages(options: dict, context: Context) -> Outcome:
@@ -174,9 +174,9 @@ def check_pages(options: dict, context: Context) -> Outcome:
     data = {"requests": len(requests), "errors": failed}
     if failing and len(requests) >= symptoms.REQUESTS_MIN and failed / len(requests) > symptoms.FAILING_SHARE:
         pages = ", ".join(one["page"] for one in failing[:3])
-        detail = said("pages.failing", errors=failed, requests=len(requests), pages=printable(pages))
+        detail = message("pages.failing", errors=failed, requests=len(requests), pages=printable(pages))
         return Outcome(UNHEALTHY, detail, "failing", data)
-    return Outcome(HEALTHY, said("pages", errors=failed, requests=len(requests)), data=data)
+    return Outcome(HEALTHY, message("pages", errors=failed, requests=len(requests)), data=data)
 
 
 def _where(url: str) -> dict:
@@ -206,17 +206,17 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
     if result.error:
         return Outcome(state, (), "http", data, result.error, hint_values=hint)
     if result.status not in (200, 503):
-        return Outcome(UNHEALTHY, said("deep.absent", status=result.status), "absent", data, hint_values=hint)
+        return Outcome(UNHEALTHY, message("deep.absent", status=result.status), "absent", data, hint_values=hint)
     try:
         answer = json.loads(result.body)
         checks = answer.get("checks")
     except (ValueError, AttributeError, RecursionError):
-        return Outcome(UNHEALTHY, said("deep.not_json", status=result.status), "absent", data, hint_values=hint)
+        return Outcome(UNHEALTHY, message("deep.not_json", status=result.status), "absent", data, hint_values=hint)
     if not isinstance(checks, dict):
-        return Outcome(ERROR, said("deep.closed"), "closed", data, hint_values=hint)
+        return Outcome(ERROR, message("deep.closed"), "closed", data, hint_values=hint)
     missing = [part for part in parts if part not in checks]
     if missing:
-        return Outcome(ERROR, said("deep.part_absent", parts=", ".join(missing)), "absent", data, hint_values=hint)
+        return Outcome(ERROR, message("deep.part_absent", parts=", ".join(missing)), "absent", data, hint_values=hint)
     found = {part: _plain(check) for part, check in sorted(checks.items()) if not parts or part in parts}
     answer = _plain(answer)
     data.update(version=answer.get("version"), release=answer.get("release"), parts=found)
@@ -227,7 +227,7 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
         why = "; ".join("%s: %s" % (part, one.get("error") or one.get("status")) for part, one in broken.items())
         return Outcome(UNHEALTHY, (), "parts" if pending else "http", data, why, hint_values=hint)
     shown = ", ".join("%s %s" % (part, check.get("status")) for part, check in found.items())
-    return Outcome(HEALTHY, said("deep", version=answer.get("version") or "?", parts=shown), data=data)
+    return Outcome(HEALTHY, message("deep", version=answer.get("version") or "?", parts=shown), data=data)
 
 
 def _plain(answer) -> dict:
@@ -252,7 +252,7 @@ def check_tcp(options: dict, context: Context) -> Outcome:
     metrics = probe.tcp_connect(
         options.get("host") or "localhost", options.get("port"), options.get("socket"), options["timeout_seconds"]
     )
-    return Outcome(HEALTHY, said("tcp"), data=metrics)
+    return Outcome(HEALTHY, message("tcp"), data=metrics)
 
 
 # --- database and Redis ----------------------------------------------------------------------------------------------
@@ -289,10 +289,10 @@ def check_postgres(options: dict, context: Context) -> Outcome:
     status = above(metrics["connections_percent"], options.get("warning"), options.get("critical"))
     if metrics["waiting"]:
         # Pages that need the locked rows or tables hang, whatever else responds.
-        return Outcome(CRITICAL, said("postgres.locked", waiting=metrics["waiting"]), "locked", metrics)
+        return Outcome(CRITICAL, message("postgres.locked", waiting=metrics["waiting"]), "locked", metrics)
     values = {"version": metrics["version"], "connections": metrics["connections"]}
     values["percent"] = metrics["connections_percent"]
-    detail = said("postgres.standby" if metrics["recovery"] else "postgres", **values)
+    detail = message("postgres.standby" if metrics["recovery"] else "postgres", **values)
     return Outcome(status, detail, "connections", metrics)
 
 
@@ -319,20 +319,20 @@ def check_redis(options: dict, context: Context) -> Outcome:
         metrics = probe.redis_ping(target, options["timeout_seconds"])
     except ProbeError as error:
         if error.reason == "noauth" and options.get("allow_noauth"):
-            return Outcome(HEALTHY, said("redis.noauth"))
+            return Outcome(HEALTHY, message("redis.noauth"))
         raise
-    detail = said("redis.plain")
+    detail = message("redis.plain")
     if "version" in metrics:
-        detail = said("redis", version=metrics["version"], role=metrics.get("role", "?"))
+        detail = message("redis", version=metrics["version"], role=metrics.get("role", "?"))
     for what, status, reason in (("persistence", CRITICAL, "disk"), ("replication", WARNING, "replication")):
         error = metrics.get(what + "_error")
         if error is not None:
-            return Outcome(status, detail + said("redis." + what, fields=error), reason, metrics)
+            return Outcome(status, detail + message("redis." + what, fields=error), reason, metrics)
     # A cache that evicts is full by design.
     percent = None if metrics.get("evicts") else metrics.get("used_memory_percent")
     status = above(percent, options.get("warning"), options.get("critical"))
     if status != HEALTHY:
-        return Outcome(status, detail + said("redis.memory", percent=percent), "memory", metrics)
+        return Outcome(status, detail + message("redis.memory", percent=percent), "memory", metrics)
     return Outcome(HEALTHY, detail, data=metrics)
 
 
@@ -368,10 +368,10 @@ def check_celery(options: dict, context: Context) -> Outcome:
     names = [name for name in probe.parse_celery_ping(done.stdout) if fnmatch.fnmatchcase(name, pattern)]
     data["workers"] = names
     if len(names) >= wanted:
-        return Outcome(HEALTHY, said("celery", count=len(names), names=", ".join(names)), data=data)
+        return Outcome(HEALTHY, message("celery", count=len(names), names=", ".join(names)), data=data)
     if not names:
         return Outcome(DOWN, (), "workers", data, celery_failure(done.stderr + "\n" + done.stdout))
-    few = said("celery.few", count=len(names), wanted=wanted, names=": " + ", ".join(names))
+    few = message("celery.few", count=len(names), wanted=wanted, names=": " + ", ".join(names))
     return Outcome(UNHEALTHY, few, "workers", data)
 
 
@@ -390,7 +390,7 @@ def celery_failure(text: str) -> str:
 UNIT_FACTS = {"name": "Id", "active": "ActiveState", "sub": "SubState", "result": "Result"}
 
 
-def judge_unit(unit: dict) -> str:
+def evaluate_unit(unit: dict) -> str:
     """Return what the state of a unit that should run means."""
     if unit.get("LoadState") not in ("loaded", None):
         return DOWN
@@ -411,7 +411,7 @@ def check_systemd(options: dict, context: Context) -> Outcome:
     for unit in units:
         # Of a pattern's units only those that failed are wrong: an idle slot is stopped on purpose.
         required = any(_same_unit(unit["Id"], name) for name in plain)
-        status = judge_unit(unit) if required else (DOWN if unit.get("ActiveState") == "failed" else HEALTHY)
+        status = evaluate_unit(unit) if required else (DOWN if unit.get("ActiveState") == "failed" else HEALTHY)
         states.append(status)
         if status != HEALTHY:
             problems.append(unit["Id"])
@@ -426,7 +426,9 @@ def check_systemd(options: dict, context: Context) -> Outcome:
         why = "; ".join("%s %s" % (unit["Id"], _unit_words(unit)) for unit in units if unit["Id"] in problems)
         hint = {"units": " ".join(problems), "first": problems[0]}
         return Outcome(worst(states), (), reason, data, why, hint_values=hint)
-    return Outcome(HEALTHY, said("units", count=sum(unit.get("ActiveState") == "active" for unit in units)), data=data)
+    return Outcome(
+        HEALTHY, message("units", count=sum(unit.get("ActiveState") == "active" for unit in units)), data=data
+    )
 
 
 def _same_unit(identifier: str, name: str) -> bool:
@@ -446,10 +448,10 @@ def _unit_words(unit: dict) -> str:
 def check_disk(options: dict, context: Context) -> Outcome:
     paths, exclude = options.get("paths") or (), options.get("exclude") or ()
     mounts = probe.disk_usage(context.proc, paths, exclude, options["timeout_seconds"])
-    return judge_disks(mounts, options.get("warning"), options.get("critical"))
+    return evaluate_disks(mounts, options.get("warning"), options.get("critical"))
 
 
-def judge_disks(mounts: list, warning: Optional[float], critical: Optional[float]) -> Outcome:
+def evaluate_disks(mounts: list, warning: Optional[float], critical: Optional[float]) -> Outcome:
     """Evaluate space and inodes of all mounts; the worst one gives the hint."""
     findings = []  # (status, Said, reason, path)
     for mount in mounts:
@@ -475,14 +477,14 @@ def judge_disks(mounts: list, warning: Optional[float], critical: Optional[float
         data["usage_percent"] = _fullness(fullest)
     if findings:
         findings.sort(key=lambda finding: SEVERITY.index(finding[0]), reverse=True)
-        status, _said, reason, path = findings[0]
+        status, _detail, reason, path = findings[0]
         return Outcome(status, tuple(finding[1] for finding in findings), reason, data, hint_values={"path": path})
     if fullest is None:
         raise ProbeError(ERROR, "missing", "no filesystem was found")
     values = {"path": fullest["path"], "percent": _fullness(fullest), "count": len(mounts)}
     if fullest["inodes_percent"] is not None and fullest["inodes_percent"] > fullest["space_percent"]:
-        return Outcome(HEALTHY, said("disk.inodes", **values), data=data)
-    return Outcome(HEALTHY, said("disk", free=size(fullest["free_bytes"]), **values), data=data)
+        return Outcome(HEALTHY, message("disk.inodes", **values), data=data)
+    return Outcome(HEALTHY, message("disk", free=size(fullest["free_bytes"]), **values), data=data)
 
 
 def _fullness(mount: dict) -> float:
@@ -492,7 +494,7 @@ def _fullness(mount: dict) -> float:
 def check_memory(options: dict, context: Context) -> Outcome:
     metrics = probe.memory_usage(context.proc)
     status = above(metrics["usage_percent"], options.get("warning"), options.get("critical"))
-    detail = said("memory", available=size(metrics["available_bytes"]), total=size(metrics["total_bytes"]))
+    detail = message("memory", available=size(metrics["available_bytes"]), total=size(metrics["total_bytes"]))
     return Outcome(status, detail, "use", metrics)
 
 
@@ -523,15 +525,15 @@ def check_certificate(options: dict, context: Context, now: Optional[datetime.da
         data["latency_ms"] = latency
     late = max(certificate.not_before for certificate in certificates)
     if days < 0:
-        status, detail = CRITICAL, said("certificate.expired", date=date, days=int(-days))
+        status, detail = CRITICAL, message("certificate.expired", date=date, days=int(-days))
     elif late > now:
-        status, detail = CRITICAL, said("certificate.early", date=late.astimezone().strftime("%Y-%m-%d %H:%M %Z"))
+        status, detail = CRITICAL, message("certificate.early", date=late.astimezone().strftime("%Y-%m-%d %H:%M %Z"))
     else:
         status = below(days, options.get("warning"), options.get("critical"))
-        detail = said("certificate", date=date, days=int(days))
+        detail = message("certificate", date=date, days=int(days))
     reason = "expiry"
     if differs:
-        detail += said("certificate.differs", file=path)
+        detail += message("certificate.differs", file=path)
         status = worst((status, WARNING))
         if first is certificates[-1]:
             reason = "differs"  # The new one is there already, and only needs to be read.
@@ -539,23 +541,25 @@ def check_certificate(options: dict, context: Context, now: Optional[datetime.da
 
 
 def check_clock(options: dict, context: Context) -> Outcome:
-    return judge_clock(probe.clock_state(options["timeout_seconds"]), options.get("warning"), options.get("critical"))
+    return evaluate_clock(
+        probe.clock_state(options["timeout_seconds"]), options.get("warning"), options.get("critical")
+    )
 
 
-def judge_clock(state: dict, warning: Optional[float], critical: Optional[float]) -> Outcome:
+def evaluate_clock(state: dict, warning: Optional[float], critical: Optional[float]) -> Outcome:
     offset = state["offset_seconds"]
     if state["synchronised"]:
         status = above(offset, warning, critical)
         if offset is None:
-            return Outcome(status, said("clock", source=state["source"]), data=state)
-        detail = said("clock.offset", source=state["source"], milliseconds=offset * 1000)
+            return Outcome(status, message("clock", source=state["source"]), data=state)
+        detail = message("clock.offset", source=state["source"], milliseconds=offset * 1000)
         return Outcome(status, detail, "offset", state)
     if state["synchronised"] is None:
         # Not a failure: a container cannot set its clock, and has its machine's.
         if state["container"]:
-            return Outcome(HEALTHY, said("clock.container"), data=state)
-        return Outcome(ERROR, said("clock.unknown"), "unknown", state)
-    return Outcome(WARNING, said("clock.not", source=state["source"]), "not", state)
+            return Outcome(HEALTHY, message("clock.container"), data=state)
+        return Outcome(ERROR, message("clock.unknown"), "unknown", state)
+    return Outcome(WARNING, message("clock.not", source=state["source"]), "not", state)
 
 
 # --- the release -----------------------------------------------------------------------------------------------------
@@ -567,36 +571,36 @@ def check_release(options: dict, context: Context) -> Outcome:
     layout = context.layout
     slot, release = layout.active_slot(), layout.current()
     if slot is None or release is None:
-        return Outcome(DOWN, said("release.none"), "none")
+        return Outcome(DOWN, message("release.none"), "none")
     data = {"release": release, "slot": slot}
     if not os.path.isdir(os.path.join(layout.releases, release)):
-        return Outcome(CRITICAL, said("release.gone", slot=slot, release=release), "gone", data)
+        return Outcome(CRITICAL, message("release.gone", slot=slot, release=release), "gone", data)
     try:
         state = State(layout)
     except (StateError, OSError) as error:
         raise ProbeError(ERROR, "state", str(error))
     data["status"] = state.status(release)
     if data["status"] == "bad":
-        why = said("release.bad", release=release, reason=state.releases[release].get("reason") or "?")
+        why = message("release.bad", release=release, reason=state.releases[release].get("reason") or "?")
         return Outcome(CRITICAL, why, "bad", data)
     if state.transition:
         step = state.transition
         data["transition"] = {key: step.get(key) for key in ("kind", "from", "to", "phase", "since")}
-        what = said("release.transition", **{key: step.get(key, "?") for key in ("kind", "to", "phase", "since")})
+        what = message("release.transition", **{key: step.get(key, "?") for key in ("kind", "to", "phase", "since")})
         return Outcome(WARNING, what, "transition", data)
     shown = check_maintenance(options, context)
     if shown.status != HEALTHY:
         return shown._replace(data=dict(data, maintenance=True))
-    return Outcome(HEALTHY, said("release", release=release, slot=slot), data=data)
+    return Outcome(HEALTHY, message("release", release=release, slot=slot), data=data)
 
 
 def check_maintenance(options: dict, context: Context) -> Outcome:
     """The switch of the maintenance page, which may be on a web host without a release."""
     switch = os.path.join(context.layout.shared, "maintenance", "on")
     if not os.path.exists(switch):
-        return Outcome(HEALTHY, said("maintenance"))
+        return Outcome(HEALTHY, message("maintenance"))
     since = datetime.datetime.fromtimestamp(os.path.getmtime(switch)).astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    return Outcome(WARNING, said("release.maintenance", since=since), "maintenance", {"maintenance": True})
+    return Outcome(WARNING, message("release.maintenance", since=since), "maintenance", {"maintenance": True})
 
 
 class Kind(NamedTuple):

@@ -15,7 +15,7 @@ from collections import defaultdict
 from ..host import probe
 from ..host.printable import printable_tree
 from . import text
-from .checks import DOWN, ERROR, HEALTHY, KINDS, SEVERITY, WARNING, Context, Outcome, said, worst
+from .checks import DOWN, ERROR, HEALTHY, KINDS, SEVERITY, WARNING, Context, Outcome, message, worst
 
 ICONS = {"healthy": "✅", "warning": "⚠️", "critical": "❌", "unhealthy": "❌", "down": "❌"}
 UNKNOWN_ICON = "❓"
@@ -45,11 +45,11 @@ def attempt(options: dict, context: Context) -> Outcome:
         outcome = probe.in_thread(lambda: check(options, context), limit, options["name"])
     except probe.ProbeError as error:
         if error.reason == "timeout" and str(error).startswith(options["name"] + " did not respond"):
-            outcome = Outcome(DOWN, said("timeout", seconds=options["timeout_seconds"]), "timeout")
+            outcome = Outcome(DOWN, message("timeout", seconds=options["timeout_seconds"]), "timeout")
         else:
             outcome = Outcome(error.state, (), error.reason, error=str(error))
     except Exception as error:  # noqa: BLE001 - one check's fault must not hide the others.
-        outcome = Outcome(ERROR, said("crash", error="%s: %s" % (type(error).__name__, error)), "crash")
+        outcome = Outcome(ERROR, message("crash", error="%s: %s" % (type(error).__name__, error)), "crash")
     return outcome._replace(data=dict(outcome.data, seconds=round(time.monotonic() - started, 3)))
 
 
@@ -88,7 +88,7 @@ def run_checks(checks, context: Context) -> list:
     late = Outcome(DOWN, (), "timeout")
     result = []
     for options, answer in zip(completed, answers):
-        outcome, attempts = answer or (late._replace(detail=said("timeout", seconds=budget(options))), 1)
+        outcome, attempts = answer or (late._replace(detail=message("timeout", seconds=budget(options))), 1)
         result.append((options, outcome, attempts))
     probe.kill_children()
     return result
@@ -111,7 +111,7 @@ def describe(options: dict, outcome: Outcome, attempts: int, language: str, cont
         "latency_ms": outcome.data.get("latency_ms"),
         "seconds": outcome.data.get("seconds", budget(options)),
         "attempts": attempts,
-        "detail": "; ".join(text.say(language, said_.key, **said_.values) for said_ in outcome.detail),
+        "detail": "; ".join(text.say(language, entry.key, **entry.values) for entry in outcome.detail),
         "error": outcome.error,
         "hint": "",
         "data": {key: value for key, value in outcome.data.items() if key not in ("latency_ms", "seconds")},

@@ -80,7 +80,7 @@ class Api:
         """Return the response; any other status is a failure that contains the response."""
         status, answer = self.ask(path, method, body, **more)
         if status not in fine:
-            failure = Failed("%s %s returns %s: %s" % (method, path, status, said(answer)))
+            failure = Failed("%s %s returns %s: %s" % (method, path, status, message_of(answer)))
             failure.status = status
             raise failure
         return answer
@@ -135,7 +135,7 @@ def decoded(data):
         return text
 
 
-def said(answer):
+def message_of(answer):
     """Return the message of an error, in a line."""
     if isinstance(answer, dict):
         error = answer.get("error", answer)

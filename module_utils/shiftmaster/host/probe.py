@@ -925,7 +925,7 @@ def parse_certificate(der: bytes) -> Certificate:
 
 
 def _names(der: bytes) -> tuple:
-    """Return the names of the extension subjectAltName (2.5.29.17), by which alone clients judge."""
+    """Return the names of the extension subjectAltName (2.5.29.17), by which alone clients evaluate."""
     found, position = [], der.find(b"\x06\x03\x55\x1d\x11")
     try:
         if position >= 0:
@@ -944,7 +944,7 @@ def _names(der: bytes) -> tuple:
 
 
 def certified(certificate: Certificate, name: str) -> bool:
-    """Tell whether a certificate is valid for a name; one without names is judged by clients alone."""
+    """Tell whether a certificate is valid for a name; one without names is evaluated by clients alone."""
     try:
         wanted = {ipaddress.ip_address(name).packed.hex()}
     except ValueError:

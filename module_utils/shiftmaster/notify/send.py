@@ -93,8 +93,8 @@ class Web:
                 with self.opener.open(request, timeout=left) as response:
                     return response.read(2000).decode("utf-8", "replace")
             except urllib.error.HTTPError as error:
-                said = error.read(300).decode("utf-8", "replace").strip()
-                problem = NotSent("returns %d %s" % (error.code, said))
+                output = error.read(300).decode("utf-8", "replace").strip()
+                problem = NotSent("returns %d %s" % (error.code, output))
                 # Both services accept a later retry for these, and only for these.
                 if error.code != 429 and error.code < 500:
                     raise problem

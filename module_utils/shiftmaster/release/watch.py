@@ -72,7 +72,7 @@ class AccessLog:
                     yield request
 
 
-def judge(requests: list, before: list, limits: dict) -> str:
+def evaluate(requests: list, before: list, limits: dict) -> str:
     """Return the sentence of a breach, "" where there is none.
 
     limits: errors_min (so many 5xx at least), error_percent, p95_ms, requests_min (for the percentile). Pages that
@@ -110,8 +110,8 @@ def watch(options: dict) -> Result:
     """Watch for a while; end early at a breach, and where enough requests were seen.
 
     options: seconds, enough (so many requests, but not before _LEAST_SECONDS), before (since when and until when the
-    version before served alone), access_log, target ("http://localhost:8000"), host, paths, plus the limits of judge().
-    Our own requests count as traffic, too: a quiet night must not let a broken page pass.
+    version before served alone), access_log, target ("http://localhost:8000"), host, paths, plus the limits of
+    evaluate(). Our own requests count as traffic, too: a quiet night must not let a broken page pass.
     """
     log = AccessLog(options["access_log"])
     before, requests, breach = symptoms.logged(options["access_log"], *options["before"]), [], ""
@@ -130,5 +130,5 @@ def watch(options: dict) -> Result:
                 requests.append(symptoms.Request(time.time(), 599, result.seconds, path))
         time.sleep(0.1 if failed else min(1.0, max(0.0, deadline - time.monotonic())))
         requests += log.requests()
-        breach = judge(requests, before, options)
+        breach = evaluate(requests, before, options)
     return Result(breach, len(requests), sum(one.failed for one in requests), round(_p95_ms(requests), 1))

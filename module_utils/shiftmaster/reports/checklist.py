@@ -87,7 +87,7 @@ def name_of(language: str, key: str) -> str:
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-def judge_line(line: dict, hosts: list, topology: dict) -> dict:
+def evaluate_line(line: dict, hosts: list, topology: dict) -> dict:
     """Return a line with its mark, and for each host what was seen."""
     if "person" in line:
         return {"name": line["name"], "text": line["text"], "mark": PERSON, "hosts": [], "person": line["person"]}
@@ -95,13 +95,13 @@ def judge_line(line: dict, hosts: list, topology: dict) -> dict:
     for host in hosts:
         if line.get("functions") and not set(line["functions"]) & set(host.get("functions") or []):
             continue
-        seen.append(dict(judge_host(line, host, topology), host=host["host"]))
+        seen.append(dict(evaluate_host(line, host, topology), host=host["host"]))
     marks = {one["mark"] for one in seen}
     mark = BAD if BAD in marks else UNKNOWN if UNKNOWN in marks or not seen else GOOD
     return {"name": line["name"], "text": line["text"], "mark": mark, "hosts": seen}
 
 
-def judge_host(line: dict, host: dict, topology: dict) -> dict:
+def evaluate_host(line: dict, host: dict, topology: dict) -> dict:
     """Return mark and evidence, in both languages, of one line on one host."""
     parts = host.get("parts") or {}
     engine, names = the_engine(), names_of(host, topology)
@@ -123,11 +123,11 @@ def judge_host(line: dict, host: dict, topology: dict) -> dict:
     return {"mark": GOOD if good else BAD, "evidence": evidence}
 
 
-def judge(period: str, lines: list, hosts: list, topology: dict, made: datetime.datetime) -> dict:
+def evaluate(period: str, lines: list, hosts: list, topology: dict, made: datetime.datetime) -> dict:
     """Return a filled-in checklist as data. Lines about functions that no host has are left out."""
     there = {function for host in hosts for function in host.get("functions") or []}
     filled = [
-        judge_line(line, hosts, topology)
+        evaluate_line(line, hosts, topology)
         for line in lines
         if "person" in line or not line.get("functions") or set(line["functions"]) & there
     ]

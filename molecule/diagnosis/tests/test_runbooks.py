@@ -44,7 +44,7 @@ COMPLAINT = re.compile(
 
 
 def named(command) -> str:
-    return f"{command.said_by}: {command.text[:70]}"
+    return f"{command.source}: {command.text[:70]}"
 
 
 def typed(operations, text: str):

@@ -158,7 +158,7 @@ def test_files_of_a_missing_backup_are_not_selected_by_time():
         target.snapshot("files", "20260101-000000F", RUNS)
 
 
-# --- the verification's own judgement ---------------------------------------------------------------------------------
+# --- the verification's own evaluation --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -163,13 +163,13 @@ def test_partial_and_unknown_files_are_distinguished():
     found = held([seg(1), seg(2)], **{partial: entry, "17-1/note.txt": entry, writing: entry})
     assert found.partial == (seg(3),) and found.odd == ("17-1/note.txt",)
     assert (1, 3) not in found.segments
-    assert [problem.code for problem in wal.judge(found, [], "17-1").problems] == ["wal_odd"]
+    assert [problem.code for problem in wal.evaluate(found, [], "17-1").problems] == ["wal_odd"]
 
 
 def test_two_contents_of_one_segment_are_found():
     other = "17-1/0000000100000000/%s-%040x.zst" % (seg(1), 77)
     found = held([seg(1)], **{other: {"type": "file", "size": 1, "time": 5}})
-    assert [(one.code, one.where) for one in wal.judge(found, [], "17-1").problems] == [("wal_twice", "17-1")]
+    assert [(one.code, one.where) for one in wal.evaluate(found, [], "17-1").problems] == [("wal_twice", "17-1")]
 
 
 @pytest.mark.parametrize("response", ["", "[]", "{", '{"x": 1}', '{"x": {}}', "null"])
@@ -368,7 +368,7 @@ def test_the_last_segment_is_found_by_the_histories(names, histories, expected):
 def test_an_invalid_name_or_history_is_reported_and_the_others_are_read():
     found = held([seg(1), "0000000100000000FFFFFFFF"], {2: "x"}, **{"00000002.history": {"type": "file"}})
     assert len(found.segments) == len(found.odd) == 1 and found.histories == {}
-    codes = [problem.code for problem in wal.judge(found, [], "17-1").problems]
+    codes = [problem.code for problem in wal.evaluate(found, [], "17-1").problems]
     assert codes == ["wal_odd", "history_unread"]
 
 
@@ -386,7 +386,7 @@ def test_without_the_history_the_path_is_unknown():
     found = wal.reaches(unread, BACKUPS)
     assert not found[0].current and "history of timeline 2" in found[0].problem
     assert found[-1].current and found[-1].problem == ""
-    codes = {problem.code for problem in wal.judge(unread, found, "17-1").problems}
+    codes = {problem.code for problem in wal.evaluate(unread, found, "17-1").problems}
     assert codes == {"history_missing", "history_unread"}
 
 
@@ -396,13 +396,13 @@ def test_without_the_history_the_path_is_unknown():
 def evaluate(names, backups, **more):
     verified = more.pop("verified", "")
     archive = held(names)
-    return wal.judge(archive, wal.reaches(archive, backups, **more), "17-1", verified)
+    return wal.evaluate(archive, wal.reaches(archive, backups, **more), "17-1", verified)
 
 
 def test_backups_without_gaps_are_good():
     names = [seg(number) for number in range(1, 20)]
     assert evaluate(names, [backup(2), backup(9)], verified=seg(12), newest=seg(19)).good
-    assert wal.judge(recorded(), wal.reaches(recorded(), BACKUPS), "17-1").good
+    assert wal.evaluate(recorded(), wal.reaches(recorded(), BACKUPS), "17-1").good
 
 
 def test_a_gap_is_a_problem_of_the_backups_before_it():

@@ -1507,7 +1507,7 @@ def test_an_exception_is_found_in_lines_of_the_schema(tmp_path):
     now = time.time()
     (tmp_path / "error.log").write_text(line_of(now - 300, "[INFO] Booting worker"))
     (tmp_path / "app.log").write_text(
-        ecs_line(now - 200, "INFO", "said ERROR before") + ecs_line(now - 150, "INFO", "two\u2028lines\x85ERROR")
+        ecs_line(now - 200, "INFO", "printed ERROR before") + ecs_line(now - 150, "INFO", "two\u2028lines\x85ERROR")
         + '{"@timestamp":"torn\n{"@timestamp":1}\n'
         + ecs_line(now - 100, error={"stack_trace": TRACE}) + ecs_line(now - 50, error={"stack_trace": TRACE})
     )  # fmt: skip

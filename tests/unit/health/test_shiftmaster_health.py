@@ -1,4 +1,4 @@
-"""The module, its judgements, its engine and its report."""
+"""The module, its evaluations, its engine and its report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import yaml
 from ansible.module_utils.shiftmaster.health import checks as health_checks
 from ansible.module_utils.shiftmaster.health import engine
 from ansible.module_utils.shiftmaster.health import text as health_text
-from ansible.module_utils.shiftmaster.health.checks import Context, Outcome, said
+from ansible.module_utils.shiftmaster.health.checks import Context, Outcome, message
 from ansible.module_utils.shiftmaster.host import probe
 from ansible.module_utils.shiftmaster.host.printable import printable_tree
 
@@ -175,7 +175,7 @@ def test_delay_between_attempts(kinds):
     assert time.monotonic() - started >= 0.3
 
 
-# --- judgements -------------------------------------------------------------------------------------------------------
+# --- evaluations ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def disk(path="/", space=10.0, inodes=10.0, **more):
 
 
 def evaluated(mounts):
-    outcome = health_checks.judge_disks(mounts, 80, 90)
+    outcome = health_checks.evaluate_disks(mounts, 80, 90)
     return engine.describe(options("disk"), outcome, 1, "en", Context())
 
 
@@ -248,7 +248,7 @@ def test_memory(tmp_path):
     ],
 )
 def test_units_that_must_run(unit, status):
-    assert health_checks.judge_unit(unit) == status
+    assert health_checks.evaluate_unit(unit) == status
 
 
 def units(monkeypatch, *found):
@@ -326,7 +326,7 @@ def test_a_renewed_certificate_that_the_server_has_not_read(monkeypatch, served,
 
 def clock(**state):
     state = dict({"synchronised": True, "offset_seconds": 0.0, "source": "chrony", "container": False}, **state)
-    return health_checks.judge_clock(state, 0.1, 1).status
+    return health_checks.evaluate_clock(state, 0.1, 1).status
 
 
 def test_clock():
@@ -585,14 +585,14 @@ def test_release(release, tmp_path_factory):
 
 def results():
     outcomes = [
-        ("web", "http", Outcome("healthy", said("http", status=200), data={"latency_ms": 12.3})),
+        ("web", "http", Outcome("healthy", message("http", status=200), data={"latency_ms": 12.3})),
         ("database", "postgres", Outcome("down", (), "refused", error="localhost:5432: connection refused")),
         (
             "memory",
             "memory",
-            Outcome("warning", said("memory", available="1 GiB", total="8 GiB"), "use", {"usage_percent": 85.0}),
+            Outcome("warning", message("memory", available="1 GiB", total="8 GiB"), "use", {"usage_percent": 85.0}),
         ),
-        ("clock", "clock", Outcome("error", said("clock.unknown"), "unknown")),
+        ("clock", "clock", Outcome("error", message("clock.unknown"), "unknown")),
     ]
     return lambda language: [
         engine.describe(options(kind, name=name), outcome, 1, language, Context()) for name, kind, outcome in outcomes
@@ -779,7 +779,7 @@ def test_each_text_of_a_check_is_in_the_catalogue():
         node.args[0].value
         for module in (health_checks, engine)
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("said", "Said")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("message", "Said")
         if node.args and isinstance(node.args[0], ast.Constant)
     }
     assert "redis.plain" in output_keys and output_keys - set(health_text.CATALOG) == set()
@@ -1052,7 +1052,7 @@ def test_a_certificate_counts_from_its_first_second_and_what_is_served_is_reques
 def test_reasons_of_the_clock_and_of_units(monkeypatch):
     def evaluated_clock(**state):
         state = dict({"synchronised": True, "offset_seconds": 0.0, "source": "s", "container": False}, **state)
-        return health_checks.judge_clock(state, 0.1, 1)
+        return health_checks.evaluate_clock(state, 0.1, 1)
 
     assert (
         evaluated_clock(offset_seconds=0.5).reason == "offset"
@@ -1084,15 +1084,15 @@ def test_sizes_have_readable_units_and_patterns_contain_names():
 
 def test_disks_without_a_response_are_an_error_and_full_inodes_are_named():
     with pytest.raises(probe.ProbeError):
-        health_checks.judge_disks([], 80, 90)
-    assert health_checks.judge_disks([disk(space=10, inodes=20)], 80, 90).detail[0].key == "disk.inodes"
-    assert health_checks.judge_disks([disk(space=20, inodes=10)], 80, 90).detail[0].key == "disk"
-    outcome = health_checks.judge_disks([disk("/a", 85), disk("/b", 10, 95)], 80, 90)
+        health_checks.evaluate_disks([], 80, 90)
+    assert health_checks.evaluate_disks([disk(space=10, inodes=20)], 80, 90).detail[0].key == "disk.inodes"
+    assert health_checks.evaluate_disks([disk(space=20, inodes=10)], 80, 90).detail[0].key == "disk"
+    outcome = health_checks.evaluate_disks([disk("/a", 85), disk("/b", 10, 95)], 80, 90)
     assert (outcome.reason, outcome.hint_values, outcome.data["usage_percent"]) == ("inodes", {"path": "/b"}, 95)
-    assert health_checks.judge_disks([disk("/a", 85)], 80, 90).reason == "space"
+    assert health_checks.evaluate_disks([disk("/a", 85)], 80, 90).reason == "space"
     missing = {"path": "/n", "kind": "", "error": "gone", "reason": "missing"}
-    assert health_checks.judge_disks([missing], 80, 90).status == "down"
-    assert health_checks.judge_disks([dict(missing, reason="other")], 80, 90).status == "error"
+    assert health_checks.evaluate_disks([missing], 80, 90).status == "down"
+    assert health_checks.evaluate_disks([dict(missing, reason="other")], 80, 90).status == "error"
 
 
 @pytest.mark.parametrize(
@@ -1230,8 +1230,8 @@ def test_the_line_with_the_reason_why_celery_failed(text, line):
 
 
 def test_states_of_units_that_are_not_plain():
-    assert health_checks.judge_unit({"ActiveState": "reloading"}) == "healthy"
-    assert health_checks.judge_unit({"LoadState": "error", "ActiveState": "active"}) == "down"
+    assert health_checks.evaluate_unit({"ActiveState": "reloading"}) == "healthy"
+    assert health_checks.evaluate_unit({"LoadState": "error", "ActiveState": "active"}) == "down"
 
 
 def test_units_are_described_where_they_are_named_or_wrong(monkeypatch):
@@ -1266,11 +1266,11 @@ def test_disks_are_checked_as_configured_and_the_worst_comes_first(monkeypatch):
         {"path": "/r", "error": "read-only", "reason": "readonly"},
         {"path": "/t", "error": "x", "reason": "timeout"},
     ]
-    outcome = health_checks.judge_disks([disk(), *broken], 80, 90)
+    outcome = health_checks.evaluate_disks([disk(), *broken], 80, 90)
     assert (outcome.status, outcome.reason) == ("down", "problem")
     assert [one.key for one in outcome.detail] == ["disk.problem", "disk.readonly"]
-    assert health_checks.judge_disks([disk(), broken[0]], 80, 90).reason == "readonly"
-    fine = health_checks.judge_disks([disk("/a", 30, None), disk("/b", 20, 10)], 80, 90)
+    assert health_checks.evaluate_disks([disk(), broken[0]], 80, 90).reason == "readonly"
+    fine = health_checks.evaluate_disks([disk("/a", 30, None), disk("/b", 20, 10)], 80, 90)
     assert fine.detail[0].key == "disk" and fine.data["usage_percent"] == 30
     assert fine.detail[0].values == {"path": "/a", "percent": 30, "count": 2, "free": "1 GiB"}
 
@@ -1300,6 +1300,6 @@ def test_the_clock_of_a_container_is_its_machines_and_a_state_is_shown_as_it_is(
     monkeypatch.setattr(probe, "clock_state", query)
     outcome = health_checks.check_clock(options("clock", timeout_seconds=3), Context())
     assert (outcome.status, outcome.data, query.call_args) == ("warning", state, mock.call(3))
-    outcome = health_checks.judge_clock(dict(state, synchronised=True), 0.1, 1)
+    outcome = health_checks.evaluate_clock(dict(state, synchronised=True), 0.1, 1)
     assert outcome.detail[0].values == {"source": "s", "milliseconds": 250}
-    assert health_checks.judge_clock(dict(state, synchronised=None), 0.1, 1).detail[0].key == "clock.container"
+    assert health_checks.evaluate_clock(dict(state, synchronised=None), 0.1, 1).detail[0].key == "clock.container"

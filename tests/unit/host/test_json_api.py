@@ -125,7 +125,7 @@ def test_a_response_is_json_or_text(data, value):
     ],
 )
 def test_an_error_is_one_line_of_its_reason(reply, text):
-    assert json_api.said(reply) == text
+    assert json_api.message_of(reply) == text
 
 
 @pytest.mark.parametrize(

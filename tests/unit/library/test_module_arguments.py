@@ -10,7 +10,7 @@ import yaml
 from ansible.module_utils.basic import AnsibleModule
 
 ROOT = Path(__file__).resolve().parents[3]
-UNSAID = {"type": "str", "required": False, "elements": None, "choices": None, "default": None, "aliases": []}
+UNSET = {"type": "str", "required": False, "elements": None, "choices": None, "default": None, "aliases": []}
 
 
 class Taken(Exception):
@@ -37,8 +37,8 @@ def differences(taken, documented, where=""):
         if name not in taken or name not in documented:
             yield f"{where}{name} is {'not documented' if name in taken else 'not taken'}"
             continue
-        for key, unsaid in UNSAID.items():
-            values = taken[name].get(key, unsaid), documented[name].get(key, unsaid)
+        for key, default in UNSET.items():
+            values = taken[name].get(key, default), documented[name].get(key, default)
             ours, theirs = (list(one) if key == "choices" and one is not None else one for one in values)
             if ours != theirs:
                 yield f"{where}{name}: {key} is {ours!r}, and {theirs!r} in the documentation"

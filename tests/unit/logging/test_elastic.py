@@ -47,20 +47,20 @@ def test_existing_objects_are_compared_with_the_wanted_ones(wanted, present, whe
 
 
 def test_an_error_message_is_one_line():
-    assert json_api.said({"error": {"reason": "no\nsuch  index"}, "status": 404}) == "no such index"
-    assert json_api.said({"message": "x"}) == "x" and json_api.said("a\nb") == "a b"
-    assert len(json_api.said({"error": "x" * 1000})) == 300
+    assert json_api.message_of({"error": {"reason": "no\nsuch  index"}, "status": 404}) == "no such index"
+    assert json_api.message_of({"message": "x"}) == "x" and json_api.message_of("a\nb") == "a b"
+    assert len(json_api.message_of({"error": "x" * 1000})) == 300
 
 
 def test_rights_are_evaluated_in_both_directions():
     has, has_not = {"a-*": ["create_doc"]}, {"a-*": ["read"], "b": ["create_doc"]}
     assert elasticsearch_objects.merged(has, has_not) == {"a-*": ["create_doc", "read"], "b": ["create_doc"]}
     right = {"index": {"a-*": {"create_doc": True, "read": False}, "b": {"create_doc": False}}}
-    assert elasticsearch_objects.judged(right, has, has_not) == []
+    assert elasticsearch_objects.evaluated(right, has, has_not) == []
     wrong = {"index": {"a-*": {"create_doc": False, "read": True}, "b": {"create_doc": False}}}
-    assert elasticsearch_objects.judged(wrong, has, has_not) == ["may not create_doc in a-*", "may read in a-*"]
+    assert elasticsearch_objects.evaluated(wrong, has, has_not) == ["may not create_doc in a-*", "may read in a-*"]
     # A check without a response is not verified.
-    assert len(elasticsearch_objects.judged({"index": {}}, has, has_not)) == 3
+    assert len(elasticsearch_objects.evaluated({"index": {}}, has, has_not)) == 3
 
 
 # --- users that are files --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 commands = functools.cache(runbooks.every)
-each = offenders.each(commands, lambda command: f"{command.said_by}: {command.text[:60]}")
+each = offenders.each(commands, lambda command: f"{command.source}: {command.text[:60]}")
 
 # Hosts that findings of the cases name.
 OF_CASES = {"one", "db1"}

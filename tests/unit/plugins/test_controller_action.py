@@ -17,7 +17,7 @@ class Plugin(ControllerAction):
     def perform(self, parameters):
         if parameters["count"] == 0:
             raise Failed("nothing to count for %s" % parameters["channel"]["password"])
-        return {"each": 6 // (parameters["count"] - 1), "said": parameters["channel"] and "hunter2 was sent"}
+        return {"each": 6 // (parameters["count"] - 1), "output": parameters["channel"] and "hunter2 was sent"}
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def run(run_module):
 
 
 def test_defaults_and_types_are_those_of_the_specification(run):
-    assert run() == {"changed": False, "each": 3, "said": None}
+    assert run() == {"changed": False, "each": 3, "output": None}
     assert run(count="4")["each"] == 2
 
 

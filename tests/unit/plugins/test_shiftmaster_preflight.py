@@ -150,9 +150,9 @@ def packages(tmp_path, monkeypatch):
     """A dpkg with prepared output, and a lock file."""
     (tmp_path / "lock").write_text("")
     (tmp_path / "updates").mkdir()
-    (tmp_path / "dpkg").write_text('#!/bin/sh\ncat "%s/said"\n' % tmp_path)
+    (tmp_path / "dpkg").write_text('#!/bin/sh\ncat "%s/printed"\n' % tmp_path)
     (tmp_path / "dpkg").chmod(0o755)
-    (tmp_path / "said").write_text("")
+    (tmp_path / "printed").write_text("")
     monkeypatch.setenv("PATH", "%s:%s" % (tmp_path, os.environ["PATH"]))
     monkeypatch.setattr(preflight, "PACKAGE_LOCKS", (str(tmp_path / "lock"),))
     listing = preflight.names_in
@@ -166,11 +166,13 @@ def test_packages_in_order(report, packages):
 
 
 def test_an_interrupted_installation(report, packages):
-    (packages / "said").write_text("The following packages are only half configured:\n nginx-common   small server\n")
+    (packages / "printed").write_text(
+        "The following packages are only half configured:\n nginx-common   small server\n"
+    )
     preflight.check_packages(report, 0)
     assert problems(report) == ["an earlier installation of packages was interrupted (nginx-common)"]
     assert "dpkg --configure -a" in report.findings[0]["hint"]
-    (packages / "said").write_text("")
+    (packages / "printed").write_text("")
     (packages / "updates" / "0003").write_text("")
     again = preflight.Report()
     preflight.check_packages(again, 0)

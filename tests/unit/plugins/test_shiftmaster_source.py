@@ -553,11 +553,11 @@ def test_a_wrong_token_is_one_sentence_without_it(server, tmp_path, monkeypatch,
 
 def test_a_token_in_the_output_of_git_is_masked(monkeypatch, run_module):
     def leak(address, _params):
-        raise source.SourceError("git said: %s and %s" % (address.password, address.written))
+        raise source.SourceError("git output: %s and %s" % (address.password, address.written))
 
     monkeypatch.setattr(source, "run", leak)
     response = run_module(source, repository="https://deploy:a%2Fsecret@h.jp/x", version="main")
-    assert "secret" not in str(response) and "git said" in response["msg"]
+    assert "secret" not in str(response) and "git output" in response["msg"]
 
 
 def test_an_invalid_address_is_not_shown(run_module):

@@ -398,7 +398,7 @@ def test_the_lines_of_a_message(callback, message, expected):
 def test_on_a_terminal_the_phase_counts_and_ctrl_c_drops_no_output(site):
     first, second = pty.openpty()
     run = subprocess.Popen(
-        site.command(play({"name": "Say", "ansible.builtin.debug": {"msg": "said before"}},
+        site.command(play({"name": "Say", "ansible.builtin.debug": {"msg": "output before"}},
                           {"name": "Wait", "ansible.builtin.command": "sleep 600"}), "deploy.yml", "--limit", "a"),
         cwd=site.path, env=site.environment(TERM="xterm"), stdin=subprocess.DEVNULL, stdout=second, stderr=second,
         start_new_session=True,
@@ -416,8 +416,8 @@ def test_on_a_terminal_the_phase_counts_and_ctrl_c_drops_no_output(site):
     except OSError:
         pass
     assert run.wait(timeout=300) != 0
-    assert "This run did not finish" in out and "said before" in out
+    assert "This run did not finish" in out and "output before" in out
     # The cursor is back.
     assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l")
     log = site.log().read_text()
-    assert "said before" in log and "NOT FINISHED" in log and "TASK [Wait]" in log
+    assert "output before" in log and "NOT FINISHED" in log and "TASK [Wait]" in log

@@ -55,8 +55,8 @@ def test_a_change_of_administrators_that_nobody_can_mean_runs_no_code(program, c
 def test_only_a_change_of_administrators_that_was_made_is_in_the_audit_log(
     program, monkeypatch, tmp_path, capsys, code
 ):
-    said = SimpleNamespace(rc=code, stdout="sato\x1b[2J\n", stderr="there is no user kato\n")
-    monkeypatch.setattr(program, "ReleaseCode", lambda *_: SimpleNamespace(run=lambda argv: said))
+    printed = SimpleNamespace(rc=code, stdout="sato\x1b[2J\n", stderr="there is no user kato\n")
+    monkeypatch.setattr(program, "ReleaseCode", lambda *_: SimpleNamespace(run=lambda argv: printed))
     layout = SimpleNamespace(state=str(tmp_path), current=lambda: "r1", release=lambda name: name)
     if code:
         with pytest.raises(program.StateError, match="no user kato"):

@@ -45,7 +45,7 @@ def requests(statuses, seconds=0.1, page="/"):
     ],
 )  # fmt: skip
 def test_conditions_of_a_breach(statuses, seconds, words):
-    breach = watch.judge(requests(statuses, seconds), [], LIMITS)
+    breach = watch.evaluate(requests(statuses, seconds), [], LIMITS)
     assert breach.startswith(words) and bool(breach) == bool(words)
 
 
@@ -63,7 +63,7 @@ GOOD = requests([200] * 40)
     ],
 )
 def test_pages_are_compared_with_the_version_before(before, breach):
-    found = watch.judge(GOOD + requests([500] * 6 + [200] * 4, page="/old/"), before + GOOD, LIMITS)
+    found = watch.evaluate(GOOD + requests([500] * 6 + [200] * 4, page="/old/"), before + GOOD, LIMITS)
     assert bool(found) == breach
     old = [one for one in before if one.page == "/old/"]
     assert not breach or "/old/: 6 of 10, in the version before %d of %d" % (
@@ -73,12 +73,12 @@ def test_pages_are_compared_with_the_version_before(before, breach):
 
 @pytest.mark.parametrize(("before", "breach"), [(5.0, False), (3.0, True), (0.1, True)])
 def test_response_times_are_compared_with_the_version_before(before, breach):
-    found = watch.judge(requests([200] * 30, 6.0), requests([200] * 30, before), LIMITS)
+    found = watch.evaluate(requests([200] * 30, 6.0), requests([200] * 30, before), LIMITS)
     assert bool(found) == breach and (not breach or "before %d ms" % (before * 1000) in found)
 
 
 def test_no_traffic_is_no_breach_of_any_limit():
-    assert watch.judge([], [], dict(LIMITS, errors_min=0, requests_min=0, p95_ms=0)) == ""
+    assert watch.evaluate([], [], dict(LIMITS, errors_min=0, requests_min=0, p95_ms=0)) == ""
 
 
 # ------------------------------------------------------------------------------------------------------------- reading

@@ -66,7 +66,7 @@ def host(patch=None, functions=("web", "app", "database", "cache", "monitoring",
 
 
 def filled(period, *hosts):
-    data = checklist.judge(period, LINES[period], list(hosts), findings.topology_of(list(hosts)), MADE)
+    data = checklist.evaluate(period, LINES[period], list(hosts), findings.topology_of(list(hosts)), MADE)
     return {line["name"]: line for line in data["lines"]}, data
 
 
@@ -199,10 +199,10 @@ def test_a_good_line_without_evidence_is_not_ticked():
         "good": "cpu.busy_percent < 70",
         "evidence": "{{ gone }}",
     }
-    assert checklist.judge_host(line, host(), {})["mark"] == "unknown"
+    assert checklist.evaluate_host(line, host(), {})["mark"] == "unknown"
     idle = host({"cpu": {"busy_percent": 12.0}})
-    assert checklist.judge_host(dict(line, evidence="{{ cpu.busy_percent }}"), idle, {})["mark"] == "good"
-    assert checklist.judge_host(line, idle, {})["mark"] == "unknown"
+    assert checklist.evaluate_host(dict(line, evidence="{{ cpu.busy_percent }}"), idle, {})["mark"] == "good"
+    assert checklist.evaluate_host(line, idle, {})["mark"] == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def errors_line(first, last):
     there["parts"]["logs"] = {"status": "ok", "files": files}
     there["parts"]["release"] = {**there["parts"].get("release", {}), "status": "ok", "deploys": deploys}
     (line,) = [one for one in LINES["morning"] if one["name"] == "errors"]
-    return checklist.judge_host(line, there, {})
+    return checklist.evaluate_host(line, there, {})
 
 
 def test_errors_of_a_rejected_version_are_no_alarm():
@@ -431,7 +431,7 @@ def test_errors_of_a_rejected_version_are_no_alarm():
 
 def test_no_separator_follows_the_last_entry():
     (line,) = [one for one in LINES["morning"] if one["name"] == "disk"]
-    assert all(text[-1] not in ";, " for text in checklist.judge_host(line, host(), {})["evidence"].values())
+    assert all(text[-1] not in ";, " for text in checklist.evaluate_host(line, host(), {})["evidence"].values())
 
 
 @pytest.mark.parametrize("problem", ["Prometheus is silent", ""])

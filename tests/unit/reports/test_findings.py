@@ -1084,7 +1084,7 @@ def test_a_host_whose_evidence_is_not_valid_hides_no_other(evidence):
         {"host": "db1", "functions": ["database"], "result": unhealthy},
     ]
     given = {"results": results, "rules": rules(), "area": "all", "language": "en", "expectations": {}}
-    response, files = shiftmaster_findings.judge(dict(given, fail_on="critical", directory="/x"), made)
+    response, files = shiftmaster_findings.evaluate(dict(given, fail_on="critical", directory="/x"), made)
     assert "db1: DatabaseStopped" in response["failing"] and len(files) == 3
     lines = yaml.safe_load((ROOT / "checklists/morning.yml").read_text(encoding="utf-8"))["lines"]
     given = {"results": results, "lines": lines, "period": "morning", "language": "en", "metrics": None, "series": {}}
@@ -1119,7 +1119,7 @@ def test_a_host_adds_no_line_to_a_checklist():
         "evidence": "x",
     }
     unhealthy = {"host": "backup1", "parts": {"x": {"status": "error", "error": "no\n☑ all is well [good]"}}}
-    found = shiftmaster_checklist.checklist.judge_host(line, unhealthy, {})
+    found = shiftmaster_checklist.checklist.evaluate_host(line, unhealthy, {})
     assert found["evidence"]["en"] == "x: no ☑ all is well [good]"
 
 

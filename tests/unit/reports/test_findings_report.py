@@ -54,7 +54,7 @@ SERIES = {"parts": {"requests": {"series": [
 
 @pytest.mark.parametrize("language", findings.LANGUAGES)
 def test_summary_contains_cause_and_action(language):
-    response, files = shiftmaster_findings.judge(parameters(DATABASE, language=language), MADE)
+    response, files = shiftmaster_findings.evaluate(parameters(DATABASE, language=language), MADE)
     text = response["report_text"]
     assert files == {}
     assert "systemctl start postgresql" in text and "No such file or directory" in text
@@ -67,7 +67,7 @@ def test_summary_contains_cause_and_action(language):
 
 def test_a_healthy_report_names_what_was_not_checked():
     hung = {"parts": {"containers": {"status": "failed", "error": "permission denied"}}}
-    response, _files = shiftmaster_findings.judge(parameters(hung), MADE)
+    response, _files = shiftmaster_findings.evaluate(parameters(hung), MADE)
     assert "⚠️ Nothing is wrong in what was looked at" in response["report_text"]
     assert "h1: containers (permission denied)" in response["report_text"]
     assert response["failing"] == []
@@ -78,7 +78,7 @@ def test_an_unreachable_host_is_in_the_report():
     given["results"].append(
         {"host": "gone", "functions": ["database"], "result": {"unreachable": True, "msg": "No route"}}
     )
-    response, _files = shiftmaster_findings.judge(given, MADE)
+    response, _files = shiftmaster_findings.evaluate(given, MADE)
     assert "gone does not respond" in response["report_text"] and response["failing"] == ["gone: HostUnreachable"]
 
 
@@ -93,7 +93,7 @@ def test_parts_that_could_not_be_checked_are_reported_in_the_headline(language, 
     """The headline must not call unchecked parts healthy."""
     blind = {name: {"status": "failed", "error": f"no response of {name}"} for name in ("database", "firewall")}
     given = parameters({"parts": blind}, directory="/x", language=language)
-    response, files = shiftmaster_findings.judge(given, MADE)
+    response, files = shiftmaster_findings.evaluate(given, MADE)
     assert response["failing"] == [] and response["worst"] == "healthy"
     for output in (response["report_text"], files["diagnosis.html"], response["first"]):
         assert re.search(words, output), output
@@ -101,19 +101,19 @@ def test_parts_that_could_not_be_checked_are_reported_in_the_headline(language, 
     assert "(no response of firewall)" in response["report_text"]
     # Next to a fault, too.
     both = {"parts": {**blind, **CASES["DiskFull"]["fires"]["parts"]}}
-    assert re.search(words, shiftmaster_findings.judge(parameters(both, language=language), MADE)[0]["report_text"])
+    assert re.search(words, shiftmaster_findings.evaluate(parameters(both, language=language), MADE)[0]["report_text"])
 
 
 @pytest.mark.parametrize("patch", [{}, DATABASE, SERIES, {"parts": {}}], ids=["well", "ill", "charts", "nothing"])
 def test_data_follows_its_schema(patch):
     schema = json.loads((ROOT / "docs" / "diagnosis.schema.json").read_text(encoding="utf-8"))
-    response, _files = shiftmaster_findings.judge(parameters(patch, {}), MADE)
+    response, _files = shiftmaster_findings.evaluate(parameters(patch, {}), MADE)
     jsonschema.Draft202012Validator(schema).validate(json.loads(json.dumps(response["report"])))
 
 
 def test_the_schema_refuses_what_is_no_report():
     schema = json.loads((ROOT / "docs" / "diagnosis.schema.json").read_text(encoding="utf-8"))
-    response, _files = shiftmaster_findings.judge(parameters(DATABASE), MADE)
+    response, _files = shiftmaster_findings.evaluate(parameters(DATABASE), MADE)
     for broken in (
         dict(response["report"], worst="bad"),
         dict(response["report"], findings=[dict(response["report"]["findings"][0], title={"en": "x"})]),
@@ -153,7 +153,7 @@ class Reader(html.parser.HTMLParser):
 @pytest.mark.parametrize("language", findings.LANGUAGES)
 def test_page_loads_nothing_else(tmp_path, language):
     patch = changed(DATABASE, SERIES)
-    _response, files = shiftmaster_findings.judge(
+    _response, files = shiftmaster_findings.evaluate(
         parameters(patch, {}, directory=str(tmp_path), language=language), MADE
     )
     text = files["diagnosis.html"]
@@ -175,14 +175,14 @@ def test_output_of_a_host_is_escaped_in_the_page():
     bad = {"parts": {"units": {"units": [
         {"unit": "<script>alert(1)</script>.service", "required": False, "active": "failed", "result": "x", "last_words": ["<b>"]}
     ]}}}  # fmt: skip
-    _response, files = shiftmaster_findings.judge(parameters(bad, directory="/x"), MADE)
+    _response, files = shiftmaster_findings.evaluate(parameters(bad, directory="/x"), MADE)
     assert "<script" not in files["diagnosis.html"] and "&lt;script&gt;" in files["diagnosis.html"]
 
 
 def test_database_tables_are_in_the_page():
     tables = {"parts": {"database": {"tables": [{"schema": "public", "table": "roster", "bytes": 2048}],
                                      "slowest_on_average": [], "duplicate_indexes": []}}}  # fmt: skip
-    _response, files = shiftmaster_findings.judge(parameters(tables, directory="/x"), MADE)
+    _response, files = shiftmaster_findings.evaluate(parameters(tables, directory="/x"), MADE)
     page = files["diagnosis.html"]
     assert "<td>roster</td>" in page and "2 KiB" in page and "Statements that take longest on average" in page
     # Where pg_stat_statements is missing, the page reports it.
@@ -281,7 +281,7 @@ def test_the_report_lists_the_firing_alerts(language, heading, shown):
         alert("Ended", 100.0, 400.0), nobody, alert("Fires", 500.0, None), alert("Always", None, None),
     ]}  # fmt: skip
     second = dict(history, alerts=[alert("Fires", 530.0, None)])
-    response, files = shiftmaster_findings.judge(
+    response, files = shiftmaster_findings.evaluate(
         parameters({"parts": {"history": history}}, {"parts": {"history": second}}, directory="/x", language=language),
         MADE,
     )
@@ -290,13 +290,13 @@ def test_the_report_lists_the_firing_alerts(language, heading, shown):
     assert heading + ":\n" + "".join("   %s\n" % line for line in [*shown[:2], first]) in text + "\n"
     assert "".join("<li>%s</li>" % line for line in [*shown[:2], first]) in page
     # They are no findings.
-    quiet, _files = shiftmaster_findings.judge(parameters({}, {}, directory="/x", language=language), MADE)
+    quiet, _files = shiftmaster_findings.evaluate(parameters({}, {}, directory="/x", language=language), MADE)
     assert response["report"]["findings"] == quiet["report"]["findings"]
 
 
 def test_without_a_firing_alert_the_section_is_omitted():
     history = {"status": "ok", "source": "prometheus", "usage": {}, "alerts": [alert("Ended", 100.0, 400.0)]}
-    response, files = shiftmaster_findings.judge(parameters({"parts": {"history": history}}, directory="/x"), MADE)
+    response, files = shiftmaster_findings.evaluate(parameters({"parts": {"history": history}}, directory="/x"), MADE)
     assert "Alerts that fire" not in response["report_text"] + files["diagnosis.html"]
 
 
@@ -320,7 +320,7 @@ def test_page_shows_alerts_and_charts_of_every_host_in_one_zone(language):
         "alerts": [alert("HighCPUUsage", 1800000000.0, None, "h2")],
     }
     patch = {"zone": {"name": "JST", "offset_seconds": 32400}, "parts": {"history": history}}
-    response, files = shiftmaster_findings.judge(
+    response, files = shiftmaster_findings.evaluate(
         parameters(patch, {"zone": {"name": "JST", "offset_seconds": 32400}}, directory="/x", language=language), MADE
     )
     page, text = files["diagnosis.html"], response["report_text"]
@@ -337,7 +337,7 @@ def test_page_shows_alerts_and_charts_of_every_host_in_one_zone(language):
 
 def test_a_host_that_writes_its_logs_in_another_zone_is_named():
     here = {"zone": {"name": "JST", "offset_seconds": 32400}}
-    response, files = shiftmaster_findings.judge(
+    response, files = shiftmaster_findings.evaluate(
         parameters(here, here, {"zone": {"name": "UTC", "offset_seconds": 0}}, directory="/x"), MADE
     )
     for shown in (response["report_text"], files["diagnosis.html"]):
@@ -347,7 +347,7 @@ def test_a_host_that_writes_its_logs_in_another_zone_is_named():
 def test_the_local_history_of_a_host_is_drawn_where_there_is_no_prometheus():
     usage = {"": {"cpu": [[0, 1.0], [60, 2.0]], "memory": []}}
     patch = {"parts": {"history": {"status": "ok", "source": "sysstat", "alerts": [], "usage": usage}}}
-    _response, files = shiftmaster_findings.judge(parameters(patch, {}, directory="/x"), MADE)
+    _response, files = shiftmaster_findings.evaluate(parameters(patch, {}, directory="/x"), MADE)
     assert files["diagnosis.html"].count("Processor, %") == 2 and "Memory, %" not in files["diagnosis.html"]
 
 
@@ -383,7 +383,7 @@ DATABASE_TABLES = {"parts": {"database": {
 @pytest.mark.parametrize("language", findings.LANGUAGES)
 def test_database_tables_are_in_the_terminal_for_its_area_alone(language):
     text = {
-        area: shiftmaster_findings.judge(parameters(DATABASE_TABLES, area=area, language=language), MADE)[0][
+        area: shiftmaster_findings.evaluate(parameters(DATABASE_TABLES, area=area, language=language), MADE)[0][
             "report_text"
         ]
         for area in ("db", "app", "all")
@@ -417,7 +417,7 @@ def test_columns_of_a_terminal_are_aligned():
 @pytest.mark.parametrize("language", findings.LANGUAGES)
 def test_headings_of_the_pages_tables_are_in_its_language(language):
     hung = {"parts": {"containers": {"status": "failed", "error": "permission denied"}}}
-    _response, files = shiftmaster_findings.judge(
+    _response, files = shiftmaster_findings.evaluate(
         parameters(changed(DATABASE_TABLES, hung), directory="/x", language=language), MADE
     )
     heads = set(re.findall(r"<th>([^<]*)</th>", files["diagnosis.html"]))

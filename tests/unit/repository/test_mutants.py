@@ -102,8 +102,8 @@ def test_results_of_a_child_are_reported_and_limited(tmp_path):
     ends = [mutants.in_child(work, tmp_path / "output", 1) for work in (lambda: 0, lambda: 1, broken, endless)]
     assert [(one.code, one.hung) for one in ends[:3]] == [(0, False), (1, False), (mutants.ERROR, False)]
     assert ends[3].hung and ends[3].code != 0
-    mutants.in_child(lambda: os.write(1, b"said\n") * 0, tmp_path / "output", 1)
-    assert (tmp_path / "output").read_text() == "said\n"
+    mutants.in_child(lambda: os.write(1, b"printed\n") * 0, tmp_path / "output", 1)
+    assert (tmp_path / "output").read_text() == "printed\n"
 
 
 def test_tests_of_a_module_are_found_in_every_directory_of_unit_tests(tmp_path):

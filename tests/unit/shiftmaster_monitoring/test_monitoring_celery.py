@@ -343,12 +343,12 @@ from shiftmaster_monitoring.exposition import Exposition
 from shiftmaster_monitoring import trouble
 exposition = Exposition()
 exposition.text(warming=True)
-assert not trouble._said
+assert not trouble._reported
 for _ in range(2):
     began = time.monotonic()
     text = exposition.text().decode()
     assert time.monotonic() - began < 4.5, time.monotonic() - began
-assert "hunter2x" not in text and len(trouble._said) == 1
+assert "hunter2x" not in text and len(trouble._reported) == 1
 print(text)
 """)  # fmt: skip
     from monitored import parse

@@ -56,7 +56,7 @@ def say(request, number):
     log.info("number %d, 患者番号：00123456", number, extra={"ward": "東3", "password": "hunter2", "thing": object()})
     logging.getLogger("silent").error("nobody hears this")
     log.debug("wrong %d", "arguments")
-    return HttpResponse("said")
+    return HttpResponse("printed")
 
 def chain(request):
     try:
@@ -483,9 +483,9 @@ def test_statements_to_postgresql_begin_with_the_request_id(project):
                 cursor.execute("SELECT %s", [1])
             return "answer"
 
-        said = []
+        printed = []
         def last(execute, sql, params, many, context):
-            said.append(sql)
+            printed.append(sql)
             return execute(sql, params, many, context)
 
         connection.ensure_connection()
@@ -498,7 +498,7 @@ def test_statements_to_postgresql_begin_with_the_request_id(project):
         request = RequestFactory().get("/", HTTP_X_REQUEST_ID="abc-1")
         assert carry.RequestContext(view)(request) == "answer" and carry.current() is None
         view(request)
-        assert said == ["/* request_id=abc-1 */ SELECT %s", "SELECT %s"], said
+        assert printed == ["/* request_id=abc-1 */ SELECT %s", "SELECT %s"], printed
     """)
 
 

@@ -436,8 +436,8 @@ def test_failures_of_the_measuring_are_reported_once(project):
         from shiftmaster_monitoring import people, metrics, trouble
         from django_prometheus.middleware import Metrics
         import logging
-        said = []
-        trouble.logger.warning = lambda *a: said.append(a)
+        printed = []
+        trouble.logger.warning = lambda *a: printed.append(a)
         def broken(*_a, **_k): raise RuntimeError("broken")
         people.seen = broken
         Metrics.get_instance().requests_by_method.labels = broken
@@ -445,7 +445,7 @@ def test_failures_of_the_measuring_are_reported_once(project):
         for _ in range(5):
             request = RequestFactory().get("/items/1/", HTTP_HOST="localhost")
             assert handler.get_response(handler.request_class(request.environ)).status_code == 200
-        assert len(said) == 2, said
+        assert len(printed) == 2, printed
         print("ok")
     """)
     assert out.strip() == "ok"

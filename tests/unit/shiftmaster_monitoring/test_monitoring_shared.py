@@ -35,7 +35,7 @@ def shared(directory, monkeypatch):
     from shiftmaster_monitoring import shared, trouble
 
     monkeypatch.setattr(shared, "_ended", shared._Ended())
-    monkeypatch.setattr(trouble, "_said", set())
+    monkeypatch.setattr(trouble, "_reported", set())
     shared._layouts.clear()
     yield shared
     shared.store.after_fork()  # Lets go of this process' own file.

@@ -124,7 +124,7 @@ def test_a_channel_without_metrics_is_silent(server):
 def test_earlier_notifications_do_not_count():
     count = module.requests(METRICS % {"email": 7, "email_bad": 3, "slack": 5, "slack_bad": 0})
     assert count == {"email": (7, 3), "slack": (5, 0)}
-    assert module.judge(count, count, ["email", "slack"]) == ([], [], ["email", "slack"])
+    assert module.evaluate(count, count, ["email", "slack"]) == ([], [], ["email", "slack"])
 
 
 def test_an_unreachable_alertmanager_is_reported():

@@ -227,9 +227,9 @@ def test_a_cutover_that_fails_shows_whether_the_old_release_is_back(site):
 
 def test_a_killed_run_is_recovered_and_reported(site):
     assert site.run("recovered") == dict(site.run("recovered"), changed=False, notes=[])
-    site.responses.update(recover="said", stop_others=["web@green"], ensure_running=["web@blue"])
+    site.responses.update(recover="printed", stop_others=["web@green"], ensure_running=["web@blue"])
     result = site.run("recovered", background=False)
-    assert result["changed"] and [note.split()[0] for note in result["notes"]] == ["said", "stopped", "started"]
+    assert result["changed"] and [note.split()[0] for note in result["notes"]] == ["printed", "stopped", "started"]
     assert ("ensure_running", False) in site.calls
     site.calls.clear()
     assert not site.run("recovered", check_mode=True)["changed"]
