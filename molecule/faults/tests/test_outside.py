@@ -67,6 +67,18 @@ def test_wrong_options_of_a_rollback_change_nothing(operations):
     assert operations.live_version(10) == "2.1.0"
 
 
+def test_a_rollback_does_not_wait_for_apt(operations):
+    at(operations, "2.1.0")
+    hold = "import fcntl, time; f = open('/var/lib/dpkg/lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); time.sleep(300)"
+    operations.shell(f'systemd-run --quiet --unit=apt-at-work /usr/bin/python3 -c "{hold}"')
+    try:
+        run = operations.rollback()
+    finally:
+        operations.shell("systemctl stop apt-at-work")
+    assert run.code == 0, run.output[-4000:]
+    assert operations.live_version(10) == "2.0.0"
+
+
 def test_the_active_link_is_missing(operations):
     """The host is no new one: a contract migration stays refused, and no second beat starts."""
     at(operations, "2.1.0")
