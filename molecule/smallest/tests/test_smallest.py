@@ -1,0 +1,50 @@
+"""Two processors and 4 GB are enough for all functions under load, during a deploy and a backup."""
+
+from __future__ import annotations
+
+import threading
+
+from support import load
+
+MIB = 1 << 20
+# Of both versions of control groups.
+FIGURES = "cd /sys/fs/cgroup; cat memory.events memory.stat memory/memory.oom_control memory/memory.stat 2>/dev/null"
+OOM_KILLS = FIGURES + " | awk '/^oom_kill /{print $2}'"
+ANONYMOUS = FIGURES + " | awk '/^(anon|total_rss) /{print $2}'"
+
+
+class Memory(threading.Thread):
+    """Reads once a second how much memory is not backed by files; `most` is the largest value, in bytes."""
+
+    def __init__(self, operations):
+        super().__init__(daemon=True)
+        self.operations, self.ended, self.most = operations, threading.Event(), 0
+
+    def run(self):
+        while not self.ended.wait(1):
+            self.most = max(self.most, int(self.operations.shell(ANONYMOUS)))
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_error):
+        self.ended.set()
+        self.join()
+
+
+def test_a_deploy_and_a_backup_under_load_fit(operations):
+    units = operations.shell("systemctl list-units --plain --no-legend --state=active 'prometheus*' 'grafana*'")
+    assert {"prometheus.service", "prometheus-alertmanager.service"} <= set(units.split()), units
+    with Memory(operations) as memory, load(
+        operations, "--clients", "16", "--think-seconds", "0.5", seconds=1800
+    ) as current:  # fmt: skip
+        deploy = operations.deploy("2.1.0")
+        backup = operations.run("playbooks/backup.yml", timeout=1800)
+    print(f"most anonymous memory: {memory.most // MIB} MiB")
+    assert deploy.code == 0, deploy.output[-4000:]
+    assert backup.code == 0, backup.output[-4000:]
+    assert operations.shell(OOM_KILLS).strip() == "0"
+    assert current.summary["failed"] == 0, current.summary
+    # A third of the host remains for the page cache, in which the database's pages are.
+    assert 500 * MIB < memory.most < 2700 * MIB, f"{memory.most // MIB} MiB"
