@@ -445,6 +445,12 @@ class Operation:
         if not self.state.was_live(name):
             raise Refused("release %s was never live, so nobody knows that it works; deploy it instead" % name)
         data = releases.manifest(self.layout, name)
+        if releases.lacks_interpreter(self.layout, name):
+            words = (name, data.get("version", name))
+            raise Refused(
+                "release %s was built for a Python that this host does not have any more; a deploy builds it again:"
+                " deploy.yml --tags release -e shiftmaster_version=%s" % words
+            )
         return self.result(release=name, version=data.get("version", ""), revision=data.get("revision", ""))
 
     def configuration(self):
@@ -516,8 +522,11 @@ class Operation:
         removed = releases.remove_unfinished(self.layout, self.state)
         notes += ["removed the unfinished build %s" % name for name in removed]
         notes += ["stopped %s, which served nobody" % name for name in self.cutover().stop_others()]
-        # Whose files were edited is not started: it may be unable to, and is built again.
-        if not (self.current and releases.is_edited(self.layout, self.current)):
+        # One whose files were edited or that lacks its interpreter may be unable to start, and is built again.
+        broken = self.current and (
+            releases.is_edited(self.layout, self.current) or releases.lacks_interpreter(self.layout, self.current)
+        )
+        if not broken:
             notes += ["started %s, which was left stopped" % name for name in self.ensure_running()]
         return self.result(bool(notes), notes=notes)
 

@@ -118,6 +118,18 @@ def is_edited(layout: Layout, name: str) -> bool:
     return bool(built) and built != fingerprint(layout.release(name))
 
 
+def lacks_interpreter(layout: Layout, name: str) -> bool:
+    """Return whether a release's Python is gone, or is another one than its packages are for: Debian was upgraded."""
+    venv = os.path.join(layout.release(name), "venv")
+    link = os.path.join(venv, "bin", "python")
+    interpreter = os.path.realpath(link)
+    version = os.path.basename(interpreter)
+    if not os.path.islink(link):
+        return False  # Its files were edited, then (is_edited).
+    other = re.fullmatch(r"python3\.\d+", version) and not os.path.isdir(os.path.join(venv, "lib", version))
+    return bool(other) or not os.path.isfile(interpreter)
+
+
 def amend_manifest(layout: Layout, name: str, **fields) -> None:
     """Add what is only known once a release has gone live."""
     write_json(os.path.join(layout.release(name), "manifest.json"), dict(manifest(layout, name), **fields), mode=0o644)
@@ -167,14 +179,15 @@ def describe(layout: Layout, state: State) -> list:
 
 def find(layout: Layout, state: State, revision: str, config: str) -> Optional[str]:
     """Return the newest finished release of this revision and configuration that is neither bad nor suspect, the
-    current one first. One whose files were edited is none: a run builds it again, under another name.
+    current one first. One whose files were edited, or that lacks its interpreter, is none: a run builds it again,
+    under another name.
     """
     matching = []
     for name in layout.names():
         data = manifest(layout, name)
         same = data.get("revision") == revision and data.get("config_sha256") == config
         sound = state.status(name) in ("ready", "live") and not state.is_suspect(name)
-        if same and sound and not is_edited(layout, name):
+        if same and sound and not is_edited(layout, name) and not lacks_interpreter(layout, name):
             matching.append(name)
     current = layout.current()
     return current if current in matching else next(reversed(matching), None)

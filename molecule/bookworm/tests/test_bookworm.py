@@ -111,3 +111,34 @@ def test_the_diagnosis_runs_every_query_on_postgresql_15(operations, tmp_path):
     assert database_part["most_time_together"] and database_part["statements_known"]
     # In the terminal, too.
     assert run.prints("PostgreSQL 15.", "Largest tables, dead rows, vacuum:", "django_session")
+
+
+# --- last, since the host is of another system afterwards -------------------------------------------------------------
+
+
+def test_debian_13_comes_in_place_by_the_guides_commands(operations, monkeypatch):
+    guide = (ROOT / "docs/operations-guide.md").read_text().split("### From Debian 12 to Debian 13, in place\n")[1]
+    host = next(block for block in guide.split("```\n")[1::2] if "full-upgrade" in block)
+    on = operations.run("playbooks/maintenance.yml", state="on", reason="Upgrade")
+    assert on.code == 0, on.output[-3000:]
+    commands = [line for line in host.splitlines() if line != "reboot"]
+    operations.shell("\n".join(["set -e; export DEBIAN_FRONTEND=noninteractive", *commands]), timeout=1500)
+    operations.reboot()
+    new = {"postgresql_version": 15, "backup_postgresql_version": 15}
+    # However long it took so far.
+    monkeypatch.setenv("ANSIBLE_CACHE_PLUGIN_TIMEOUT", "0")
+    stale = operations.run("deploy.yml", **new)
+    assert stale.code == 2 and stale.prints("run it again with --flush-cache"), stale.output[-3000:]
+    run = operations.run("deploy.yml", "--flush-cache", timeout=1800, **new)
+    assert run.code == 0, run.output[-6000:]
+    off = operations.run("playbooks/maintenance.yml", state="off")
+    assert off.code == 0 and operations.live_version(60) == "2.0.0", off.output[-3000:]
+    assert operations.shell("cat /etc/debian_version").startswith("13.")
+    assert "3.13" in operations.shell("/var/www/shiftmaster/active/release/venv/bin/python --version")
+    assert operations.shell("runuser -u postgres -- psql -Atc 'show server_version'").startswith("15.")
+    assert "ShiftMaster" in operations.shell("curl -skS https://localhost/login/")
+    assert operations.shell("systemctl --failed --no-legend").strip() == ""
+    refused = operations.rollback()
+    assert refused.code == 2 and refused.prints("a Python that this host does not have"), refused.output[-3000:]
+    again = operations.run("deploy.yml", **new)
+    assert (again.code, again.changed) == (0, 0), again.output[-4000:]

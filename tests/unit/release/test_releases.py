@@ -640,6 +640,25 @@ def test_a_build_is_complete_and_may_only_be_read(layout, state, spec):
     assert "unpack" in build.timings
 
 
+def test_a_release_of_another_python_is_built_again(layout, state, add, tmp_path):
+    add(ONE, "live", revision="r")
+    venv = Path(layout.release(ONE), "venv")
+    for name in ("bin", "lib/python3.11"):
+        (venv / name).mkdir(parents=True)
+    (venv / "bin/python").symlink_to(tmp_path / "python3")
+    (tmp_path / "python3").symlink_to("python3.11")
+    found = []
+    for interpreter in ("python3.11", "", "python3.13"):
+        if interpreter:
+            (tmp_path / interpreter).touch()
+            (tmp_path / "python3").unlink()
+            (tmp_path / "python3").symlink_to(interpreter)
+        else:
+            (tmp_path / "python3.11").unlink()
+        found.append((releases.lacks_interpreter(layout, ONE), releases.find(layout, state, "r", "c")))
+    assert found == [(False, ONE), (True, None), (True, None)]
+
+
 @pytest.fixture
 def recorded(monkeypatch, tmp_path):
     """Commands of a build, recorded instead of run: {"commands", "code", "hooks"}, and the responses of its code."""
