@@ -387,10 +387,11 @@ class Runner:
 
     @staticmethod
     def end(process: subprocess.Popen) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        # pytest reports its failures at an interrupt, and is lost with them at any other signal.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(process.pid, number)
-                process.wait(timeout=15)
+                process.wait(timeout=30)
                 return
             except ProcessLookupError:
                 return

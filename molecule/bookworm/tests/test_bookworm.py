@@ -119,6 +119,8 @@ def test_the_diagnosis_runs_every_query_on_postgresql_15(operations, tmp_path):
 def test_debian_13_comes_in_place_by_the_guides_commands(operations, monkeypatch):
     guide = (ROOT / "docs/operations-guide.md").read_text().split("### From Debian 12 to Debian 13, in place\n")[1]
     host = next(block for block in guide.split("```\n")[1::2] if "full-upgrade" in block)
+    cached = operations.run("deploy.yml", "--tags", "base")
+    assert cached.code == 0, cached.output[-3000:]
     on = operations.run("playbooks/maintenance.yml", state="on", reason="Upgrade")
     assert on.code == 0, on.output[-3000:]
     commands = [line for line in host.splitlines() if line != "reboot"]
