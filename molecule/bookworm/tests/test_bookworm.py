@@ -121,7 +121,7 @@ def test_debian_13_comes_in_place_by_the_guides_commands(operations, monkeypatch
     host = next(block for block in guide.split("```\n")[1::2] if "full-upgrade" in block)
     cached = operations.run("deploy.yml", "--tags", "base")
     assert cached.code == 0, cached.output[-3000:]
-    on = operations.run("playbooks/maintenance.yml", state="on", reason="Upgrade")
+    on = operations.run("playbooks/maintenance.yml", state="on", reason="Debian 13", end="23:59")
     assert on.code == 0, on.output[-3000:]
     commands = [line for line in host.splitlines() if line != "reboot"]
     operations.shell("\n".join(["set -e; export DEBIAN_FRONTEND=noninteractive", *commands]), timeout=1500)
