@@ -195,7 +195,7 @@ def test_a_month_of_audit_events_comes_back_and_is_complete(operations, backups,
     place = backups.shell("find /root/events -type d -name audit").strip()
     assert backups.shell(f"shiftmaster-backup verify {place}; shiftmasterctl verify").count("complete") == 2
     month = backups.shell(f"ls {place} | tail -n 1").strip()
-    assert "second-of-the-test" in backups.shell(f"cd {place} && python3 -m json.tool --json-lines {month}")
+    assert "second-of-the-test" in backups.shell(f"cd {place} && python3 -m json.tool --json-lines < {month}")
     backups.shell(f"sed -i s/first-of/other-of/ {place}/*.jsonl")
     assert "record" in backups.shell(f"shiftmaster-backup verify {place} 2>&1; true")
     backups.shell("rm -r /root/events")

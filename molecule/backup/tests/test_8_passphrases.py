@@ -44,7 +44,7 @@ def test_a_change_that_would_lose_backups_changes_nothing(operations, backups, s
     seen = backups.shell(state), backups.sql("SHOW archive_command")
     run = operations.run(*DEPLOY, **{name: CHANGED[name] for name in names})
     assert run.code != 0 and run.changed == 0, run.output[-3000:]
-    assert run.says("vault_backup_cipher_passphrase_previous"), run.output[-3000:]
+    assert run.prints("vault_backup_cipher_passphrase_previous"), run.output[-3000:]
     assert (backups.shell(state), backups.sql("SHOW archive_command")) == seen
 
 
@@ -71,7 +71,7 @@ def test_each_time_is_restored_also_between_the_two(operations, backups, secrets
     backups.sql("INSERT INTO changing VALUES (3)")
     options = {**CHANGED, **secrets, "target": moment}
     run = operations.run(RESTORE, into="scratch", **options)
-    assert run.code == 0 and run.says("rows"), run.output[-4000:]
+    assert run.code == 0 and run.prints("rows"), run.output[-4000:]
     run = operations.run(RESTORE, confirm=operations.host, timeout=3000, **options)
     assert run.code == 0, run.output[-6000:]
     assert backups.sql("SELECT string_agg(id::text, ',' ORDER BY id) FROM changing") == "1,2"
@@ -82,7 +82,7 @@ def test_new_backups_need_the_new_ones_and_older_ones_are_still_restored(operati
     assert backups.shell(f"ls -d {REPOSITORY}/backup/shiftmaster-2/{manifest['parts']['database']['label']}")
     for target in (before["run_id"], manifest["run_id"], "latest"):
         run = operations.run(RESTORE, into="scratch", target=target, **CHANGED, **secrets)
-        assert run.code == 0 and run.says("rows"), run.output[-4000:]
+        assert run.code == 0 and run.prints("rows"), run.output[-4000:]
     run = operations.run(RESTORE, parts="files", into="/root/of-before", target=before["run_id"], **CHANGED, **secrets)
     assert run.code == 0, run.output[-4000:]
     backups.shell("rm -r /root/of-before")
