@@ -116,7 +116,10 @@ def test_the_diagnosis_runs_every_query_on_postgresql_15(operations, tmp_path):
 # --- last, since the host is of another system afterwards -------------------------------------------------------------
 
 
-def test_debian_13_comes_in_place_by_the_guides_commands(operations, monkeypatch):
+def test_debian_13_comes_in_place_by_the_guides_commands(operations, monkeypatch, tmp_path):
+    # As ansible.cfg has it, and however long the upgrade takes.
+    for name, value in (("", "jsonfile"), ("_CONNECTION", str(tmp_path)), ("_TIMEOUT", "0")):
+        monkeypatch.setenv(f"ANSIBLE_CACHE_PLUGIN{name}", value)
     guide = (ROOT / "docs/operations-guide.md").read_text().split("### From Debian 12 to Debian 13, in place\n")[1]
     host = next(block for block in guide.split("```\n")[1::2] if "full-upgrade" in block)
     cached = operations.run("deploy.yml", "--tags", "base")
@@ -127,8 +130,6 @@ def test_debian_13_comes_in_place_by_the_guides_commands(operations, monkeypatch
     operations.shell("\n".join(["set -e; export DEBIAN_FRONTEND=noninteractive", *commands]), timeout=1500)
     operations.reboot()
     new = {"postgresql_version": 15, "backup_postgresql_version": 15}
-    # However long it took so far.
-    monkeypatch.setenv("ANSIBLE_CACHE_PLUGIN_TIMEOUT", "0")
     stale = operations.run("deploy.yml", **new)
     assert stale.code == 2 and stale.prints("run it again with --flush-cache"), stale.output[-3000:]
     run = operations.run("deploy.yml", "--flush-cache", timeout=1800, **new)

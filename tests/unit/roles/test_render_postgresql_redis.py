@@ -118,7 +118,7 @@ def test_new_clusters_get_checksums():
 
 def test_the_session_that_sets_passwords_is_kept_out_of_logs_and_statistics_and_trusts_no_database():
     """The options of a connection replace PGOPTIONS, so all of them are in one place."""
-    (block,) = yaml.safe_load((ROOT / "roles/postgresql/tasks/access.yml").read_text(encoding="utf-8"))
+    block = yaml.safe_load((ROOT / "roles/postgresql/tasks/rights.yml").read_text(encoding="utf-8"))[0]
     (task,) = (task for task in block["block"] if "password" in task.get("community.postgresql.postgresql_user", {}))
     assert "environment" not in task
     given = task["community.postgresql.postgresql_user"]["connect_params"]["options"]
@@ -136,7 +136,7 @@ def test_the_session_that_sets_passwords_is_kept_out_of_logs_and_statistics_and_
 
 def test_no_role_owns_a_database():
     """An owner could close it to the backup and the next version: CONNECTION LIMIT 0, ALTER DATABASE SET."""
-    (play,) = yaml.safe_load((ROOT / "roles/postgresql/tasks/access.yml").read_text(encoding="utf-8"))
+    play = yaml.safe_load((ROOT / "roles/postgresql/tasks/rights.yml").read_text(encoding="utf-8"))[0]
     modules = {name: task[name] for task in play["block"] for name in task if name.startswith("community.")}
     assert "owner" not in modules["community.postgresql.postgresql_db"]
     queries = [
