@@ -126,7 +126,9 @@ def test_a_changed_password_ends_the_earlier_one_at_the_off_site_host_alone(oper
         backups.shell("cat /etc/shiftmaster-backup/offsite.password").strip(),
         "of-the-copy-from-now-on-9876543210",
     )
-    opens = SETTINGS + "unset RESTIC_PASSWORD_FILE; RESTIC_PASSWORD=%s restic cat config >/dev/null 2>&1; echo $?"
+    opens = (
+        SETTINGS + "unset RESTIC_PASSWORD_FILE; RESTIC_PASSWORD=$password restic cat config >/dev/null 2>&1; echo $?"
+    )
     for ones in ((old, new), (new, old)):
         options = {"vault_backup_offsite_password": ones[1], "vault_backup_offsite_password_previous": [ones[0]]}
         run = operations.run("deploy.yml", "--tags", "backup", **options)
@@ -135,12 +137,12 @@ def test_a_changed_password_ends_the_earlier_one_at_the_off_site_host_alone(oper
         assert "restored and compared" in manifest["parts"]["files"]["offsite"]
         # The backup server adds a password and removes none.
         assert len(store.shell(f"ls {REPOSITORY}/keys").split()) == 2
-        assert [backups.shell(opens % one).strip() for one in ones] == ["0", "0"]
+        assert [backups.shell(f"password={one}; {opens}").strip() for one in ones] == ["0", "0"]
         run = operations.run(PRUNE, "--check", **options)
         assert run.code == 0 and run.changed == 1 and len(store.shell(f"ls {REPOSITORY}/keys").split()) == 2
         run = operations.run(PRUNE, **options)
         assert run.code == 0 and run.changed == 1, run.output[-3000:]
-        assert [backups.shell(opens % one).strip() == "0" for one in ones] == [False, True]
+        assert [backups.shell(f"password={one}; {opens}").strip() == "0" for one in ones] == [False, True]
         run = operations.run(PRUNE, **options)
         assert (run.code, run.changed) == (0, 0), run.output[-3000:]
     run = operations.run("deploy.yml", "--tags", "backup")
