@@ -370,9 +370,11 @@ class Operation:
             except (StateError, UnitError, OSError, ValueError) as error:
                 # The task that does the work finds it again and reports it.
                 requested["pending_changes"] = [str(error)]
+        previous = self.state.rollback_target(self.current) or ""
         return self.result(
             releases=releases.describe(self.layout, self.state),
-            previous=self.state.rollback_target(self.current) or "",
+            # Otherwise target() refuses it with the reason.
+            previous=previous if previous and not releases.lacks_interpreter(self.layout, previous) else "",
             transition=self.state.transition or {},
             switched=self.layout.active_slot() == (self.state.transition or {}).get("to_slot", ""),
             unfinished=self.unfinished(),

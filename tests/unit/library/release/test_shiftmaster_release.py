@@ -129,6 +129,14 @@ def test_a_release_that_is_not_there_is_refused_with_those_that_are(site):
 # --- rollback's target -----------------------------------------------------------------------------------------------
 
 
+def test_a_rollback_to_a_release_whose_python_is_gone_is_refused(site):
+    directory = Path(site.layout.release(OLD), "venv/bin")
+    directory.mkdir(parents=True)
+    (directory / "python").symlink_to("/usr/bin/python3.1")
+    assert site.run("query")["previous"] == ""
+    assert "-e shiftmaster_version=0.9" in site.run("target")["msg"]
+
+
 def test_a_rollback_selects_the_previous_or_the_named_release(site):
     found = site.run("target")
     assert not found["changed"] and (found["release"], found["version"], found["revision"]) == (
