@@ -6,10 +6,12 @@ file to the search are real; Elasticsearch, Logstash, Kibana and Filebeat are no
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import importlib.util
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -41,9 +43,12 @@ pytestmark = [
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Return a port that no connection of another test gets while the part that listens there is stopped."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def authority(directory):
