@@ -192,8 +192,8 @@ def plan(silences, params, now):
     comment = with_mark(params["comment"], params["run_id"])
 
     def ours(one):
-        output = one["comment"].endswith(mark(params["run_id"])) if params["run_id"] else one["comment"] == comment
-        return output and one["createdBy"] == CREATED_BY and comparable(one["matchers"]) == comparable(wanted)
+        ours = one["comment"].endswith(mark(params["run_id"])) if params["run_id"] else one["comment"] == comment
+        return ours and one["createdBy"] == CREATED_BY and comparable(one["matchers"]) == comparable(wanted)
 
     mine = [one for one in living(silences) if ours(one)]
     mine.sort(key=lambda one: parse_time(one["endsAt"]))

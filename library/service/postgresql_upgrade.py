@@ -315,7 +315,7 @@ class Upgrade:
             return found
         if self.new.present:
             problems.append(
-                "there is a cluster %d/main already; where nobody needs it: pg_dropcluster %d main"
+                "there is a cluster %d/main already; if it is not needed: pg_dropcluster %d main"
                 % (self.new.version, self.new.version)
             )
         try:
@@ -555,7 +555,7 @@ class Upgrade:
         if facts["owners"] != [facts["owner"]]:
             raise Failed("%s has tables of %s" % (name, ", ".join(facts["owners"])))
         owner, grant = facts["owner"], "SET ON PARAMETER session_replication_role"
-        # Triggers and foreign keys are off, and nobody but the owner runs what is left of the application's code.
+        # Triggers and foreign keys are off, and the owner alone runs the remaining code of the application.
         if owner != "postgres":
             self.old.query("GRANT %s TO %s" % (grant, quoted(owner)))
         head = "SET session_replication_role = replica;\nTRUNCATE ONLY %s;\n" % ", ".join(facts["tables"])

@@ -260,9 +260,9 @@ def name_problems(params):
     holders += [("workflow %s" % item["name"], item.get("options") or {}) for item in params["workflows"]]
     for title, item in holders + [("job_defaults", params["job_defaults"])]:
         for option, kind in REFERENCES.items():
-            output = item.get(option, [])
+            given = item.get(option, [])
             # What an object is called itself is no reference, and AWX's own project credential is not ours.
-            for one in output if isinstance(output, list) else [output]:
+            for one in given if isinstance(given, list) else [given]:
                 if one not in names[kind]:
                     found.append("%s: there is no %s %s" % (title, kind, one))
     for item in wanted(params, "credential"):

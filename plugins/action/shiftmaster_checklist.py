@@ -49,8 +49,8 @@ def _fill_in(parameters: dict, hosts: list, made: datetime.datetime) -> dict:
     language, metrics = parameters["language"], parameters["metrics"]
     data = checklist.evaluate(parameters["period"], parameters["lines"], hosts, findings.topology_of(hosts), made)
     if parameters["period"] == "monthly" and not metrics:
-        output = parameters["metrics_problem"]
-        why = dict.fromkeys(findings.LANGUAGES, output) if output else checklist.both(checklist.SAYS["no_prometheus"])
+        problem = parameters["metrics_problem"]
+        why = dict.fromkeys(findings.LANGUAGES, problem) if problem else checklist.both(checklist.SAYS["no_prometheus"])
         data["metrics_problem"] = checklist.both(checklist.SAYS["no_metrics"], why=why)
     text = checklist.text_lines(data, language, metrics)
     return {

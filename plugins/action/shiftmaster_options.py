@@ -35,23 +35,23 @@ def text_of(value):
 
 def refusal(name, option, value):
     """Why this value is none, as a sentence, or an empty text."""
-    output = text_of(value)
+    text = text_of(value)
     if "choices" in option:
-        parts = [part.strip() for part in output.split(",")] if option.get("several") else [output]
+        parts = [part.strip() for part in text.split(",")] if option.get("several") else [text]
         strange = [part for part in parts if part not in option["choices"]]
         if strange:
             return "%s=%s is none of: %s" % (name, ",".join(strange), ", ".join(option["choices"]))
     if "pattern" in option and isinstance(value, (bool, float)):
         return (
             "%s=%s was read as a number or as yes and no, and 2.10 would be 2.1: put it in quotes; in a survey of AWX, "
-            "whose quotes Ansible does not see, type refs/tags/<version>, or the name of the release" % (name, output)
+            "whose quotes Ansible does not see, type refs/tags/<version>, or the name of the release" % (name, text)
         )
-    if "pattern" in option and not re.fullmatch(option["pattern"], output):
-        return "%s=%s is not of the form of %s" % (name, ascii(output)[1:-1], option["like"])
-    if option.get("directory") and output.startswith("/") and system_paths.refusal(output):
-        return "%s=%s %s" % (name, output, system_paths.refusal(output))
-    if option.get("begun") and output > latest_month():
-        return "%s=%s has not begun, so there is nothing of it" % (name, output)
+    if "pattern" in option and not re.fullmatch(option["pattern"], text):
+        return "%s=%s is not of the form of %s" % (name, ascii(text)[1:-1], option["like"])
+    if option.get("directory") and text.startswith("/") and system_paths.refusal(text):
+        return "%s=%s %s" % (name, text, system_paths.refusal(text))
+    if option.get("begun") and text > latest_month():
+        return "%s=%s has not begun, so there is nothing of it" % (name, text)
     return ""
 
 

@@ -210,11 +210,11 @@ class Restic:
     def compare(self, snapshot: str, directory: str) -> str:
         """Restore files into a directory and compare each with what is on the host; all of a small snapshot."""
         target = os.path.join(directory, "files")
-        printed = self.listed(snapshot)
-        there = [(one["path"], one["size"]) for one in printed if one.get("type") == "file"]
+        entries = self.listed(snapshot)
+        there = [(one["path"], one["size"]) for one in entries if one.get("type") == "file"]
         if not there:
             raise BackupError("the snapshot holds no file")
-        began = timestamp_of(next(one["time"] for one in printed if "type" not in one))
+        began = timestamp_of(next(one["time"] for one in entries if "type" not in one))
         random.shuffle(there)
         chosen, size = [], 0
         for path, length in there:

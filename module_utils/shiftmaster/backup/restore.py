@@ -389,10 +389,8 @@ def _settle(host: Host, data: str) -> None:
     aside, phase = _marked(data)
     if os.path.exists(aside) and phase in (STARTED, "") and _came_up(data):
         os.unlink(MARKER)
-        output = (
-            "was ended after its database had come up: that is in its place, and what it has replaced is kept in %s"
-        )
-        host.log("a restore " + output % aside)
+        why = "was ended after its database had come up: that is in its place, and what it has replaced is kept in %s"
+        host.log("a restore " + why % aside)
     else:
         _undo_a_killed_one(host, data)
         host.log("a restore did not come to its end: the database that was there before is in its place")
@@ -433,9 +431,9 @@ def undo(host: Host, request_id: str) -> None:
             host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600, fine=range(256))
             _undo_a_killed_one(host, data)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600)
-            output = "the restore was killed; what was there before is in its place again, and PostgreSQL runs"
-            host.log("restore %s: %s" % (request_id, output))
-            print(json.dumps({"failed": output}), flush=True)
+            why = "the restore was killed; what was there before is in its place again, and PostgreSQL runs"
+            host.log("restore %s: %s" % (request_id, why))
+            print(json.dumps({"failed": why}), flush=True)
 
 
 def _wal_of(host: Host, chosen: Plan, data: str, directory: str) -> list:

@@ -388,12 +388,12 @@ class Run:
         words = ("--log-level-console=off", "--log-level-stderr=info", "--output=text", "--verbose", "verify")
         done = self.host.pgbackrest("pgbackrest verify", *words, restore=True)
         damaged = results.damaged_wal(done.stderr)
-        printed = results.verify_text(done.stdout + done.stderr, stanza)
+        found = results.verify_text(done.stdout + done.stderr, stanza)
         gaps = archive.look(self.host, stanza, timeline, verified, damaged)
         labels, others = {one.label for one in chain}, {one.label for one in stanza.backups}
         first = min(one.wal_start[8:] for one in chain)
         older = bool(damaged) and all(name[8:] < first for name in damaged)
-        problems = [*printed.problems, *gaps.problems, *archive.manifests(self.host, stanza)]
+        problems = [*found.problems, *gaps.problems, *archive.manifests(self.host, stanza)]
         ours = [
             one for one in problems if not one.where or one.where in labels or one.where not in others and not older
         ]
@@ -410,8 +410,8 @@ class Run:
     def versions(self) -> dict:
         commands = {"pgbackrest": ("pgbackrest", "version"), "restic": ("restic", "version")}
         commands["postgresql"] = (os.path.join(self.host.bin, "postgres"), "--version")
-        printed = {name: self.host.run(name, *command).stdout for name, command in commands.items()}
-        return {name: re.search(r"\d+(\.\d+)+", text).group() for name, text in printed.items()}
+        outputs = {name: self.host.run(name, *command).stdout for name, command in commands.items()}
+        return {name: re.search(r"\d+(\.\d+)+", text).group() for name, text in outputs.items()}
 
     # -- logical dumps -----------------------------------------------------------------------------------------------
 

@@ -165,7 +165,7 @@ def wait_for_segment(host: Host, segment: str, seconds: float) -> None:
     """Wait until a segment is in the archive; raises BackupError where it does not come."""
     deadline = time.monotonic() + seconds
     while True:
-        done, failed, output = host.ask(
+        done, failed, failing = host.ask(
             "SELECT coalesce(last_archived_wal, ''), coalesce(last_failed_wal, ''), coalesce(last_failed_time > "
             "coalesce(last_archived_time, '-infinity'), false) FROM pg_stat_archiver"
         )[0]
@@ -175,7 +175,7 @@ def wait_for_segment(host: Host, segment: str, seconds: float) -> None:
         if time.monotonic() >= deadline:
             raise BackupError(
                 "the WAL segment %s was not archived within %d s (last one: %s%s)"
-                % (segment, seconds, done or "none", ", failing: " + failed if output == "t" else "")
+                % (segment, seconds, done or "none", ", failing: " + failed if failing == "t" else "")
             )
         time.sleep(0.5)
 

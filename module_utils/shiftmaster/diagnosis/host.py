@@ -261,8 +261,8 @@ def own_unit(place: str, at: float, ended: list) -> str:
     """Return the unit of a control group, "" where it may be another container's: they all read one kernel's log."""
     unit = next((word for word in reversed(place.split("/")) if word.endswith(".service")), "")
     here = place.startswith(("/system.slice/", "/user.slice/"))
-    printed = any(name == unit and 0 <= moment - at <= _LOGGED_WITHIN_SECONDS for moment, name in ended)
-    return unit if here or printed else ""
+    logged = any(name == unit and 0 <= moment - at <= _LOGGED_WITHIN_SECONDS for moment, name in ended)
+    return unit if here or logged else ""
 
 
 def of_one_kill(found: list) -> list:

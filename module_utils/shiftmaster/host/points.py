@@ -47,7 +47,7 @@ UPGRADE_POINTS = (
     "postgresql_stopped",  # no server runs
     "postgresql_copied",  # copied, and not yet noted
     "postgresql_switch",  # neither cluster starts at boot
-    "postgresql_returning",  # both servers run, the old one for nobody
+    "postgresql_returning",  # both servers run, the old one without clients
     "postgresql_switch_back",  # the rows are in both, and no server runs
 )
 

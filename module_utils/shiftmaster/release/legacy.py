@@ -28,8 +28,8 @@ def event(entry):
 
 def old_directories(layout):
     """Return the directories of an installation that have an old name."""
-    left = [os.path.join(layout.root, "colours")] + [os.path.join(layout.shared, name) for name in DIRECTORIES]
-    return [path for path in left if os.path.isdir(path)]
+    paths = [os.path.join(layout.root, "colours")] + [os.path.join(layout.shared, name) for name in DIRECTORIES]
+    return [path for path in paths if os.path.isdir(path)]
 
 
 def state(data):

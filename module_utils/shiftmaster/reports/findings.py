@@ -94,8 +94,8 @@ def zone_of(hosts: list) -> dict:
     """
     zones = [host["zone"] for host in hosts if (host.get("zone") or {}).get("name")]
     if zones:
-        printed = collections.Counter((zone["name"], zone["offset_seconds"]) for zone in zones)
-        name, offset = printed.most_common(1)[0][0]
+        counts = collections.Counter((zone["name"], zone["offset_seconds"]) for zone in zones)
+        name, offset = counts.most_common(1)[0][0]
     else:
         here = datetime.datetime.now().astimezone()
         name, offset = here.tzname(), int(here.utcoffset().total_seconds())

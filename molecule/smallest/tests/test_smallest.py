@@ -8,9 +8,9 @@ from support import load
 
 MIB = 1 << 20
 # Of both versions of control groups.
-FIGURES = "cd /sys/fs/cgroup; cat memory.events memory.stat memory/memory.oom_control memory/memory.stat 2>/dev/null"
-OOM_KILLS = FIGURES + " | awk '/^oom_kill /{print $2}'"
-ANONYMOUS = FIGURES + " | awk '/^(anon|total_rss) /{print $2}'"
+METRICS = "cd /sys/fs/cgroup; cat memory.events memory.stat memory/memory.oom_control memory/memory.stat 2>/dev/null"
+OOM_KILLS = METRICS + " | awk '/^oom_kill /{print $2}'"
+ANONYMOUS = METRICS + " | awk '/^(anon|total_rss) /{print $2}'"
 
 
 class Memory(threading.Thread):
