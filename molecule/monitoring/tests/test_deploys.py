@@ -69,7 +69,7 @@ def test_a_new_password_for_scrapes_sends_no_notification(hosts, watch, alerting
         assert run.code == 0, run.output[-4000:]
         for one in (old, new):
             message = watch.shell(
-                "curl -skS -m 10 -o /dev/null -w '%{http_code}' -K - https://172.30.78.10:9100/metrics",
+                "curl -skS -m 10 -o /dev/null -w '%{http_code}' -K - https://172.30.84.10:9100/metrics",
                 stdin=f'user = "{one["name"]}:{one["password"]}"\n',
             )
             assert message == ("200" if one in [use, *previous] else "401"), (use, previous, one)

@@ -237,7 +237,7 @@ def test_the_public_site_shows_no_metrics(hosts, watch, path):
     ["9100/metrics", "9187/metrics", "9121/metrics", "9113/metrics", "9443/mtail/metrics", "9443/shiftmaster/metrics"],
 )
 def test_reading_requires_a_password(hosts, watch, address):
-    url = f"https://172.30.78.10:{address}"
+    url = f"https://172.30.84.10:{address}"
     assert watch.shell(f"curl -skS -m 10 -o /dev/null -w '%{{http_code}}' {url}") == "401"
     # Others do not even come to the door.
     assert hosts.standby.shell(f"curl -sk -m 4 -o /dev/null {url}; echo $?").strip() == "28"
@@ -281,7 +281,7 @@ def listeners(host) -> set:
 
 
 @pytest.mark.parametrize(
-    ("name", "address"), [("app", "172.30.78.10"), ("standby", "172.30.78.30"), ("watch", "172.30.78.20")]
+    ("name", "address"), [("app", "172.30.84.10"), ("standby", "172.30.84.30"), ("watch", "172.30.84.20")]
 )
 def test_every_listener_requires_a_password(hosts, watch, name, address):
     """Queried by the host with the most access: each port of each host."""
@@ -299,12 +299,12 @@ def test_every_listener_requires_a_password(hosts, watch, name, address):
 def test_monitoring_is_not_reachable_from_other_hosts(hosts, watch):
     """By the packet filter; and where it is open, by the password."""
     for host in (hosts.app, hosts.standby):
-        found = responses(host, "172.30.78.20", WATCHING["watch"])
+        found = responses(host, "172.30.84.20", WATCHING["watch"])
         assert set(found.values()) == {(0, 28)}, found
     opened = watch.shell("nft --echo --handle insert rule inet shiftmaster input tcp dport 9093 accept")
     handle = re.search(r"# handle (\d+)", opened)[1]
     try:
-        found = responses(hosts.app, "172.30.78.20", [9093])
+        found = responses(hosts.app, "172.30.84.20", [9093])
     finally:
         watch.shell(f"nft delete rule inet shiftmaster input handle {handle}")
     assert {one for (_port, scheme, _path), one in found.items() if scheme == "https"} == {(401, 0)}, found
