@@ -71,13 +71,17 @@ ROLES = {
 RELEASE_FILES = {name: name for name in ("lock", "recover", "build", "migrate", "cutover", "finish")}
 RELEASE_FILES.update(plan="lock", rollback="choose", batch="cutover", abort="revert")
 # Plays that are one phase, whatever roles they use.
-PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary"}
+PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary", "Status": "status"}
 # They end with an error where they found something, which is what they are for.
-REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml"}
+REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml", "status.yml", "history.yml"}
 # With the lines after them, the cause is in the last 15. What the preflight found is shown completely.
 LINES_OF_A_FAILURE = 8
 # Actions that decide and report only: a phase of nothing else has no line.
 CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
+# Warnings about what a new host lacks: they are in the log, and are not counted.
+USUAL_WARNINGS = re.compile(
+    r"Skipped '.*' path due to this access issue: .* is not a directory|Module remote_tmp .* did not exist"
+)
 # What to do next where the first failure matches a regular expression, in English and Japanese: of any task, and of a
 # host that cannot be reached.
 HINTS = (
@@ -89,6 +93,9 @@ HINTS = (
     (r"(Missing|Incorrect|Invalid|incorrect) sudo password|sudo: .*password|waiting for (become|privilege)",
      "the same command with --ask-become-pass, which asks for the password of sudo",
      "--ask-become-pass を付けて同じコマンドを実行してください(sudo のパスワードを入力します)"),
+    (r"holds the lock",
+     "wait until that run has ended, then the same command again",
+     "その実行が終わってから、同じコマンドを再実行してください"),
     (r"[Nn]o python interpreters? found|python3?: ([a-z]+ )?not found|module interpreter .*not found",
      "install Python: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
      "Python の導入: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'"),
@@ -135,6 +142,9 @@ TEXTS = {
     "finish": ("Finish", "後処理"),
     "revert": ("Revert", "切り戻し"),
     "summary": ("Summary", "概要"),
+    "status": ("Status", "状態"),
+    "interrupted": ("INTERRUPTED", "中断"),
+    "comma": (", ", "、"),
     "unchanged": ("nothing changed", "変更なし"),
     "change": ("1 change", "変更 1 件"),
     "changes": ("{n} changes", "変更 {n} 件"),
@@ -255,7 +265,7 @@ class Log:
     verbosity = 0
 
     def __init__(self, zone=None):
-        self.zone, self.file, self.path, self.warned = zone, None, None, set()
+        self.zone, self.file, self.path, self.warned, self.usual = zone, None, None, set(), 0
 
     def now(self) -> datetime.datetime:
         return datetime.datetime.now(self.zone).astimezone(self.zone)
@@ -286,6 +296,7 @@ class Log:
         text = f"[{kind}]: " + "\n".join(lines_of(warning.event.msg))
         if text not in self.warned:
             self.warned.add(text)
+            self.usual += bool(USUAL_WARNINGS.search(text))
             self.display(text)
 
     def _deprecated(self, warning):
@@ -403,7 +414,8 @@ class CallbackModule(Default):
         if self.closed and self.closed[-1]["key"] == key:
             self.phase = self.closed.pop()
             return
-        self.phase = {"key": key, "begin": time.time(), "changed": 0, "results": 0, "seen": False, "messages": []}
+        self.phase = {"key": key, "begin": time.time(), "changed": 0, "results": 0, "seen": False, "messages": [],
+                      "stopped": False}  # fmt: skip
         self.facts["cutover"] = self.facts.get("cutover") or key == "cutover"
         self.screen.refresh()
 
@@ -421,11 +433,11 @@ class CallbackModule(Default):
 
     def _show_closed(self) -> None:
         for phase in self.closed:
-            failed = self._failed_in(phase)
+            failed = "failed" if self._failed_in(phase) else "interrupted" if phase["stopped"] else ""
             if self._has_line(phase) and phase["key"] != "summary":
                 n, prefix = phase["changed"], "would_change" if context.CLIARGS.get("check") else "change"
                 changes = self.text(prefix if n == 1 else prefix + "s", n=n) if n else self.text("unchanged")
-                line = f"{self.text(phase['key'])}, {self.text('failed') if failed else changes}"
+                line = f"{self.text(phase['key'])}{self.text('comma')}{self.text(failed) if failed else changes}"
                 line += f"  {self._duration(phase['end'] - phase['begin'])}"
                 self.screen.line(*((f"✘ {line}", "red") if failed else (f"✔ {line}", "green")))
             indent = "" if self.playbook in REPORTS or phase["key"] == "summary" else "  "
@@ -609,8 +621,9 @@ class CallbackModule(Default):
         self.screen.stop()
         super().v2_playbook_on_stats(stats)
         failed = [host for host in stats.processed if stats.failures.get(host) or stats.dark.get(host)]
-        if self._display.warned:
-            self.screen.line(self.text("warnings", n=len(self._display.warned)))
+        warnings = len(self._display.warned) - self._display.usual
+        if warnings:
+            self.screen.line(self.text("warnings", n=warnings))
         if self.found:
             self.screen.line(self.text("found", text="\n           ".join(self.found)), "yellow")
         if failed and self.failures:
@@ -684,11 +697,14 @@ class CallbackModule(Default):
             return
         where = self._progress().removeprefix("… ")
         self.screen.stop()
+        if self.phase:
+            self.phase["stopped"] = True
         self._close()
         self._show_closed()
         hint = self._hint(HINTS, self.broken) if self.broken else ""
         lines = [hint] if hint else [self.text("ended", text=where)]
-        if self.facts.get("current_version"):
+        # From the switch on, what was live before is not known to be live still: ./shiftmaster shows the hosts' state.
+        if self.facts.get("current_version") and not self.facts.get("cutover"):
             lines.append(self.text("live", text=self.facts["current_version"]))
         if self._display.path:
             lines.append(self.text("log", text=os.path.relpath(self._display.path)))

@@ -14,7 +14,7 @@ import time
 
 from ..health import checks
 from ..host import envfile, probe, safe_files
-from ..release import legacy
+from ..release import legacy, releases
 from ..release.layout import Layout
 from ..release.releasecode import ReleaseCode, ReleaseCodeError, run_as
 from ..release.state import State, StateError
@@ -57,8 +57,11 @@ def release(setting) -> dict:
             way_back=state.rollback_target(name),
             transition=dict(state.transition) if state.transition else None,
         )
+        name = str((state.transition or {}).get("to") or name or "")
     except (StateError, OSError) as error:
         found["state_error"] = str(error)
+    # That of the release which an unfinished deploy was to make live.
+    found["version"] = str(releases.manifest(layout, os.path.basename(name or "")).get("version") or "")
     if found["maintenance"]:
         found["maintenance_since"] = os.path.getmtime(os.path.join(layout.shared, "maintenance", "on"))
     found["python"] = _interpreter(os.path.join(layout.active, "release", "venv", "bin", "python"), setting.user)

@@ -167,7 +167,10 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
         lines.append("❌ " + say(language, "unchecked" if reached else "unreachable"))
         if report["problem"]:
             lines.append("   " + say(language, "error", text=" ".join(report["problem"].split())[:500]))
-        lines.append("   " + say(language, "hint", text=say(language, "hint.crash" if reached else "unreachable_hint")))
+        hint = "hint.crash" if reached else "unreachable_hint"
+        if re.search("sudo password|sudo: .*password", report["problem"]):
+            hint = "hint.sudo"
+        lines.append("   " + say(language, "hint", text=say(language, hint)))
         return lines
     if not report["checks"]:
         return lines + [say(language, "no_checks")]

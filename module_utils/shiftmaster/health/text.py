@@ -352,6 +352,10 @@ CATALOG = {
         "{environment} is read for the addresses and passwords: deploy first, or name the file",
         "{environment} から接続情報を読み取ります。先にデプロイするか、ファイルを指定してください",
     ),
+    "hint.sudo": (
+        "the same command with --ask-become-pass, which asks for the password of sudo",
+        "--ask-become-pass を付けて同じコマンドを実行してください(sudo のパスワードを入力します)",
+    ),
     "hint.crash": ("report this with the output of -vvv", "-vvv の出力を添えて報告してください"),
 }
 

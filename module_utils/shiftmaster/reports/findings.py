@@ -160,6 +160,16 @@ class Quoted(str):
 
 
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9@%_+=:,./-]")
+_DEPLOYS = re.compile(r"ansible-playbook deploy\.yml( --tags ([a-z_]+,)*release(,[a-z_]+)*)?")
+
+
+def same_version(command: str, names: dict) -> str:
+    """Return a command with the version that is live where it would deploy that of the inventory."""
+    release = names.get("release")
+    version = str(release.get("version") or "") if isinstance(release, dict) else ""
+    if not _DEPLOYS.fullmatch(command) or not re.match(r"\w", version) or _NOT_PLAIN.search(version):
+        return command
+    return "%s -e shiftmaster_version=%s" % (command, version)
 
 
 class Engine:
@@ -207,7 +217,7 @@ class Engine:
         try:
             text = " ".join(self._compiled[key].render(**names).split())
             if command:
-                return "" if len(text) > MOST_CHARACTERS else text
+                return "" if len(text) > MOST_CHARACTERS else same_version(text, names)
             return text[:MOST_CHARACTERS].rstrip(" ;,")
         except (UndefinedError, TypeError, ValueError, ArithmeticError):
             return ""

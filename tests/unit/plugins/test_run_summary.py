@@ -25,13 +25,19 @@ SECRETS = {
          ["not-a-secret"]),
         (["all"], {**SECRETS, "run_language": "ja"},
          ["バックアップ: 次回 02:30(Asia/Tokyo", "監視: https://mon1:9090/"], ["Backups:", "Monitoring:"]),
-        (["release"], {}, [], ["Backups:", "Monitoring:"]),
+        (["release"], {}, ["Site: https://shift.test/"], ["Backups:", "Monitoring:", "administrator"]),
+        (["release"], {"release_facts": {"version": "2.0.0", "previous": {"name": ""}}, "tls_site_mode": "selfsigned"},
+         ["Create the first administrator", "/site/ca.crt"], []),
+        (["release"], {"release_facts": {"version": "2.0.0", "previous": {"name": "r1"}}},
+         ["Site: "], ["administrator"]),
+        (["base"], {}, [], ["Site: "]),
     ],
 )  # fmt: skip
 def test_the_summary_covers_what_the_tags_set_up(tmp_path, tags, extra, present, absent):
     shutil.copy(ROOT / "inventory/production/hosts.yml", tmp_path / "production.yml")
     hosts = {"all": {"children": {"monitoring": {"hosts": {"mon1": {}}}}}}
     (tmp_path / "site.yml").write_text(json.dumps(hosts))
+    extra = {"shiftmaster_domain": "shift.test", **extra}
     found = inventories.variables(tmp_path, ["run_summary"], "mon1", ansible_run_tags=tags, **extra)
     out = " ".join(found["mon1"]["run_summary"])
     assert [text for text in present if text not in out] == [] and [text for text in absent if text in out] == []

@@ -253,7 +253,7 @@ def test_the_phases_of_roles_in_the_preflight_and_in_a_play_of_their_name(site):
     preflight = play({"ansible.builtin.include_role": {"name": "base"}}, TASK).replace('"Play"', '"Preflight"')
     database = play(TASK, {"ansible.builtin.include_role": {"name": "postgresql"}}).replace('"Play"', '"Database"')
     code, lines = site.run(json.dumps(json.loads(preflight) + json.loads(database)), SHIFTMASTER_LANGUAGE="ja")
-    assert code == 0 and phases(lines) == ["✔ 事前チェック, 変更なし", "✔ データベース, 変更なし"], lines
+    assert code == 0 and phases(lines) == ["✔ 事前チェック、変更なし", "✔ データベース、変更なし"], lines
 
 
 def test_a_role_that_is_skipped_divides_no_phase(site):
@@ -283,7 +283,7 @@ def test_an_unreachable_host_is_named_and_lines_are_japanese_on_request(site):
     code, lines = site.run(
         play({"ansible.builtin.ping": None}), "deploy.yml", "--limit", "a", "-e", json.dumps(options)
     )
-    assert code == 4 and phases(lines) == ["✘ Play, 失敗"]
+    assert code == 4 and phases(lines) == ["✘ Play、失敗"]
     assert any("a: 接続できません" in line for line in lines) and any(line.startswith("ログ:") for line in lines)
     assert lines[-1].startswith("次の操作:") and lines[-1].endswith("ssh -p 1 127.0.0.1 true")
 
@@ -417,6 +417,7 @@ def test_on_a_terminal_the_phase_counts_and_ctrl_c_drops_no_output(site):
         pass
     assert run.wait(timeout=300) != 0
     assert "This run did not finish" in out and "output before" in out
+    assert re.search(r"✘ Play, INTERRUPTED  \d", out) and "✔ Play" not in out
     # The cursor is back.
     assert out.rindex("\x1b[?25h") > out.rindex("\x1b[?25l")
     log = site.log().read_text()

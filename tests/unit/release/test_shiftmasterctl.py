@@ -87,6 +87,28 @@ def test_status_shows_times_of_the_host(program, monkeypatch, capsys):
     assert before.split() == ["r1", "2.0.0", "was", "live"] and now.split() == ["*", "r2", "2.1.0", "live"]
 
 
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        (
+            "",
+            ["* r2 2.1.0 live", "a deploy from r1 to r2 is not finished (phase watch, since 2026-11-30 09:54:25 JST)"],
+        ),
+        ("ja", ["* r2 2.1.0 稼働中", "未完了のデプロイ: r1 から r2(段階 watch、開始 2026-11-30 09:54:25 JST)"]),
+    ],
+)
+def test_status_in_an_unfinished_deploy_names_the_release_that_serves(program, monkeypatch, capsys, language, expected):
+    monkeypatch.setenv("SHIFTMASTER_LANGUAGE", language)
+    transition = {"kind": "deploy", "from": "r1", "to": "r2", "phase": "watch", "since": "2026-11-30T00:54:25Z"}
+    monkeypatch.setattr(program, "State", lambda layout: SimpleNamespace(transition=transition))
+    one = {"name": "r2", "version": "2.1.0", "status": "ready", "current": True, "reason": ""}
+    monkeypatch.setattr(program.releases, "describe", lambda layout, state: [one])
+    monkeypatch.setattr(program.units, "properties", lambda *_: {"ActiveState": "inactive"})
+    program.status(None, {})
+    first, last = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert first == expected[0] and last.startswith(expected[1])
+
+
 def test_events_are_sealed_and_verified_by_the_program(program, monkeypatch, tmp_path, capsys):
     state, log = tmp_path / "shared/state", tmp_path / "audit.log"
     state.mkdir(parents=True)

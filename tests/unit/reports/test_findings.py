@@ -1105,6 +1105,24 @@ def test_a_host_with_endless_evidence_hides_no_other():
     assert ("db1", "DatabaseStopped") in {(one["host"], one["rule"]) for one in result}
 
 
+@pytest.mark.parametrize(
+    ("command", "version", "shown"),
+    [
+        ("ansible-playbook deploy.yml --tags release", "2.1.0", " -e shiftmaster_version=2.1.0"),
+        ("ansible-playbook deploy.yml --tags database,release", "2.1.0", " -e shiftmaster_version=2.1.0"),
+        ("ansible-playbook deploy.yml", "2.1.0", " -e shiftmaster_version=2.1.0"),
+        ("ansible-playbook deploy.yml --tags nginx", "2.1.0", ""),
+        ("ansible-playbook rollback.yml", "2.1.0", ""),
+        ("ansible-playbook deploy.yml --tags release", "", ""),
+        ("ansible-playbook deploy.yml --tags release", "2.1;id", ""),
+        ("ansible-playbook deploy.yml --tags release", "-e@/tmp/x", ""),
+    ],
+)
+def test_a_command_deploys_the_version_that_is_live_and_not_the_inventorys(command, version, shown):
+    names = {"release": {"version": version}}
+    assert findings.Engine().text(command, names, command=True) == command + shown
+
+
 def test_an_incomplete_command_is_not_shown():
     engine, names = findings.the_engine(), {"it": {"unit": "x" * 3000}}
     assert engine.text("systemctl restart {{ it.unit | quote }}", names, command=True) == ""
