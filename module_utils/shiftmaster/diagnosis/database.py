@@ -27,6 +27,7 @@ QUERIES = {
                current_setting('max_connections')::int AS max_connections,
                current_setting('superuser_reserved_connections')::int AS reserved,
                current_setting('data_directory') AS data_directory,
+               current_setting('synchronous_standby_names') AS synchronous_standby_names,
                current_setting('transaction_read_only') AS read_only,
                EXISTS (SELECT FROM pg_db_role_setting, unnest(setconfig) AS one WHERE setrole = 0 AND setdatabase IN
                        (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
@@ -125,6 +126,9 @@ QUERIES = {
         SELECT coalesce(rolname, '') AS role, coalesce(datname, '') AS database, one AS setting
         FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase,
              unnest(s.setconfig) AS one""",
+    "expired_roles": """
+        SELECT rolname AS role, extract(epoch FROM rolvaliduntil)::bigint AS until FROM pg_roles
+        WHERE isfinite(rolvaliduntil) AND rolvaliduntil < now()""",
     "sequences": """
         SELECT schemaname AS schema, sequencename AS name, last_value, max_value FROM pg_sequences
         WHERE last_value > 0.9 * max_value AND NOT cycle ORDER BY last_value::numeric / max_value DESC LIMIT 10""",

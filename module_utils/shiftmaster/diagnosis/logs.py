@@ -282,6 +282,7 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
             "slower": len(earlier) >= 100 and p95 > max(0.5, 4 * usual),
             "by_status": by_status(recent),
             "failing": failing,
+            "refused": symptoms.refused(recent, earlier),
         },
         "series": series,
     }

@@ -169,13 +169,18 @@ def check_pages(options: dict, context: Context) -> Outcome:
         if result.status >= 500:
             data = {"http_status": result.status}
             return Outcome(UNHEALTHY, (), "status", data, "%s: HTTP %d" % (page, result.status))
-    requests = symptoms.logged(options["access_log"], time.time() - 300) if options.get("access_log") else []
+    logged, since = symptoms.logged(options["access_log"]) if options.get("access_log") else [], time.time() - 300
+    requests = [one for one in logged if one.at >= since]
     failed, failing = sum(one.failed for one in requests), symptoms.failing(requests)
     data = {"requests": len(requests), "errors": failed}
     if failing and len(requests) >= symptoms.REQUESTS_MIN and failed / len(requests) > symptoms.FAILING_SHARE:
         pages = ", ".join(one["page"] for one in failing[:3])
         detail = message("pages.failing", errors=failed, requests=len(requests), pages=printable(pages))
         return Outcome(UNHEALTHY, detail, "failing", data)
+    refused = symptoms.refused(requests, [one for one in logged if one.at < since])
+    if refused:
+        pages = ", ".join("%s (HTTP %d)" % (one["page"], one["status"]) for one in refused[:3])
+        return Outcome(WARNING, message("pages.refused", pages=printable(pages)), "failing", data)
     return Outcome(HEALTHY, message("pages", errors=failed, requests=len(requests)), data=data)
 
 
@@ -532,6 +537,9 @@ def check_certificate(options: dict, context: Context, now: Optional[datetime.da
         status = below(days, options.get("warning"), options.get("critical"))
         detail = message("certificate", date=date, days=int(days))
     reason = "expiry"
+    if url and name and not probe.certified(served, name):
+        names = printable(", ".join(served.names[:3]))
+        status, detail, reason = CRITICAL, message("certificate.name", name=printable(name), names=names), "certificate"
     if differs:
         detail += message("certificate.differs", file=path)
         status = worst((status, WARNING))

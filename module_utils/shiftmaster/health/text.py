@@ -59,6 +59,10 @@ CATALOG = {
         "{errors} of {requests} requests of the last 5 minutes failed and still fail: {pages}",
         "直近 5 分間の {requests} 件中 {errors} 件のリクエストが失敗し、継続しています: {pages}",
     ),
+    "pages.refused": (
+        "requests of the last 5 minutes are rejected that were served before: {pages}",
+        "以前は成功していたリクエストが直近 5 分間に拒否されています: {pages}",
+    ),
     "tcp": ("accepts connections", "接続を受け付けています"),
     "postgres": (
         "PostgreSQL {version}, {connections} connections ({percent}% of the limit)",
@@ -114,6 +118,7 @@ CATALOG = {
     "memory": ("{available} of {total} available", "{total} 中 {available} が利用可能"),
     "certificate": ("valid until {date} ({days} days)", "有効期限 {date}(残り {days} 日)"),
     "certificate.expired": ("expired on {date} ({days} days ago)", "{date} に期限切れ({days} 日前)"),
+    "certificate.name": ("not for the name {name}, but for {names}", "{name} 用ではなく {names} 用の証明書です"),
     "certificate.early": ("not valid before {date}", "{date} まで有効になりません"),
     "certificate.differs": (
         "the server still shows another certificate than {file}",

@@ -20,6 +20,8 @@ REQUESTS_MIN = 10
 FAILING_SHARE = 0.05
 # A user who leaves after so long has got no page (nginx logs 499).
 HANGS_SECONDS = 5
+# Of a page that was served before they say that something has changed.
+REFUSALS = (400, 403, 404, 405, 410, 411, 413, 414, 415, 421, 431)
 _MOST_PAGES = 2000
 _TAIL = 4 << 20
 
@@ -113,6 +115,34 @@ def _alone(page: str, errors: list, ordered: list) -> bool:
     began, ended = errors[0].at - 10, errors[-1].at + 10
     elsewhere = [one for one in ordered if one.page != page and one.failed and began <= one.at <= ended]
     return len(errors) >= 3 and 3 * sum(one.by_application or not own for one in elsewhere) < len(errors)
+
+
+def refused(requests: list, before: list) -> list:
+    """Return the pages whose requests are rejected now and were served before, the worst first.
+
+    Each: {page, status, errors, requests, first, last}.
+
+    requests: those of the last minutes; before: earlier ones. A page counts where five or more of its requests and a
+    quarter of them are rejected, four times the share of before or more, and it goes on. 401 and 429 are left out: they
+    are meant for one client.
+    """
+    then, now, found = collections.defaultdict(lambda: [0, 0]), collections.defaultdict(list), []
+    for one in before:
+        if one.page in then or len(then) < _MOST_PAGES:
+            then[one.page][0] += 1
+            then[one.page][1] += one.status in REFUSALS
+    for one in sorted(requests):
+        now[one.page].append(one)
+    for page, ours in now.items():
+        errors = [one for one in ours if one.status in REFUSALS]
+        total, earlier = then.get(page, (0, 0))
+        if len(errors) < 5 or total < REQUESTS_MIN or not goes_on([one.status in REFUSALS for one in ours]):
+            continue
+        share = len(errors) / len(ours)
+        if share >= 0.25 and share >= 4 * earlier / total:
+            entry = {"page": page, "status": errors[-1].status, "errors": len(errors), "requests": len(ours)}
+            found.append(dict(entry, first=errors[0].at, last=errors[-1].at))
+    return sorted(found, key=lambda entry: (-entry["errors"], entry["page"]))
 
 
 def failing(requests: list, before: Optional[dict] = None) -> list:

@@ -1289,6 +1289,13 @@ def test_dates_of_certificates(monkeypatch):
     # Another certificate is served: the one that ends first counts, and determines the action.
     newer = evaluate_at(300, served=certificate(200), url="localhost")
     assert (newer.status, newer.reason, newer.data["served_differs"]) == ("warning", "differs", True)
+    served = certificate(200)._replace(names=("www.example.org",))
+    other = evaluate_at(300, served=served, url="localhost", server_name="shift.test")
+    assert (other.status, other.reason, other.detail[0].key) == ("critical", "differs", "certificate.name")
+    other = evaluate_at(200, served=served, url="localhost", server_name="shift.test")
+    assert (other.status, other.reason, other.detail[0].key) == ("critical", "certificate", "certificate.name")
+    right = evaluate_at(300, served=served, url="localhost", server_name="www.example.org")
+    assert "certificate.name" not in [one.key for one in right.detail]
     older = evaluate_at(3, served=certificate(200), url="localhost")
     assert (older.status, older.reason) == ("critical", "expiry")
     assert [one.key for one in older.detail] == ["certificate", "certificate.differs"]

@@ -260,6 +260,28 @@ def test_a_page_is_not_waited_for_beyond_the_deadline(site):
 
 
 @pytest.mark.parametrize(
+    ("before", "now", "refused"),
+    [
+        ([200] * 20, [200] * 4 + [403] * 8, True),
+        # Rejected as often before; too few; it has ended; a page that was hardly ever requested; one client's limit.
+        ([403] * 10 + [200] * 10, [200] * 4 + [403] * 8, False),
+        ([200] * 20, [403] * 4, False),
+        ([200] * 20, [403] * 8 + [200] * 30, False),
+        ([200] * 5, [403] * 8, False),
+        ([200] * 20, [429] * 8, False),
+        ([200] * 20, [200] * 40 + [403] * 6, False),
+    ],
+)
+def test_a_page_that_was_served_and_is_rejected_now_is_a_symptom(before, now, refused):
+    earlier, recent = (
+        [symptoms.Request(at, status, 0.1, "/assign/#") for at, status in enumerate(codes, start)]
+        for start, codes in ((0, before), (1000, now))
+    )
+    found = symptoms.refused(recent, earlier)
+    assert [(one["page"], one["status"]) for one in found] == ([("/assign/#", 403)] if refused else [])
+
+
+@pytest.mark.parametrize(
     ("status", "problem"),
     [(200, ""), (404, ""), (499, ""), (500, "/: HTTP 500"), (503, "/: HTTP 503"), (None, "/: refused")],
 )

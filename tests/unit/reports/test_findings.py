@@ -330,6 +330,17 @@ def test_a_statement_that_reads_a_complete_table_explains_slower_pages():
     assert found(host({"parts": parts})) == []
 
 
+@pytest.mark.parametrize(("last", "first"), [(1799999400.0, "RequestsFail"), (1799999980.0, "ApplicationLogsCause")])
+def test_an_error_that_was_fixed_before_is_not_the_cause_of_requests_that_fail_now(last, first):
+    parts = copy.deepcopy(CASES["RequestsFail"]["fires"]["parts"])
+    for page in parts["requests"]["recent"]["failing"]:
+        page.update(first=1799999900.0, last=1799999990.0)
+    gone = 'django.db.utils.ProgrammingError: relation "audit_log" does not exist'
+    problem = {"count": 5, "first": last - 60, "last": last, "text": "x", "exception": gone, "where": ""}
+    parts["logs"] = {"files": {"application": {"path": "x", "problems": [problem]}}}
+    assert next(one for one in found(host({"parts": parts})) if one["root"])["rule"] == first
+
+
 @pytest.mark.parametrize("cause", ["CpuHog", "MemoryShort", "SwapStorm"])
 def test_causes_of_an_overload_come_before_the_overload(cause):
     parts = {
