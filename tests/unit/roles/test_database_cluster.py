@@ -121,6 +121,8 @@ def test_members_replicate_and_nobody_else(cluster):
 def test_etcds_key_is_read_by_etcd_and_postgres_alone(cluster, tmp_path):
     assert cluster["db1"]["tls_internal_services"] == [{"name": "etcd", "group": "etcd", "readers": ["postgres"]}]
     assert cluster["app1"]["tls_internal_services"] == []
+    # Patroni reads its new certificate; etcd does at each handshake.
+    assert cluster["db1"]["tls_internal_reload_commands"] == ["systemctl try-reload-or-restart patroni@17-main.service*"]
     apart = variables(inventory(tmp_path, etcd=["etcd1", "etcd2", "etcd3"]), ("tls_internal_services", "preflight_roles_here"),
                       ansible_run_tags=["all"])  # fmt: skip
     assert apart["etcd1"]["tls_internal_services"] == [{"name": "etcd", "group": "etcd", "readers": []}]
