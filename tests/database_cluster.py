@@ -156,10 +156,12 @@ class Members:
     def cut(self, host, *others) -> None:
         """Drop everything between a host and the others, in both directions."""
         addresses = ", ".join(self.address[other.host] for other in others)
-        host.shell(
-            f"nft 'table inet {CUT} {{ chain input {{ type filter hook input priority -10; ip saddr {{ {addresses} }} drop; }}"
-            f" chain output {{ type filter hook output priority -10; ip daddr {{ {addresses} }} drop; }} }}'"
+        rules = (
+            f"table inet {CUT} {{\n"
+            f"chain input {{ type filter hook input priority -10; ip saddr {{ {addresses} }} drop; }}\n"
+            f"chain output {{ type filter hook output priority -10; ip daddr {{ {addresses} }} drop; }}\n}}\n"
         )
+        host.shell("nft -f -", stdin=rules)
 
     def heal(self, seconds: float = 240) -> None:
         """Start what is stopped, remove every cut and wait until all members follow."""
