@@ -41,6 +41,8 @@ options:
   domain: {description: The site's name., type: str, default: localhost}
   database: {description: The application's database., type: str, default: shiftmaster}
   postgres_port: {description: PostgreSQL's port., type: int, default: 5432}
+  cluster_ca_file: {type: str, default: "", description: Authority of Patroni's REST API on this host; empty where the database is
+    no cluster.}
   queues: {description: Celery's queues., type: list, elements: str, default: [celery]}
   celery_application: {description: Celery's application; empty where there is none., type: str, default: ""}
   redis_ports: {type: list, elements: list, default: [], description: "The ports of Redis on this host, each with
@@ -150,6 +152,7 @@ def argument_spec() -> dict:
         "domain": given("localhost"),
         "database": given("shiftmaster"),
         "postgres_port": given(5432),
+        "cluster_ca_file": given(""),
         "queues": given(["celery"], elements="str"),
         "celery_application": given(""),
         "redis_ports": given([], elements="list"),

@@ -33,6 +33,7 @@ options:
           - V(migrations) queries that endpoint whether the database has every migration of the live release.
           - V(tcp) opens a connection.
           - V(postgres) logs in and runs a query; thresholds are the percentage of connections in use.
+          - V(database_cluster) queries Patroni of this host for its role, the primary, the synchronous standby and etcd.
           - V(redis) logs in and sends PING; thresholds are the percentage of memory in use where nothing may be
             evicted. A server that cannot save to disk is V(critical).
           - V(celery) pings the workers with the live release's own C(celery).
@@ -47,8 +48,8 @@ options:
           - V(maintenance) looks at the maintenance page alone, for hosts that have no release.
         type: str
         required: true
-        choices: [http, pages, deep_health, migrations, tcp, postgres, redis, celery, systemd, disk, memory,
-          certificate, clock, release, maintenance]
+        choices: [http, pages, deep_health, migrations, tcp, postgres, database_cluster, redis, celery, systemd, disk,
+          memory, certificate, clock, release, maintenance]
       timeout_seconds: {type: float, description: "The limit of one attempt. The default is 30 for V(celery), and 10 for
         all others."}
       retries: {description: How many failed attempts may be followed by another., type: int, default: 0}

@@ -211,6 +211,9 @@ class Host:
         )
         if self.database.get("sslrootcert"):
             base["PGSSLROOTCERT"] = self.database["sslrootcert"]
+        if "," in self.database["host"]:
+            # Members of a cluster: marks and rows are the primary's.
+            base["PGTARGETSESSIONATTRS"] = "read-write"
         return base
 
     def ask(self, sql: str, name: str = "", timeout: float = 0) -> list:

@@ -12,7 +12,7 @@ import os
 import re
 
 from ..health import checks
-from ..host import probe
+from ..host import database_cluster, probe
 from ..host.sql import SAFE_SEARCH_PATH
 from .engine import Absent
 from .host import read_file
@@ -393,6 +393,16 @@ def clusters(setting) -> dict:
     if not found:
         raise Absent("this host has no PostgreSQL")
     return {"clusters": found}
+
+
+def cluster(setting) -> dict:
+    """What Patroni of this host reports: its role, the primary, synchronous standbys, and whether etcd has a majority."""
+    if not setting.cluster_ca_file:
+        raise Absent("the database of this host is no cluster")
+    try:
+        return dict(database_cluster.state(setting.cluster_ca_file, 2.5), works=True)
+    except probe.ProbeError as error:
+        return {"works": False, "message": str(error)}
 
 
 def login(setting) -> dict:

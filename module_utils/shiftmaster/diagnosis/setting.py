@@ -46,6 +46,7 @@ PARTS = {
     "nginx": Part(network.nginx, ("app", "network"), 3, ("web", "app")),
     "database": Part(database.database, ("app", "db", "cpu"), 9, ("database", "standby")),
     "clusters": Part(database.clusters, ("app", "db", "disk"), 3, ("database", "standby")),
+    "cluster": Part(database.cluster, ("app", "db"), 6, ("database",)),
     "login": Part(database.login, ("app", "db"), 6, ("app",)),
     "release": Part(application.release, _ALL, 6, ("app",)),
     "environment": Part(application.environment, ("app", "db"), 3, ("app",)),
@@ -94,6 +95,7 @@ class Setting:
         self.postgres_port = int(options.get("postgres_port") or 5432)
         self.broker_key = "CELERY_BROKER_URL"
         self.cache_key = "CACHE_URL"
+        self.cluster_ca_file = options.get("cluster_ca_file") or ""
         self.queues = tuple(options.get("queues") or ("celery",))
         self.celery_application = options.get("celery_application") or ""
         self.redis_ports = [(int(port), bool(tls)) for port, tls in options.get("redis_ports") or ()]

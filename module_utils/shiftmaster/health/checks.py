@@ -14,7 +14,7 @@ import time
 import urllib.parse
 from typing import NamedTuple, Optional
 
-from ..host import envfile, probe, safe_files, symptoms
+from ..host import database_cluster, envfile, probe, safe_files, symptoms
 from ..host.printable import printable
 from ..host.probe import ProbeError
 from ..release.layout import Layout
@@ -341,6 +341,29 @@ def check_redis(options: dict, context: Context) -> Outcome:
     return Outcome(HEALTHY, detail, data=metrics)
 
 
+# --- a database cluster ----------------------------------------------------------------------------------------------
+
+
+def check_database_cluster(options: dict, context: Context) -> Outcome:
+    """Whether the cluster has one primary and a standby that takes over, and whether this member is one of them."""
+    found = database_cluster.state(options.get("ca_file"), options["timeout_seconds"])
+    values = {"primary": found["primary"], "role": found["role"] or "?", "state": found["state"] or "?"}
+    if not found["etcd"]:
+        return Outcome(CRITICAL, message("cluster.etcd", seconds=int(found["etcd_seconds"])), "etcd", found)
+    if not found["primary"]:
+        return Outcome(CRITICAL, message("cluster.primary"), "primary", found)
+    if not found["synchronous"]:
+        return Outcome(CRITICAL, message("cluster.synchronous", **values), "synchronous", found)
+    if found["state"] != "running":
+        return Outcome(CRITICAL, message("cluster.member", **values), "member", found)
+    if found["paused"]:
+        return Outcome(WARNING, message("cluster.paused", **values), "paused", found)
+    missing = [one["name"] for one in found["members"] if one["state"] not in ("running", "streaming")]
+    if missing:
+        return Outcome(WARNING, message("cluster.missing", names=", ".join(missing)), "member", found)
+    return Outcome(HEALTHY, message("cluster", names=", ".join(found["synchronous"]), **values), data=found)
+
+
 # --- Celery ----------------------------------------------------------------------------------------------------------
 
 
@@ -629,6 +652,7 @@ KINDS = {
     "migrations": Kind(check_migrations, 10, None, None, "shiftmaster", _APP_LOG),
     "tcp": Kind(check_tcp, 10),
     "postgres": Kind(check_postgres, 10, 80, 90, "postgresql", "/var/log/postgresql/*.log"),
+    "database_cluster": Kind(check_database_cluster, 10, None, None, "patroni@17-main"),
     "redis": Kind(check_redis, 10, 80, 90, "redis-server", "/var/log/redis/redis-server.log"),
     "celery": Kind(check_celery, 30, None, None, "'shiftmaster-worker@*'", _APP_LOG),
     "systemd": Kind(check_systemd, 10),

@@ -76,6 +76,31 @@ CATALOG = {
         "PostgreSQL {version}, a standby, {connections} connections ({percent}% of the limit)",
         "PostgreSQL {version}(スタンバイ)、接続数 {connections}(上限の {percent}%)",
     ),
+    "cluster": (
+        "this host is the {role}, {primary} is the primary, {names} takes over",
+        "このホストの役割は {role}、プライマリは {primary}、切り替え先は {names}",
+    ),
+    "cluster.etcd": (
+        "etcd has not responded for {seconds} s: without its majority no other host can become the primary",
+        "etcd が {seconds} 秒間応答していません。過半数がない間、ほかのホストはプライマリになれません",
+    ),
+    "cluster.primary": (
+        "no member of the cluster is the primary: nothing can be written",
+        "クラスターにプライマリがなく、書き込みができません",
+    ),
+    "cluster.synchronous": (
+        "{primary} is the primary and no standby follows synchronously: nothing is committed",
+        "プライマリ {primary} に同期スタンバイがなく、コミットが完了しません",
+    ),
+    "cluster.member": (
+        "PostgreSQL of this member is {state} ({role}); {primary} is the primary",
+        "このメンバーの PostgreSQL は {state}({role})です。プライマリは {primary}",
+    ),
+    "cluster.missing": ("members that do not follow: {names}", "追従していないメンバー: {names}"),
+    "cluster.paused": (
+        "automatic failover is paused; {primary} is the primary",
+        "自動フェイルオーバーは一時停止中です。プライマリは {primary}",
+    ),
     "redis": ("Redis {version}, {role}", "Redis {version}、{role}"),
     "redis.plain": ("responds to PING", "PING に応答しています"),
     "redis.noauth": ("responds, and requires a password as it should", "応答あり(正しくパスワードを要求しています)"),
@@ -234,6 +259,27 @@ CATALOG = {
     "hint.postgres.missing": (
         "install postgresql-client on this host",
         "このホストに postgresql-client をインストールしてください",
+    ),
+    "hint.database_cluster": commands("systemctl start {unit}; journalctl -u {unit} -n 50"),
+    "hint.database_cluster.etcd": (
+        "on each member of etcd: systemctl start etcd; journalctl -u etcd -n 50",
+        "etcd の各メンバーで systemctl start etcd を実行し、journalctl -u etcd -n 50 を確認してください",
+    ),
+    "hint.database_cluster.primary": (
+        "on each database host: systemctl start etcd {unit}; patronictl -c /etc/patroni/17-main.yml list",
+        "各データベースホストで systemctl start etcd {unit} を実行し、patronictl -c /etc/patroni/17-main.yml list を確認してください",
+    ),
+    "hint.database_cluster.synchronous": (
+        "start another member: systemctl start etcd {unit}; patronictl -c /etc/patroni/17-main.yml list",
+        "ほかのメンバーで systemctl start etcd {unit} を実行し、patronictl -c /etc/patroni/17-main.yml list を確認してください",
+    ),
+    "hint.database_cluster.member": (
+        "on that host: systemctl start {unit}; where it has diverged: patronictl -c /etc/patroni/17-main.yml reinit 17-main <member>",
+        "該当ホストで systemctl start {unit} を実行し、分岐している場合は patronictl -c /etc/patroni/17-main.yml reinit 17-main <メンバー>",
+    ),
+    "hint.database_cluster.paused": (
+        "patronictl -c /etc/patroni/17-main.yml resume, when the work is done",
+        "作業が終わったら patronictl -c /etc/patroni/17-main.yml resume を実行してください",
     ),
     "hint.redis": commands("systemctl status {unit}; journalctl -u {unit} -n 50; tail -n 50 {log}"),
     "hint.redis.refused": (

@@ -595,10 +595,14 @@ def postgres_metrics(row) -> dict:
 
 
 def _postgres_row(target: PostgresTarget, timeout: float):
+    # Of several hosts the primary, as the application finds it; one that is lost must leave time for the others.
+    several = "," in str(target.host)
+    connect = max(1, min(2, int(timeout / 2)) if several else int(timeout))
     environment = {
         "PGHOST": target.host, "PGPORT": str(target.port), "PGDATABASE": target.database, "PGUSER": target.user,
         "PGPASSWORD": target.password, "PGSSLMODE": target.sslmode, "PGSSLROOTCERT": target.sslrootcert,
-        "PGAPPNAME": _USER_AGENT, "PGCONNECT_TIMEOUT": str(max(1, int(timeout))), "PGPASSFILE": "/dev/null",
+        "PGAPPNAME": _USER_AGENT, "PGCONNECT_TIMEOUT": str(connect), "PGPASSFILE": "/dev/null",
+        "PGTARGETSESSIONATTRS": "read-write" if several else None,
         "PGOPTIONS": "%s -c statement_timeout=%d" % (SAFE_SEARCH_PATH, timeout * 1000),
     }  # fmt: skip
     argv = ["psql", "--no-psqlrc", "--no-password", "--no-align", "--tuples-only", "--field-separator=\t"]

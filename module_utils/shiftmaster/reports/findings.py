@@ -264,6 +264,9 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
         for peer in host["parts"].get("peers", {}).get("peers") or []:
             if peer.get("error"):
                 unreached.setdefault(peer["host"], []).append(peer.get("reason"))
+    clusters = {
+        host["host"]: part for host in heard for part in [host["parts"].get("cluster") or {}] if part.get("status") == "ok"
+    }
     skews = sorted(host["skew"] for host in heard if host.get("skew") is not None)
     return dict(
         expectations or {},
@@ -275,6 +278,13 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
         hosts=[host["host"] for host in hosts],
         unreachable=[host["host"] for host in hosts if (host.get("reach") or {}).get("unreachable")],
         beats=beats,
+        # The database cluster: members that report, and what they report together.
+        cluster=list(clusters),
+        cluster_primaries=[
+            host for host, part in clusters.items() if part.get("role") == "primary" and part.get("state") == "running"
+        ],
+        cluster_etcd=any(part.get("works") and part.get("etcd") for part in clusters.values()),
+        cluster_synchronous=any(part.get("synchronous") for part in clusters.values()),
         # Whether all hosts that might run the scheduler have reported.
         beats_known=all(celery.get(host, {}).get("status") == "ok" for host in apps),
         apps=len(apps),

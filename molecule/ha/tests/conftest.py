@@ -1,0 +1,25 @@
+from pathlib import Path
+
+import pytest
+from database_cluster import Members
+from support import Operations
+
+INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
+
+
+@pytest.fixture(scope="session")
+def prepared():
+    """Three hosts that do everything."""
+    hosts = [Operations(INVENTORY, f"ha1-{name}") for name in "abc"]
+    found = Members(hosts, [f"172.30.81.{number}" for number in (11, 12, 13)])
+    found.heal()
+    found.prepare()
+    return found
+
+
+@pytest.fixture
+def members(prepared):
+    """Each test begins and ends with one primary that two standbys follow."""
+    prepared.heal()
+    yield prepared
+    prepared.heal()

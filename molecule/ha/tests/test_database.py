@@ -1,0 +1,132 @@
+"""A cluster of PostgreSQL: its members are lost, crash and are cut off; what is acknowledged, what is lost, how long nothing is written."""
+
+import json
+import time
+
+import pytest
+from database_cluster import CTL, ETCD, Writer, docker
+from support import wait_for
+
+
+def report(capsys, text: str) -> None:
+    with capsys.disabled():
+        print(f"\n  {text}")
+
+
+def outcome(capsys, what, writer) -> dict:
+    result = writer.result()
+    writer.members.heal()
+    lost = writer.lost(result)
+    report(capsys, f"{what}: {result['gap']:.1f} s without writes, {len(lost)} of {len(result['acknowledged'])} lost")
+    assert lost == [] and len(result["acknowledged"]) > 100, result["errors"]
+    return result
+
+
+def test_only_members_with_a_certificate_change_something(members):
+    primary, standby = members.primary(), members.standbys()[0]
+    status, body = members.api(standby, "/config")
+    assert status == 200 and json.loads(body)["synchronous_mode_strict"] is True
+    status, body = members.api(primary, "/switchover", "POST")
+    assert status == 403, (status, body)
+    for port in (2379, 2380):
+        program = (
+            f"import ssl, urllib.request as u; c = ssl.create_default_context(cafile='{ETCD}/ca.crt')\n"
+            f"try: print(u.urlopen('https://localhost:{port}/version', timeout=5, context=c).status)\n"
+            "except OSError as e: print(e)\n"
+        )
+        found = standby.shell("python3 -", stdin=program)
+        assert "certificate" in found or "alert" in found.lower(), found
+
+
+def test_the_leader_of_etcd_is_not_on_the_host_of_the_primary(members):
+    def apart():
+        return members.etcd_leader() not in (None, members.primary())
+
+    wait_for(apart, 90, "the leader of etcd elsewhere")
+
+
+def test_a_switchover(members, capsys):
+    primary, standby = members.primary(), members.standbys()[0]
+    writer = Writer(members, standby, "switchover", 30)
+    time.sleep(3)
+    primary.shell(f"{CTL} switchover --force --leader {primary.host} --candidate {wanted(members)}")
+    outcome(capsys, "switchover", writer)
+    assert members.primary() is not primary
+
+
+def wanted(members) -> str:
+    """The synchronous standby."""
+    return next(host.host for host in members.hosts if members.state(host).get("sync_standby"))
+
+
+def test_postgresql_crashes_on_the_primary(members, capsys):
+    primary = members.primary()
+    writer = Writer(members, members.standbys()[0], "crash", 40)
+    time.sleep(3)
+    primary.shell("kill -9 $(head -n 1 /var/lib/postgresql/17/main/postmaster.pid)")
+    outcome(capsys, "PostgreSQL killed", writer)
+
+
+def test_the_synchronous_standby_is_lost(members, capsys):
+    lost = next(host for host in members.hosts if host.host == wanted(members))
+    writer = Writer(members, members.primary(), "standby", 40)
+    time.sleep(3)
+    docker("kill", lost.host)
+    outcome(capsys, "synchronous standby lost", writer)
+
+
+@pytest.mark.parametrize("attempt", (1, 2, 3))
+def test_the_host_of_the_primary_is_lost(members, capsys, attempt):
+    primary = members.primary()
+    wait_for(lambda: members.etcd_leader() not in (None, primary), 90, "the leader of etcd elsewhere")
+    writer = Writer(members, members.standbys()[0], f"host{attempt}", 90)
+    time.sleep(5)
+    docker("kill", primary.host)
+    outcome(capsys, f"host of the primary lost ({attempt})", writer)
+    assert members.primary() is not primary
+
+
+def test_the_primary_is_cut_off(members, capsys):
+    """A client that reaches the former primary alone is acknowledged nothing once there is another primary."""
+    primary, standbys = members.primary(), members.standbys()
+    pinned = Writer(members, primary, "pinned", 90, pinned=True)
+    writer = Writer(members, standbys[0], "cut", 80)
+    time.sleep(5)
+    members.cut(primary, *standbys)
+    cut = time.time()
+    result, alone = writer.result(), pinned.result()
+    members.heal()
+    first = min(at for _number, at in result["acknowledged"] if at > result["gap_at"] + 0.001)
+    late = [number for number, at in alone["acknowledged"] if at > first]
+    lost = writer.lost(result) + pinned.lost(alone)
+    report(
+        capsys,
+        f"primary cut off: {result['gap']:.1f} s without writes, {len(lost)} lost; by the former primary {len(late)} acknowledged after"
+        f" the new one wrote, the last one {max(at for _n, at in alone['acknowledged']) - cut:.1f} s after the cut",
+    )
+    assert lost == [] and late == [] and first > cut
+    assert members.primary() is not primary
+
+
+def test_without_a_majority_of_etcd_nothing_is_lost(members, capsys):
+    """Failsafe mode: the primary goes on while it reaches every member."""
+    stopped = members.standbys()
+    writer = Writer(members, members.primary(), "etcd", 45)
+    time.sleep(3)
+    for host in stopped:
+        host.shell("systemctl stop etcd")
+    time.sleep(20)
+    for host in stopped:
+        host.shell("systemctl start --no-block etcd")
+    outcome(capsys, "etcd without a majority", writer)
+
+
+def test_two_of_three_are_lost_and_nothing_is_acknowledged(members, capsys):
+    primary, standbys = members.primary(), members.standbys()
+    for host in standbys:
+        docker("kill", host.host)
+    time.sleep(5)
+    alone = Writer(members, primary, "minority", 40, pinned=True).result()
+    members.heal()
+    report(capsys, f"two of three lost: {len(alone['acknowledged'])} acknowledged")
+    assert alone["acknowledged"] == [], alone["errors"]
