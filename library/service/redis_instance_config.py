@@ -92,6 +92,7 @@ OUTPUT_LIMIT_BYTES = 65536
 FROM_FILE = tuple("port tls-port bind unixsocket unixsocketperm dir pidfile logfile aclfile replicaof".split())
 # Differ between two servers started from one file.
 IGNORED = ("daemonize", "supervised")
+SENTINELS = ("replicaof", "slaveof")
 # Directives that are no parameters.
 NO_PARAMETERS = {"include", "loadmodule", "rename-command", "user"}
 HASH = re.compile(r"#[0-9a-f]{64}")
@@ -239,9 +240,11 @@ def load_users(connection, wanted):
 
 def differences(live, reference, config):
     """Parameters of the live server that are not what the file means: {name: wanted value}."""
+    # Of a replicated instance Sentinel decides which primary it follows.
+    ignored = IGNORED + (SENTINELS if directive(config, "masterauth") else ())
     wanted = {}
     for name, value in reference.items():
-        if name in IGNORED or name in FROM_FILE or name not in live:
+        if name in ignored or name in FROM_FILE or name not in live:
             continue
         if live[name] != value:
             wanted[name] = value
