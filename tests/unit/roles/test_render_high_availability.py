@@ -82,7 +82,7 @@ def test_a_single_cache_has_none_of_it(tmp_path):
         "redis_members", "preflight_roles_here", "redis_users", "shiftmaster_redis_endpoints", "topology_cache_replicated",
         "nginx_upstream_dead_seconds", "firewall_rules",
     )  # fmt: skip
-    found = variables(tmp_path, names, cache=1, webs=1)
+    found = variables(tmp_path, names, cache=1, webs=1, redis_rules_application="+@all")
     assert all(values["redis_members"] == {} and not values["topology_cache_replicated"] for values in found.values())
     assert not {"sentinel", "haproxy", "keepalived"} & {
         role for values in found.values() for role in values["preflight_roles_here"]
