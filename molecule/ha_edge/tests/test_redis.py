@@ -3,7 +3,7 @@
 import time
 
 from redundancy import CLI, Writer, docker
-from support import wait_for
+from support import SCENARIO_HOME, wait_for
 
 
 def survives(members, result: dict, key: str) -> list:
@@ -110,7 +110,8 @@ def test_without_a_majority_nothing_becomes_the_primary(topology, members):
     others = [host for host in topology.all if host is not primary]
     for host in others:
         host.shell("systemctl stop redis-sentinel")
-    assert "NOQUORUM" in primary.shell(f"{CLI} -p 26379 sentinel ckquorum shiftmaster 2>&1", check=False)
+    said = f"{CLI} -p 26379 sentinel ckquorum shiftmaster 2>&1"
+    wait_for(lambda: "NOQUORUM" in primary.shell(said, check=False), 30, "the end of the majority")
     primary.shell("systemctl stop redis-server")
     time.sleep(12)
     assert members.primaries() == []
@@ -122,10 +123,7 @@ def test_orderly_failover(topology, members, capsys):
     """What an operator types before maintenance of the primary's host."""
     primary = members.primary()
     writer = Writer(topology.b, "orderly", 25)
-    secret = "redis_replication"
-    from support import SCENARIO_HOME
-
-    word = (SCENARIO_HOME / "secrets" / secret).read_text().strip()
+    word = (SCENARIO_HOME / "secrets" / "redis_replication").read_text().strip()
     primary.shell(
         f"read -r word; REDISCLI_AUTH=$word {CLI} -p 26379 --user sentinel sentinel failover shiftmaster",
         stdin=word + "\n",
