@@ -7,8 +7,10 @@ import http.client
 import json
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 from support import SCENARIO_HOME, wait_for
 
@@ -67,6 +69,15 @@ def password() -> str:
 def docker(*words: str) -> str:
     done = subprocess.run(["docker", *words], check=True, capture_output=True, text=True, timeout=120)
     return done.stdout.strip()
+
+
+def diagnose(host) -> tuple:
+    """Run it as an administrator does; returns (the findings, the output)."""
+    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as directory:
+        run = host.run("playbooks/diagnose.yml", report_dir=directory)
+        path = Path(directory) / "diagnosis.json"
+        assert path.exists(), run.output[-5000:]
+        return json.loads(path.read_text())["findings"], run.output
 
 
 class Writer:

@@ -2,7 +2,7 @@
 
 import time
 
-from redundancy import ADDRESS, Clients, docker, outage
+from redundancy import ADDRESS, Clients, diagnose, docker, outage
 from support import wait_for
 
 
@@ -64,6 +64,10 @@ def test_announcements_are_dropped(topology, members):
     first, second = members.webs
     members.cut(first, second, rule="meta l4proto 112")
     wait_for(lambda: len(members.holders()) == 2, 15)
+    found, output = diagnose(topology.b)
+    assert found[0]["rule"] == "VirtualAddressHeldTwice", output[-3000:]
+    run = topology.b.run("playbooks/health.yml")
+    assert run.code == 2 and run.prints("several hosts hold 172.30.78.100"), run.output[-3000:]
     first.shell("nft delete table inet shiftmaster_test")
     wait_for(lambda: len(members.holders()) == 1, 15)
 
