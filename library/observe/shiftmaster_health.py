@@ -50,8 +50,8 @@ options:
           - V(maintenance) looks at the maintenance page alone, for hosts that have no release.
         type: str
         required: true
-        choices: [http, pages, deep_health, migrations, tcp, postgres, redis, celery, systemd, disk, memory,
-          certificate, clock, release, maintenance, sentinel, virtual_address]
+        choices: [http, pages, deep_health, migrations, tcp, postgres, redis, sentinel, virtual_address, celery, systemd,
+          disk, memory, certificate, clock, release, maintenance]
       timeout_seconds: {type: float, description: "The limit of one attempt. The default is 30 for V(celery), and 10 for
         all others."}
       retries: {description: How many failed attempts may be followed by another., type: int, default: 0}
