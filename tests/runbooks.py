@@ -114,7 +114,7 @@ VERBS = {
     "pgbackrest": r"(\S+ )*info$",
     "promtool": r"check ",
     "psql": r"(?!.*pg_(terminate|cancel)_backend|.*pg_wal_replay_(resume|pause)).*(-c (SELECT|SHOW|\\)|-l$)",
-    "redis-cli": r".*(--bigkeys|INFO( \w+)?|(CLIENT|ACL) LIST)$",
+    "redis-cli": r".*(--bigkeys|INFO( \w+)?|(CLIENT|ACL) LIST|sentinel ckquorum shiftmaster)$",
     "shiftmasterctl": r"status$",
     "sysctl": r"(?!-w)",
     "systemctl": r"(status|show|cat|list-\S+|is-\S+|--failed)\b",

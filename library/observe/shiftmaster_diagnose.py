@@ -47,6 +47,11 @@ options:
   celery_application: {description: Celery's application; empty where there is none., type: str, default: ""}
   redis_ports: {type: list, elements: list, default: [], description: "The ports of Redis on this host, each with
     whether it speaks TLS, C([[6379, false]])."}
+  sentinel_port: {description: The port of Redis Sentinel on this host; 0 where there is none., type: int, default: 0}
+  sentinel_ca_file: {type: path, default: /etc/ssl/shiftmaster/ca.crt, description: Authority of its certificate and of
+    Redis'.}
+  virtual_address: {type: str, default: "", description: "The address that one of several web servers holds, without its
+    prefix length."}
   units: {type: list, elements: str, default: [], description: "Units that must be active; C({slot}) stands for the live
     slot."}
   ports: {type: dict, default: {}, description: "The ports that must be served on this host, each with the name of its
@@ -156,6 +161,9 @@ def argument_spec() -> dict:
         "queues": given(["celery"], elements="str"),
         "celery_application": given(""),
         "redis_ports": given([], elements="list"),
+        "sentinel_port": given(0),
+        "sentinel_ca_file": {"type": "path", "default": "/etc/ssl/shiftmaster/ca.crt"},
+        "virtual_address": given(""),
         "units": _TEXTS,
         "ports": given({}),
         "peers": list_of(host=TEXT, address=TEXT, port={"type": "int", "required": True}, function=TEXT),

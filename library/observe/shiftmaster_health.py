@@ -36,6 +36,9 @@ options:
           - V(database_cluster) queries Patroni of this host for its role, the primary, the synchronous standby and etcd.
           - V(redis) logs in and sends PING; thresholds are the percentage of memory in use where nothing may be
             evicted. A server that cannot save to disk is V(critical).
+          - V(sentinel) queries Redis Sentinel whether a majority can replace the primary, and Redis of this host for its
+            role.
+          - V(virtual_address) looks whether exactly one host has O(checks[].address).
           - V(celery) pings the workers with the live release's own C(celery).
           - V(systemd) looks at units.
           - V(disk) looks at every real filesystem, its space and its inodes; thresholds are percentages.
@@ -48,8 +51,8 @@ options:
           - V(maintenance) looks at the maintenance page alone, for hosts that have no release.
         type: str
         required: true
-        choices: [http, pages, deep_health, migrations, tcp, postgres, database_cluster, redis, celery, systemd, disk,
-          memory, certificate, clock, release, maintenance]
+        choices: [http, pages, deep_health, migrations, tcp, postgres, database_cluster, redis, sentinel, virtual_address,
+          celery, systemd, disk, memory, certificate, clock, release, maintenance]
       timeout_seconds: {type: float, description: "The limit of one attempt. The default is 30 for V(celery), and 10 for
         all others."}
       retries: {description: How many failed attempts may be followed by another., type: int, default: 0}
@@ -91,6 +94,9 @@ options:
       socket: {description: "A unix socket instead of host and port, for V(tcp) and V(redis).", type: path}
       tls: {type: bool, default: false, description: "Whether V(redis) speaks TLS, where the address does not come from
         the environment file."}
+      set: {type: str, default: shiftmaster, description: "The name of the replicated set, for V(sentinel)."}
+      redis_port: {type: int, description: "The TLS port of this host's Redis, for V(sentinel)."}
+      address: {type: str, description: "The address without its prefix length, for V(virtual_address)."}
       allow_noauth: {type: bool, default: false, description: Whether a V(redis) that requires a password counts as
         healthy; for hosts without one.}
       environment_key: {type: str, description: "The variable of O(environment_file) that holds the address for
@@ -243,6 +249,9 @@ CHECK_OPTIONS = {
     "socket": _PATH,
     "tls": {"type": "bool", "default": False},
     "allow_noauth": {"type": "bool", "default": False},
+    "set": {"type": "str", "default": "shiftmaster"},
+    "redis_port": {"type": "int"},
+    "address": _TEXT,
     "environment_key": {"type": "str", "no_log": False},  # a name, not a secret
     "database": _TEXT,
     "user": _TEXT,

@@ -45,6 +45,8 @@ options:
   admin_password: {description: Password of that user., type: str, required: true}
   admin_previous_passwords: {type: list, elements: str, default: [], description: Passwords that the running instance
     may still have. Without the right one a rotation needs a restart.}
+  primary_password: {type: str, default: "", description: "Password with which a replica logs in to its primary
+    (C(masterauth)); it is added to O(config), and never shown."}
   previous_passwords: {type: dict, default: {}, description: "Passwords of before by the user's name. One that
     O(acl_file) on the host has stays next to what O(acl) says, so that a new password comes into use without shutting
     the old one's users out. None is added again."}
@@ -90,6 +92,7 @@ OUTPUT_LIMIT_BYTES = 65536
 FROM_FILE = tuple("port tls-port bind unixsocket unixsocketperm dir pidfile logfile aclfile replicaof".split())
 # Differ between two servers started from one file.
 IGNORED = ("daemonize", "supervised")
+SENTINELS = ("replicaof", "slaveof")
 # Directives that are no parameters.
 NO_PARAMETERS = {"include", "loadmodule", "rename-command", "user"}
 HASH = re.compile(r"#[0-9a-f]{64}")
@@ -237,9 +240,11 @@ def load_users(connection, wanted):
 
 def differences(live, reference, config):
     """Parameters of the live server that are not what the file means: {name: wanted value}."""
+    # Of a replicated instance Sentinel decides which primary it follows.
+    ignored = IGNORED + (SENTINELS if directive(config, "masterauth") else ())
     wanted = {}
     for name, value in reference.items():
-        if name in IGNORED or name in FROM_FILE or name not in live:
+        if name in ignored or name in FROM_FILE or name not in live:
             continue
         if live[name] != value:
             wanted[name] = value
@@ -511,6 +516,14 @@ def inspect(connection, scratch, config):
     return wanted, connection.users() != scratch.users
 
 
+def mask_config(before, after):
+    """Show the configuration in a diff without the password of replicas."""
+    texts = [re.sub(r"(?m)^masterauth .*$", "masterauth (password)", text or "") for text in (before, after)]
+    if texts[0] == texts[1] and before != after:
+        texts[1] += "# (the password of replicas changes)\n"
+    return tuple(texts)
+
+
 def mask_acl(before, after):
     """Show the ACL file in a diff without hashes."""
     changes = ["# (the password of %s changes)\n" % name for name in changed_passwords(before or "", after or "")]
@@ -588,11 +601,14 @@ class Change:
 def run(module):
     params, instance = module.params, Instance(module.params)
     before = configuration.read_text(instance.acl_file)
-    texts = (params["config"], with_kept_passwords(before, params["acl"], params["previous_passwords"]))
+    config = params["config"] + (
+        "masterauth %s\n" % json.dumps(params["primary_password"]) if params["primary_password"] else ""
+    )
+    texts = (config, with_kept_passwords(before, params["acl"], params["previous_passwords"]))
     files = configuration.FileSet(module.check_mode)
     # Root owns them: the server may read its users and settings, not write or exchange them.
     common = {"owner": "root", "group": "redis", "mode": "0640"}
-    files.add({"path": instance.config_file, "content": texts[0], **common})
+    files.add({"path": instance.config_file, "content": texts[0], **common}, mask_config)
     files.add({"path": instance.acl_file, "content": texts[1], **common}, mask_acl)
     files.add_directory({**common, "path": os.path.dirname(instance.config_file), "mode": "0750"})
     files.compare()
@@ -671,6 +687,7 @@ def main():
             "admin_user": {"type": "str", "required": True},
             "admin_password": {"type": "str", "required": True, "no_log": True},
             "admin_previous_passwords": {"type": "list", "elements": "str", "default": [], "no_log": True},
+            "primary_password": {"type": "str", "default": "", "no_log": True},
             "previous_passwords": {"type": "dict", "no_log": True, "default": {}},
             "supplementary_group": {"type": "str", "default": ""},
             "unit_changed": {"type": "bool", "default": False},

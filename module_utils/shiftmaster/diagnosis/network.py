@@ -15,7 +15,7 @@ import socket
 import time
 
 from ..health import checks
-from ..host import probe, symptoms
+from ..host import probe, redundancy, symptoms
 from ..monitoring.host_metrics import name_server, name_servers
 from .engine import Absent
 from .host import read_file
@@ -389,6 +389,28 @@ def peers(setting) -> dict:
     if not setting.peers:
         raise Absent("this host needs no other")
     return {"peers": sorted(found, key=lambda one: (one["host"], one["port"]))}
+
+
+def virtual_address(setting) -> dict:
+    """Whether this host holds the address that users reach, and which others of the network do."""
+    if not setting.virtual_address:
+        raise Absent("users reach this host by its own address")
+    return redundancy.virtual_address(setting.virtual_address)
+
+
+def members(setting) -> dict:
+    """This host's part of a replicated Redis: what its Sentinel reports, its role, and how many replicas follow it."""
+    if not setting.sentinel_port:
+        raise Absent("the Redis of this host is the only one")
+    found = {"works": True}
+    try:
+        found.update(redundancy.sentinel(setting.sentinel_port, setting.sentinel_ca_file, "shiftmaster"))
+    except probe.ProbeError as error:
+        found.update(works=False, message=str(error))
+    for port, _tls in setting.redis_ports[:1]:
+        with contextlib.suppress(probe.ProbeError, OSError):
+            found.update(redundancy.member(port, setting.sentinel_ca_file))
+    return found
 
 
 # --- the web server's configuration ----------------------------------------------------------------------------------

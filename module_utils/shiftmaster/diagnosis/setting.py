@@ -54,6 +54,8 @@ PARTS = {
     "static": Part(application.static, ("app",), 6, ("app",)),
     "redis": Part(application.redis, ("app", "memory"), 6, ("app",)),
     "cache_server": Part(application.cache_server, ("app", "memory"), 5, ("cache",)),
+    "members": Part(network.members, ("app", "network"), 5, ("cache",)),
+    "virtual_address": Part(network.virtual_address, ("app", "network"), 4, ("web",)),
     "celery": Part(application.celery, ("app",), 4, ("app",)),
     "logins": Part(upkeep.logins, ("checklist",), 8),
     "updates": Part(upkeep.updates, ("checklist",), 14),
@@ -99,6 +101,9 @@ class Setting:
         self.queues = tuple(options.get("queues") or ("celery",))
         self.celery_application = options.get("celery_application") or ""
         self.redis_ports = [(int(port), bool(tls)) for port, tls in options.get("redis_ports") or ()]
+        self.sentinel_port = int(options.get("sentinel_port") or 0)
+        self.sentinel_ca_file = options.get("sentinel_ca_file") or "/etc/ssl/shiftmaster/ca.crt"
+        self.virtual_address = options.get("virtual_address") or ""
         self.slot = Layout(self.app_root).active_slot()
         # Without a live slot no unit of one can be expected; that is a finding of its own.
         self.units = tuple(

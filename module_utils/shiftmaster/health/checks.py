@@ -14,7 +14,7 @@ import time
 import urllib.parse
 from typing import NamedTuple, Optional
 
-from ..host import database_cluster, envfile, probe, safe_files, symptoms
+from ..host import database_cluster, envfile, probe, redundancy, safe_files, symptoms
 from ..host.printable import printable
 from ..host.probe import ProbeError
 from ..release.layout import Layout
@@ -364,6 +364,42 @@ def check_database_cluster(options: dict, context: Context) -> Outcome:
     return Outcome(HEALTHY, message("cluster", names=", ".join(found["synchronous"]), **values), data=found)
 
 
+# --- services of several hosts ---------------------------------------------------------------------------------------
+
+
+def check_sentinel(options: dict, context: Context) -> Outcome:
+    """Whether the Sentinels can replace the primary of Redis, and whether there is one that accepts writes."""
+    ca_file = options.get("ca_file")
+    found = redundancy.sentinel(options.get("port") or 26379, ca_file, options["set"], options["timeout_seconds"])
+    if options.get("redis_port"):
+        with_member = redundancy.member(options["redis_port"], ca_file, seconds=options["timeout_seconds"])
+        found.update(with_member)
+        if with_member["role"] == "primary" and not with_member["followers"]:
+            return Outcome(CRITICAL, message("sentinel.alone"), "alone", found)
+        if with_member["role"] == "replica" and with_member["link"] != "up":
+            return Outcome(WARNING, message("sentinel.link", primary=found["primary"]), "link", found)
+    if not found["majority"]:
+        return Outcome(CRITICAL, message("sentinel.majority", why=found["message"]), "majority", found)
+    return Outcome(HEALTHY, message("sentinel", primary=found["primary"], role=found.get("role", "?")), data=found)
+
+
+def check_virtual_address(options: dict, context: Context) -> Outcome:
+    """Whether exactly one host has the address that users reach."""
+    found = redundancy.virtual_address(options["address"])
+    values, others = {"address": found["address"]}, found["others"]
+    if found["held"] and others:
+        return Outcome(CRITICAL, message("address.twice", others=", ".join(others), **values), "twice", found)
+    if found["held"]:
+        return Outcome(HEALTHY, message("address.held", **values), data=found)
+    if others is None:
+        raise ProbeError(ERROR, "network", "no network of this host holds %s" % found["address"])
+    if len(others) > 1:
+        return Outcome(CRITICAL, message("address.twice", others=", ".join(others), **values), "twice", found)
+    if not others:
+        return Outcome(CRITICAL, message("address.none", **values), "none", found)
+    return Outcome(HEALTHY, message("address.other", **values), data=found)
+
+
 # --- Celery ----------------------------------------------------------------------------------------------------------
 
 
@@ -654,6 +690,8 @@ KINDS = {
     "postgres": Kind(check_postgres, 10, 80, 90, "postgresql", "/var/log/postgresql/*.log"),
     "database_cluster": Kind(check_database_cluster, 10, None, None, "patroni@17-main"),
     "redis": Kind(check_redis, 10, 80, 90, "redis-server", "/var/log/redis/redis-server.log"),
+    "sentinel": Kind(check_sentinel, 10, None, None, "redis-sentinel", "/var/log/redis/redis-sentinel.log"),
+    "virtual_address": Kind(check_virtual_address, 10, None, None, "keepalived"),
     "celery": Kind(check_celery, 30, None, None, "'shiftmaster-worker@*'", _APP_LOG),
     "systemd": Kind(check_systemd, 10),
     "disk": Kind(check_disk, 10, 80, 90),

@@ -113,6 +113,29 @@ CATALOG = {
         "the replica has lost its primary ({fields})",
         "レプリカがプライマリと切断されています({fields})",
     ),
+    "sentinel": (
+        "a majority can replace the primary, {primary}; this host is the {role}",
+        "プライマリ({primary})の切り替えに必要な過半数あり。このホストの役割: {role}",
+    ),
+    "sentinel.majority": (
+        "no majority of the Sentinels can replace a failed primary ({why})",
+        "プライマリの障害時に切り替えを行う Sentinel の過半数がありません({why})",
+    ),
+    "sentinel.alone": (
+        "Redis is the primary here and no replica follows it: it rejects writes",
+        "このホストの Redis はプライマリですが、追従するレプリカがないため書き込みを拒否します",
+    ),
+    "sentinel.link": (
+        "the replica has lost its primary {primary}",
+        "レプリカがプライマリ {primary} と切断されています",
+    ),
+    "address.held": ("this host holds {address}", "このホストが {address} を保持しています"),
+    "address.other": ("another host holds {address}", "ほかのホストが {address} を保持しています"),
+    "address.none": ("no host holds {address}: users reach nothing", "どのホストも {address} を保持しておらず、利用者は接続できません"),
+    "address.twice": (
+        "several hosts hold {address}; others: {others}",
+        "複数のホストが {address} を保持しています(ほかの保持者: {others})",
+    ),
     "celery": ("{count} worker(s) respond: {names}", "{count} 個のワーカーが応答: {names}"),
     "celery.few": (
         "{count} of at least {wanted} workers respond{names}",
@@ -280,6 +303,24 @@ CATALOG = {
     "hint.database_cluster.paused": (
         "patronictl -c /etc/patroni/17-main.yml resume, when the work is done",
         "作業が終わったら patronictl -c /etc/patroni/17-main.yml resume を実行してください",
+    ),
+    "hint.sentinel": commands("systemctl status {unit}; tail -n 50 {log}"),
+    "hint.sentinel.majority": (
+        "on each host of the cache: systemctl start redis-sentinel; its firewall must accept port 26379 of the others",
+        "キャッシュの各ホストで systemctl start redis-sentinel を実行し、ファイアウォールがポート 26379 を相互に許可しているか確認してください",
+    ),
+    "hint.sentinel.alone": (
+        "systemctl start redis-server on the other hosts of the cache; tail -n 50 {log}",
+        "キャッシュのほかのホストで systemctl start redis-server を実行し、tail -n 50 {log} を確認してください",
+    ),
+    "hint.virtual_address": commands("systemctl status {unit}; journalctl -u {unit} -n 50"),
+    "hint.virtual_address.twice": (
+        "the announcements do not arrive: journalctl -u {unit} -n 50; nft list chain inet shiftmaster input | grep 112; ip address",
+        "アナウンスが届いていません。journalctl -u {unit} -n 50、nft list chain inet shiftmaster input | grep 112、ip address を確認してください",
+    ),
+    "hint.virtual_address.none": (
+        "on the web servers: systemctl status nginx {unit}; systemctl start nginx {unit}",
+        "Web サーバーで systemctl status nginx {unit} を確認し、systemctl start nginx {unit} を実行してください",
     ),
     "hint.redis": commands("systemctl status {unit}; journalctl -u {unit} -n 50; tail -n 50 {log}"),
     "hint.redis.refused": (

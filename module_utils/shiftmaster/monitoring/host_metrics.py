@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 
-from ..host import probe, safe_files
+from ..host import probe, redundancy, safe_files
 
 UPDATES_SECONDS = 3600
 CHECKED = "shiftmaster_host_updates_checked_timestamp_seconds"
@@ -22,7 +22,9 @@ UPDATES = "shiftmaster_host_security_updates"
 CERTIFICATE = "shiftmaster_host_certificate_end_timestamp_seconds"
 TASK_SUCCESS, TASK_MAX_AGE = "shiftmaster_host_task_success_timestamp_seconds", "shiftmaster_host_task_max_age_seconds"
 MAIL_SERVER, NAME_SERVER = "shiftmaster_host_mail_server_up", "shiftmaster_host_name_server_up"
+ADDRESS = "shiftmaster_host_virtual_address_held"
 HELP = {
+    ADDRESS: "Whether this web server holds the address that users reach.",
     "shiftmaster_host_reboot_required": "Whether an upgrade asks for a reboot.",
     "shiftmaster_host_package_lists_timestamp_seconds": "When the lists of packages were last fetched.",
     UPDATES: "Security updates that are not installed; -1 where apt reports an error.",
@@ -180,6 +182,8 @@ def collect(config: dict, before: str) -> dict:
 
     for task, (success, age) in task_ages().items():
         found[TASK_SUCCESS, label("task", task)], found[TASK_MAX_AGE, label("task", task)] = success, age
+    if config.get("virtual_address"):
+        found[ADDRESS, label("address", config["virtual_address"])] = int(redundancy.holds(config["virtual_address"]))
     calls = [(updates,)] + [(of_listener, one) for one in config["listeners"]]
     for server in config["mail_servers"]:
         found[MAIL_SERVER, label("server", server)] = 0

@@ -273,7 +273,8 @@ KNOWN = set(
     sort ss sudo systemctl systemd-cgtop systemd-tmpfiles tail top uniq uptime xargs""".split()
 )
 UNITS = re.compile(
-    r"^(shiftmaster(-\*|-(web|worker|beat)@\*)?|nginx|postgresql|redis-server|docker|chrony|certbot|logrotate|networking"
+    r"^(shiftmaster(-\*|-(web|worker|beat)@\*)?|nginx|postgresql|redis-server|redis-sentinel|haproxy|keepalived"
+    r"|docker|chrony|certbot|logrotate|networking"
     r"|apt-daily(-upgrade)?|mtail(\.service)?|elasticsearch|logstash|kibana|filebeat|shiftmaster-(log-watch|host-metrics)(\.timer)?"
     r"|grafana-server\.service|prometheus(-\*|-alertmanager)?"
     r"|prometheus-(\*|node|postgres|redis|nginx|blackbox)-exporter(\.service)?)$"

@@ -1,0 +1,28 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from redundancy import Members
+from support import Operations
+
+INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
+
+
+@pytest.fixture(scope="session")
+def topology():
+    """The hosts a (web, database), b (web, application) and c (application); each has a Redis and a Sentinel."""
+    hosts = SimpleNamespace(**{name: Operations(INVENTORY, f"ha2-{name}") for name in "abc"})
+    hosts.all, hosts.webs, hosts.apps = [hosts.a, hosts.b, hosts.c], [hosts.a, hosts.b], [hosts.b, hosts.c]
+    for host in hosts.apps:
+        assert host.live_version(120), f"{host.host} does not serve"
+    hosts.b.manage("seed_demo")
+    return hosts
+
+
+@pytest.fixture(autouse=True)
+def members(topology):
+    """Each test begins and ends with all hosts running, one primary that two replicas follow, and one holder of the address."""
+    members = Members(topology.all, topology.webs)
+    members.heal()
+    yield members
+    members.heal()

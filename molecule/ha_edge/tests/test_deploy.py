@@ -1,0 +1,25 @@
+"""Deploys to an installation whose primary and address are elsewhere than at first, and what is rejected."""
+
+import pytest
+from support import wait_for
+
+
+def test_a_run_after_a_failover_changes_nothing(topology, members):
+    """The primary and the address are where the engines left them; the run agrees, in check mode, too."""
+    primary = members.primary()
+    primary.shell("systemctl stop redis-server")
+    wait_for(lambda: members.primaries() and members.primary() is not primary, 60, "another primary")
+    primary.shell("systemctl start redis-server")
+    wait_for(members.complete, 60)
+    now = members.primary()
+    for mode in (["--check"], []):
+        run = topology.b.run("deploy.yml", *mode, timeout=1800)
+        assert (run.code, run.changed) == (0, 0), run.output[-6000:]
+    assert members.primary() is now
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_two_and_four_hosts_are_rejected(topology, count):
+    hosts = ["ha2-a", "ha2-b", "ha2-c", "ha2-a"][:count]
+    run = topology.b.run("deploy.yml", "--check", "--tags", "cache", groups={"cache": hosts})
+    assert run.code != 0 and run.changed == 0
