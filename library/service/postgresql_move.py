@@ -30,9 +30,10 @@ options:
       - V(inspected) queries the cluster; nothing changes.
       - V(copied) replaces the cluster by a copy of the primary, and follows it.
       - V(demoted) stops the primary and makes it a standby, which does not run yet. RV(lsn) is its last record.
-      - V(replayed) waits until the standby has replayed O(lsn), the last record of the primary.
-      - V(counted) counts rows and sequences, and compares them with O(counts).
-      - V(promoted) makes the standby the primary.
+      - V(replayed) waits until the standby has replayed O(lsn), the last record of the primary, and compares rows and
+        sequences with O(counts).
+      - V(counted) counts rows and sequences.
+      - V(promoted) makes the standby the primary, with a slot for the other server.
       - V(following) starts the standby and waits until it streams.
       - V(reverted) makes a demoted server that was not started since the primary again.
     type: str
@@ -67,10 +68,10 @@ size_bytes: {description: Size of the data., returned: inspected, type: int}
 free_bytes: {description: Free space of the file system of the data., returned: inspected, type: int}
 problems: {description: What keeps the cluster from being moved., returned: inspected, type: list, elements: str}
 lsn: {description: Position of the last checkpoint., returned: demoted, type: str}
-counts: {description: "Rows of each table, and values of each sequence.", returned: counted, type: dict}
-rows: {description: Rows that were counted., returned: counted, type: int}
-tables: {description: Tables that were counted., returned: counted, type: int}
-sequences: {description: Sequences that were counted., returned: counted, type: int}
+counts: {description: "Rows of each table, and values of each sequence.", returned: replayed and counted, type: dict}
+rows: {description: Rows that were counted., returned: replayed and counted, type: int}
+tables: {description: Tables that were counted., returned: replayed and counted, type: int}
+sequences: {description: Sequences that were counted., returned: replayed and counted, type: int}
 """
 
 STATES = ("inspected", "copied", "demoted", "replayed", "counted", "promoted", "following", "reverted")
@@ -296,13 +297,19 @@ class Move:
         self.wait_for(sql, "the standby has not received the end of the WAL (%s)" % lsn)
 
     def promote(self):
-        if not self.server.recovering():
-            return False
-        points.reach("move_replayed")
-        if self.server.query("SELECT pg_promote(true, %d)" % self.params["wait_seconds"]) != "t":
-            raise Failed("the standby did not become a primary")
-        points.reach("move_promoted")
-        return True
+        """Make it the primary, which keeps its WAL for the other server from now on."""
+        changed = self.server.recovering()
+        if changed:
+            points.reach("move_replayed")
+            if self.server.query("SELECT pg_promote(true, %d)" % self.params["wait_seconds"]) != "t":
+                raise Failed("the standby did not become a primary")
+        self.server.query(
+            "SELECT pg_create_physical_replication_slot('%s', true) WHERE NOT EXISTS "
+            "(SELECT FROM pg_replication_slots WHERE slot_name = '%s')" % ((self.params["user"],) * 2)
+        )
+        if changed:
+            points.reach("move_promoted")
+        return changed
 
     def follow(self):
         server, slot = self.server, self.params["user"]
@@ -348,10 +355,9 @@ def work(params, check_mode):
     if state == "demoted":
         before = move.server.standby
         return {"changed": not before, "lsn": move.demote()}
-    if state == "replayed":
-        move.replay(params["lsn"])
-        return {"changed": False}
-    if state == "counted":
+    if state in ("replayed", "counted"):
+        if state == "replayed":
+            move.replay(params["lsn"])
         return {"changed": False, **move.count(params["counts"])}
     steps = {"copied": move.copy, "promoted": move.promote, "following": move.follow, "reverted": move.revert}
     return {"changed": steps[state]()}

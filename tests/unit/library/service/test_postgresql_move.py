@@ -73,6 +73,9 @@ class Server:
             assert not self.other.primary, "two primaries"
             self.marked = False
             return "t"
+        if "pg_create_physical_replication_slot" in sql:
+            assert self.primary
+            return ""
         if "pg_last_wal_replay_lsn" in sql:
             wanted = move.position(sql.split("'")[1])
             reached = self.wal > wanted or (self.wal == wanted and ">=" in sql)
