@@ -142,7 +142,8 @@ class Server(Cluster):
 
     @property
     def running(self):
-        return units.active_state(self.unit) == "active"
+        # Debian's unit is active also where the server did not start.
+        return units.active_state(self.unit) == "active" and os.path.lexists(self.data + "/postmaster.pid")
 
     def control(self):
         """Return what pg_controldata prints, by its names; {} where there are no data."""
@@ -232,8 +233,9 @@ class Move:
         server, params = self.server, self.params
         if server.standby and server.automatic:
             if server.control().get("Database system identifier") == params["system_id"]:
-                server.start_server()
-                with contextlib.suppress(Failed):
+                # What cannot follow any more is copied again.
+                with contextlib.suppress(Failed, units.UnitError):
+                    server.start_server()
                     self.wait_until_it_streams()
                     return False
         elif server.control().get("Database system identifier") == params["system_id"] and server.automatic:
