@@ -122,6 +122,8 @@ PACKAGE_LOCKS = [
 OLDEST_PYTHON = "3.9"
 # Between the host's clock and the controller's; the time that the connection takes is in it.
 CLOCK_SECONDS = 30
+# What a host knows of the one that it moves to or from (role move).
+MOVE_FACT = "/etc/ansible/facts.d/shiftmaster_move.fact"
 # For an apt that is at work, such as the unattended upgrade after a boot.
 PACKAGES_SECONDS = 30
 MIB = 1024 * 1024
@@ -398,6 +400,14 @@ def read(path):
         return ""
 
 
+def other_host(text):
+    """Return the fact of a move, {} where there is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
+
+
 def names_in(directory):
     try:
         return os.listdir(directory)
@@ -415,6 +425,7 @@ def run(params):
     if params["interpreter"]:
         check_interpreter(report, params["interpreter"])
     check_systemd(report, read("/proc/1/comm").strip(), os.path.isdir("/run/systemd/system"))
+    report.facts["move"] = other_host(read(MOVE_FACT))
     # What each application host has from the first run on.
     report.facts["deployed"] = os.path.exists("/etc/shiftmaster/cutover.json")
     if params["root"]:

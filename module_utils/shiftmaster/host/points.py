@@ -50,6 +50,12 @@ UPGRADE_POINTS = (
     "postgresql_returning",  # both servers run, the old one without clients
     "postgresql_switch_back",  # the rows are in both, and no server runs
 )
+# Of a move to another host, in the order of a switch.
+MOVE_POINTS = (
+    "move_stopped",  # the server of the host that served is stopped, and still a primary
+    "move_replayed",  # everything is replayed on the other one, and no host has a primary that runs
+    "move_promoted",  # the other one has the primary, and its application does not run yet
+)
 
 
 def reach(point: str) -> None:

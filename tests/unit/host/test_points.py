@@ -27,7 +27,7 @@ def test_every_fault_injection_point_is_reached_and_none_is_unknown():
         written += re.findall(r'\breach\("([a-z_]+)"\)', path.read_text(encoding="utf-8"))
     assert len(written) == len(set(written))
     # _phase() reaches those of the phases by their names, all but the rollback, which begins in several places.
-    known = {*points.POINTS, *points.BACKUP_POINTS, *points.UPGRADE_POINTS}
+    known = {*points.POINTS, *points.BACKUP_POINTS, *points.UPGRADE_POINTS, *points.MOVE_POINTS}
     assert set(written) | (set(cutover.PHASES) - {"reverted"}) == known
 
 

@@ -261,3 +261,9 @@ def test_without_requirements_there_is_no_problem(monkeypatch):
     monkeypatch.setattr(preflight, "check_systemd", lambda *_arguments: None)
     result = preflight.run(defaults())
     assert result["problems"] == [] and result["notes"] == []
+
+
+@pytest.mark.parametrize("text", ["", "broken {"])
+def test_without_a_move_there_is_no_other_host(text):
+    assert preflight.other_host(text) == {}
+    assert preflight.other_host('{"peer": "192.0.2.1"}') == {"peer": "192.0.2.1"}
