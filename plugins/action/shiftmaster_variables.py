@@ -103,6 +103,11 @@ def type_problems(role, options, values):
     return ["role %s: %s" % (role, message) for message in result.error_messages]
 
 
+def shape_problem(name, kind):
+    word, shape = ("list", '["..."]') if kind == "list" else ("mapping", '{"...": "..."}')
+    return "%s is a %s: -e '{\"%s\": %s}'" % (name, word, name, shape)
+
+
 def range_of(name, ranges):
     """Return the range of a number: that of its name, else of the longest end of it; None where there is none."""
     words = re.split(r"(?<=[_.])", name)
@@ -192,8 +197,7 @@ def check(arguments, task_vars, templar_of, basedir, extra=()):
         except Exception:
             continue  # The roles that read it name it.
         if not isinstance(given, type(default)):
-            kind, shape = ("list", '["..."]') if isinstance(default, list) else ("mapping", '{"...": "..."}')
-            problems.append("%s is a %s: -e '{\"%s\": %s}'" % (name, kind, name, shape))
+            problems.append(shape_problem(name, "list" if isinstance(default, list) else "dict"))
             task_vars = {**task_vars, name: default}
     for name in arguments.get("rules") or []:
         problems += rule_problems(task_vars[name], templar, task_vars)
@@ -209,6 +213,11 @@ def check(arguments, task_vars, templar_of, basedir, extra=()):
                 values[name] = templar.template(task_vars[name])
             except Exception as error:
                 problems.append("variable %s cannot be read: %s" % (name, str(error).splitlines()[0]))
+        # Ansible's validation accepts text for a list, which the role would then read letter by letter.
+        for name in [name for name, value in values.items() if isinstance(value, str)]:
+            if options[name].get("type") in ("list", "dict"):
+                problems.append(shape_problem(name, options[name]["type"]))
+                values[name] = defaults[role].get(name, [] if options[name]["type"] == "list" else {})
         # What the site left out is the default's business, and tested there.
         given = {*task_vars, *defaults[role]}
         wanted = {
