@@ -174,6 +174,32 @@ def test_the_leader_is_the_one_member_that_says_so(tmp_path, primaries, leader):
     assert found["app1"]["topology_database_leader"] == leader
 
 
+@pytest.mark.parametrize(
+    "roles, synchronous, tags, reason",
+    [
+        ({"db2": "primary"}, "db1", ["all"], None),
+        ({}, "", ["release"], "no member of the database cluster is the primary"),
+        ({"db1": "primary", "db2": "primary"}, "db3", ["all"], "db1, db2 of the database cluster are primaries"),
+        ({"db2": "primary"}, "", ["release"], "no synchronous standby"),
+        # What repairs it is not rejected.
+        ({}, "", ["database"], None),
+    ],
+    ids=["healthy", "no primary", "two primaries", "no standby", "a run for the database"],
+)
+def test_a_release_needs_a_primary_and_a_synchronous_standby(tmp_path, roles, synchronous, tags, reason):
+    Path(inventory(tmp_path)).rename(tmp_path / "hosts.ini")
+    members = {
+        name: {"patroni_member": {"json": {"role": roles.get(name, "replica"), "sync_standby": name == synchronous}}}
+        for name in ("db1", "db2", "db3")
+    }
+    (tmp_path / "group.yml").write_text(yaml.safe_dump({"all": {"hosts": members}}))
+    formed = {"memtotal_mb": 8192, "mounts": [], "ansible_local": {"shiftmaster_etcd": {"cluster": "shiftmaster-x"}}}
+    facts = {name: formed for name in members} | {"app1": {"memtotal_mb": 8192, "mounts": []}}
+    values = {"shiftmaster_domain": "x", "vault_postgres_replication_password": "r" * 32, "ansible_run_tags": tags}
+    found = inventories.variables(str(tmp_path), ("topology_rules",), facts=facts, **values)["app1"]["topology_rules"]
+    assert (found == []) if reason is None else (len(found) == 1 and reason in found[0])
+
+
 MEMBERS = {"host1": "10.0.0.1", "host2": "10.0.0.2", "host3": "2001:db8::3"}
 
 
