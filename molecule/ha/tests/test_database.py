@@ -1,4 +1,4 @@
-"""A cluster of PostgreSQL: its members are lost, crash and are cut off; what is acknowledged, what is lost, how long nothing is written."""
+"""A cluster of PostgreSQL: its members are lost, crash and are cut off; what is acknowledged and what is not."""
 
 import json
 import subprocess
@@ -100,10 +100,11 @@ def test_the_primary_is_cut_off(members, capsys):
     first = min(at for _number, at in result["acknowledged"] if at > result["gap_at"] + 0.001)
     late = [number for number, at in alone["acknowledged"] if at > first]
     lost = writer.lost(result) + pinned.lost(alone)
+    last = max(at for _number, at in alone["acknowledged"]) - cut
     report(
         capsys,
-        f"primary cut off: {result['gap']:.1f} s without writes, {len(lost)} lost; by the former primary {len(late)} acknowledged after"
-        f" the new one wrote, the last one {max(at for _n, at in alone['acknowledged']) - cut:.1f} s after the cut",
+        f"primary cut off: {result['gap']:.1f} s without writes, {len(lost)} lost; by the former primary"
+        f" {len(late)} acknowledged after the new one wrote, the last one {last:.1f} s after the cut",
     )
     assert lost == [] and late == [] and first > cut
     assert members.primary() is not primary
@@ -147,7 +148,8 @@ def test_the_application_goes_on_when_the_host_of_the_primary_is_lost(members, c
         "context, begin, good, longest, now = ssl._create_unverified_context(), time.time(), time.time(), 0, 0\n"
         "while time.time() < begin + 75:\n"
         "    try:\n"
-        "        body = json.load(u.urlopen(u.Request('https://localhost/health/', headers={'Host': 'localhost'}), timeout=5, context=context))\n"
+        "        request = u.Request('https://localhost/health/', headers={'Host': 'localhost'})\n"
+        "        body = json.load(u.urlopen(request, timeout=5, context=context))\n"
         "        if body['checks']['database']['status'] == 'healthy':\n"
         "            longest, good = max(longest, time.time() - good), time.time()\n"
         "    except (OSError, ValueError, KeyError):\n"
