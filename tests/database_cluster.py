@@ -13,8 +13,8 @@ ETCD = "/etc/ssl/shiftmaster/etcd"
 CUT = "shiftmaster_test"
 CTL = "patronictl -c /etc/patroni/17-main.yml"
 LOGIN = "ha_writer"
-# Inserts unique ids, each in its own transaction, and prints what was acknowledged and when. As the application does it: several hosts,
-# of which libpq finds the primary; or (pinned) one host alone.
+# Inserts unique ids, each in its own transaction, and prints what was acknowledged and when. As the application does
+# it: several hosts, of which libpq finds the primary; or (pinned) one host alone.
 WRITER = r"""
 import json, sys, time
 import psycopg2
@@ -42,12 +42,15 @@ while time.time() < begin + seconds:
     time.sleep(0.01)
 times = [begin] + [at for _, at in acknowledged]
 gap = max(((later - earlier, earlier) for earlier, later in zip(times, times[1:])), default=(0, 0))
-print(json.dumps({"acknowledged": acknowledged, "errors": errors, "gap": gap[0], "gap_at": gap[1], "tried": number, "begin": begin}))
+found = {"acknowledged": acknowledged, "errors": errors, "gap": gap[0], "gap_at": gap[1], "tried": number}
+print(json.dumps(found))
 """
 
 
 def docker(*words: str, timeout: int = 120) -> str:
-    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True, timeout=timeout).stdout.strip()
+    return subprocess.run(
+        ["docker", *words], check=True, capture_output=True, text=True, timeout=timeout
+    ).stdout.strip()
 
 
 class Writer:
@@ -68,7 +71,9 @@ class Writer:
 
     def lost(self, result: dict) -> list:
         """The acknowledged ids that the database does not have."""
-        text = self.members.sql(f"SELECT number FROM public.ha_rows WHERE writer = '{self.name}'", database="shiftmaster")
+        text = self.members.sql(
+            f"SELECT number FROM public.ha_rows WHERE writer = '{self.name}'", database="shiftmaster"
+        )
         kept = {int(line) for line in text.split()}
         return [number for number, _at in result["acknowledged"] if number not in kept]
 
@@ -81,7 +86,7 @@ class Members:
     # -- what there is -----------------------------------------------------------------------------------------------
 
     def api(self, host, path: str, method: str = "GET") -> tuple:
-        """Return status and body of Patroni's REST API of a member, without a certificate; (0, "") where it does not respond."""
+        """Return status and body of a member's REST API, without a certificate; (0, "") where it does not respond."""
         program = (
             f"import ssl, urllib.error, urllib.request as u; c = ssl.create_default_context(cafile='{ETCD}/ca.crt')\n"
             f"r = u.Request('{API}{path}', b'{{}}' if '{method}' != 'GET' else None, method='{method}')\n"
@@ -132,7 +137,8 @@ class Members:
         program = (
             "import json, ssl, urllib.request as u; c = ssl.create_default_context(cafile='%s/ca.crt');"
             "c.load_cert_chain('%s/host.crt', '%s/host.key');"
-            "s = json.load(u.urlopen(u.Request('https://localhost:2379/v3/maintenance/status', b'{}'), timeout=5, context=c));"
+            "r = u.Request('https://localhost:2379/v3/maintenance/status', b'{}');"
+            "s = json.load(u.urlopen(r, timeout=5, context=c));"
             "print(s['leader'] == s['header']['member_id'])"
         ) % (ETCD, ETCD, ETCD)
         found = [host for host in self.hosts if host.shell("python3 -", stdin=program, check=False).strip() == "True"]

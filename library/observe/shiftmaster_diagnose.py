@@ -41,8 +41,8 @@ options:
   domain: {description: The site's name., type: str, default: localhost}
   database: {description: The application's database., type: str, default: shiftmaster}
   postgres_port: {description: PostgreSQL's port., type: int, default: 5432}
-  cluster_ca_file: {type: str, default: "", description: Authority of Patroni's REST API on this host; empty where the database is
-    no cluster.}
+  cluster_ca_file: {type: str, default: "", description: Authority of Patroni's REST API on this host; empty where
+    the database is no cluster.}
   queues: {description: Celery's queues., type: list, elements: str, default: [celery]}
   celery_application: {description: Celery's application; empty where there is none., type: str, default: ""}
   redis_ports: {type: list, elements: list, default: [], description: "The ports of Redis on this host, each with

@@ -33,7 +33,8 @@ options:
           - V(migrations) queries that endpoint whether the database has every migration of the live release.
           - V(tcp) opens a connection.
           - V(postgres) logs in and runs a query; thresholds are the percentage of connections in use.
-          - V(database_cluster) queries Patroni of this host for its role, the primary, the synchronous standby and etcd.
+          - V(database_cluster) queries Patroni of this host for its role, the primary, the synchronous standby and
+            etcd.
           - V(redis) logs in and sends PING; thresholds are the percentage of memory in use where nothing may be
             evicted. A server that cannot save to disk is V(critical).
           - V(sentinel) queries Redis Sentinel whether a majority can replace the primary, and Redis of this host for its

@@ -1,4 +1,4 @@
-"""What a member of a PostgreSQL cluster reports by Patroni's REST API: its own role, and the state of the cluster in etcd."""
+"""What a member of a PostgreSQL cluster reports by Patroni's REST API: its own role, and the state of the cluster."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def _text(value) -> str:
 def state(ca_file: str, seconds: float = 5.0, now=None) -> dict:
     """Return what this member reports; ProbeError where its Patroni does not respond.
 
-    role and state of PostgreSQL here, the cluster's primary, its synchronous standbys, members with their states and timelines,
-    whether automatic failover is paused, and for how many seconds etcd has not been reached.
+    role and state of PostgreSQL here, the cluster's primary, its synchronous standbys, members with their states and
+    timelines, whether automatic failover is paused, and for how many seconds etcd has not been reached.
     """
     own, cluster = _get("/patroni", ca_file, seconds), _get("/cluster", ca_file, seconds)
-    listed = [one for one in cluster.get("members") or [] if isinstance(one, dict)]
     members = [
-        {"name": _text(one.get("name")), "role": _text(one.get("role")), "state": _text(one.get("state")), "timeline": one.get("timeline")}
-        for one in listed
+        dict({name: _text(one.get(name)) for name in ("name", "role", "state")}, timeline=one.get("timeline"))
+        for one in cluster.get("members") or []
+        if isinstance(one, dict)
     ]
     primaries = [one["name"] for one in members if one["role"] == "leader" and one["state"] == "running"]
     seen = own.get("dcs_last_seen")

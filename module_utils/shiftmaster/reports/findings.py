@@ -265,7 +265,10 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
             if peer.get("error"):
                 unreached.setdefault(peer["host"], []).append(peer.get("reason"))
     clusters = {
-        host["host"]: part for host in heard for part in [host["parts"].get("cluster") or {}] if part.get("status") == "ok"
+        host["host"]: part
+        for host in heard
+        for part in [host["parts"].get("cluster") or {}]
+        if part.get("status") == "ok"
     }
     addresses = {
         host["host"]: part

@@ -1,6 +1,7 @@
-"""A cluster of PostgreSQL: its members are lost, crash and are cut off; what is acknowledged, what is lost, how long nothing is written."""
+"""A cluster of PostgreSQL: its members are lost, crash and are cut off; what is acknowledged and what is not."""
 
 import json
+import subprocess
 import time
 
 import pytest
@@ -99,10 +100,11 @@ def test_the_primary_is_cut_off(members, capsys):
     first = min(at for _number, at in result["acknowledged"] if at > result["gap_at"] + 0.001)
     late = [number for number, at in alone["acknowledged"] if at > first]
     lost = writer.lost(result) + pinned.lost(alone)
+    last = max(at for _number, at in alone["acknowledged"]) - cut
     report(
         capsys,
-        f"primary cut off: {result['gap']:.1f} s without writes, {len(lost)} lost; by the former primary {len(late)} acknowledged after"
-        f" the new one wrote, the last one {max(at for _n, at in alone['acknowledged']) - cut:.1f} s after the cut",
+        f"primary cut off: {result['gap']:.1f} s without writes, {len(lost)} lost; by the former primary"
+        f" {len(late)} acknowledged after the new one wrote, the last one {last:.1f} s after the cut",
     )
     assert lost == [] and late == [] and first > cut
     assert members.primary() is not primary
@@ -130,3 +132,36 @@ def test_two_of_three_are_lost_and_nothing_is_acknowledged(members, capsys):
     members.heal()
     report(capsys, f"two of three lost: {len(alone['acknowledged'])} acknowledged")
     assert alone["acknowledged"] == [], alone["errors"]
+
+
+def test_the_application_goes_on_when_the_host_of_the_primary_is_lost(members, capsys):
+    """Its pages query the database, which libpq finds on another host."""
+    first = members.hosts[0]
+    # The first host has the only Redis of this scenario.
+    while members.primary() is first:
+        first.shell(f"{CTL} switchover --force --leader {first.host}")
+        members.heal()
+    primary = members.primary()
+    witness = next(host for host in members.standbys() if host is not first)
+    program = (
+        "import json, ssl, time, urllib.request as u\n"
+        "context, begin, good, longest, now = ssl._create_unverified_context(), time.time(), time.time(), 0, 0\n"
+        "while time.time() < begin + 75:\n"
+        "    try:\n"
+        "        request = u.Request('https://localhost/health/', headers={'Host': 'localhost'})\n"
+        "        body = json.load(u.urlopen(request, timeout=5, context=context))\n"
+        "        if body['checks']['database']['status'] == 'healthy':\n"
+        "            longest, good = max(longest, time.time() - good), time.time()\n"
+        "    except (OSError, ValueError, KeyError):\n"
+        "        pass\n"
+        "    time.sleep(0.3)\n"
+        "print(json.dumps([longest, time.time() - good]))\n"
+    )
+    process = subprocess.Popen(
+        ["docker", "exec", "-i", witness.host, "python3", "-c", program], stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    time.sleep(5)
+    docker("kill", primary.host)
+    longest, since = json.loads(process.communicate(timeout=200)[0])
+    report(capsys, f"application without its database: {longest:.1f} s")
+    assert since < 10, "it has not come back"

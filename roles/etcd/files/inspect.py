@@ -1,4 +1,4 @@
-"""Report what a host has of an etcd cluster, as JSON: data of a member, whether the cluster has formed, members that respond.
+"""Report what a host has of an etcd cluster, as JSON: data, whether the cluster has formed, members that respond.
 
 Arguments: the data directory, the file that is left where the cluster has formed.
 """

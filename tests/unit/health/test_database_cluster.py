@@ -9,7 +9,13 @@ from ansible.module_utils.shiftmaster.health import checks
 from ansible.module_utils.shiftmaster.host import database_cluster, probe
 
 NOW = 1_800_000_000
-OWN = {"state": "running", "role": "replica", "replication_state": "streaming", "sync_standby": True, "dcs_last_seen": NOW - 1}
+OWN = {
+    "state": "running",
+    "role": "replica",
+    "replication_state": "streaming",
+    "sync_standby": True,
+    "dcs_last_seen": NOW - 1,
+}
 MEMBERS = [
     {"name": "db1", "role": "leader", "state": "running", "timeline": 3},
     {"name": "db2", "role": "sync_standby", "state": "streaming", "timeline": 3},
@@ -22,7 +28,9 @@ def outcome(monkeypatch, own=OWN, members=MEMBERS, **cluster):
 
     def get(target, path, **_options):
         body = bodies[path]
-        return probe.HttpResult(503 if body is None else 200, 0.1, body if isinstance(body, str) else json.dumps(body), None)
+        return probe.HttpResult(
+            503 if body is None else 200, 0.1, body if isinstance(body, str) else json.dumps(body), None
+        )
 
     monkeypatch.setattr(database_cluster.probe, "http_get", get)
     monkeypatch.setattr(database_cluster.time, "time", lambda: NOW)
@@ -64,6 +72,10 @@ def test_a_response_that_is_no_object_is_an_error(monkeypatch, body):
 
 
 def test_values_of_another_type_do_no_harm(monkeypatch):
-    hostile = [{"name": ["x"], "role": "leader", "state": "running"}, "text", {"name": "y" * 5000, "role": {}, "state": None}]
+    hostile = [
+        {"name": ["x"], "role": "leader", "state": "running"},
+        "text",
+        {"name": "y" * 5000, "role": {}, "state": None},
+    ]
     found = outcome(monkeypatch, own={"role": {}, "state": [], "dcs_last_seen": "x"}, members=hostile)
     assert found.status == "critical"

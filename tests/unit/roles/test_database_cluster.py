@@ -1,4 +1,4 @@
-"""A cluster of PostgreSQL: which topologies are accepted, who reaches its members, and what etcd and Patroni are given."""
+"""A cluster of PostgreSQL: accepted topologies, who reaches its members, and what etcd and Patroni are given."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rendered import render, templar
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = (
     "topology_rules", "topology_database_leader", "topology_etcd_hosts", "etcd_members", "patroni_members",
-    "postgresql_hba_rules", "postgresql_roles", "firewall_rules", "tls_internal_services", "tls_internal_reload_commands",
+    "postgresql_hba_rules", "postgresql_roles", "firewall_rules", "tls_internal_services",
+    "tls_internal_reload_commands",
     "shiftmaster_environment", "preflight_roles_here", "postgresql_memory_mb", "postgresql_memory_share",
     "postgresql_create_cluster", "preflight_required",
 )  # fmt: skip
@@ -26,7 +27,10 @@ def inventory(directory, database=3, addresses=None, **groups):
     """An inventory of an application host and database hosts; groups: further groups with their hosts."""
     numbers = range(1, database + 1)
     hosts = {"app1": "10.0.0.9"} | {f"db{number}": f"10.0.0.{number}" for number in numbers}
-    hosts |= {name: f"10.0.1.{number}" for number, name in enumerate(sorted({n for g in groups.values() for n in g} - {*hosts}))}
+    hosts |= {
+        name: f"10.0.1.{number}"
+        for number, name in enumerate(sorted({n for g in groups.values() for n in g} - {*hosts}))
+    }
     hosts |= addresses or {}
     lines = ["[ha]"] + [f"{name} ansible_host={address}" for name, address in hosts.items()]
     groups = {"app": ["app1"], "web": ["app1"], "cache": ["app1"], "database": [f"db{n}" for n in numbers]} | groups
@@ -54,7 +58,13 @@ def problems(directory, **arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"database": 1}, {"database": 3}, {"database": 5}, {"etcd": ["etcd1", "etcd2", "etcd3"]}, {"database": 1, "standby": ["s1"]}],
+    [
+        {"database": 1},
+        {"database": 3},
+        {"database": 5},
+        {"etcd": ["etcd1", "etcd2", "etcd3"]},
+        {"database": 1, "standby": ["s1"]},
+    ],
     ids=["one", "three", "five", "etcd on its own hosts", "a standby of the site"],
 )
 def test_accepted(tmp_path, arguments):
@@ -71,9 +81,21 @@ def test_accepted(tmp_path, arguments):
         ({"etcd": ["etcd1"]}, "one or two members survive no loss"),
         ({"database": 1, "etcd": ["etcd1", "etcd2", "etcd3"]}, "one database host needs no etcd"),
         ({"standby": ["db2"]}, "db2 is in the groups database and standby"),
-        ({"addresses": {"db3": "10.0.0.2"}}, "db1, db2, db3 have 10.0.0.1, 10.0.0.2, 10.0.0.2: a machine is one member"),
+        (
+            {"addresses": {"db3": "10.0.0.2"}},
+            "db1, db2, db3 have 10.0.0.1, 10.0.0.2, 10.0.0.2: a machine is one member",
+        ),
     ],
-    ids=["two", "four", "two of etcd", "four of etcd", "one of etcd", "etcd without a cluster", "two clusters", "one machine twice"],
+    ids=[
+        "two",
+        "four",
+        "two of etcd",
+        "four of etcd",
+        "one of etcd",
+        "etcd without a cluster",
+        "two clusters",
+        "one machine twice",
+    ],
 )
 def test_rejected_with_the_reason(tmp_path, arguments, reason):
     (found,) = problems(tmp_path, **arguments)
@@ -81,7 +103,10 @@ def test_rejected_with_the_reason(tmp_path, arguments, reason):
 
 
 def test_a_host_of_another_cluster_is_rejected():
-    facts = {"distribution_major_version": "13", "ansible_local": {"shiftmaster_etcd": {"cluster": "shiftmaster-north"}}}
+    facts = {
+        "distribution_major_version": "13",
+        "ansible_local": {"shiftmaster_etcd": {"cluster": "shiftmaster-north"}},
+    }
     members = {name: f"10.0.0.{number}" for number, name in enumerate(("host1", "host2", "host3"))}
     values = {"etcd_members": members, "ansible_facts": facts}
     assert rendered.problems("etcd", templar("etcd", etcd_cluster="shiftmaster-north", **values)) == []
@@ -91,7 +116,9 @@ def test_a_host_of_another_cluster_is_rejected():
 
 def test_debian_12_is_rejected_for_a_cluster():
     members = {name: f"10.0.0.{number}" for number, name in enumerate(("host1", "host2", "host3"))}
-    (found,) = rendered.problems("etcd", templar("etcd", etcd_members=members, ansible_facts={"distribution_major_version": "12"}))
+    (found,) = rendered.problems(
+        "etcd", templar("etcd", etcd_members=members, ansible_facts={"distribution_major_version": "12"})
+    )
     assert "Debian 13" in found
 
 
@@ -122,8 +149,11 @@ def test_etcds_key_is_read_by_etcd_and_postgres_alone(cluster, tmp_path):
     assert cluster["db1"]["tls_internal_services"] == [{"name": "etcd", "group": "etcd", "readers": ["postgres"]}]
     assert cluster["app1"]["tls_internal_services"] == []
     # Patroni reads its new certificate; etcd does at each handshake.
-    assert cluster["db1"]["tls_internal_reload_commands"] == ["systemctl try-reload-or-restart patroni@17-main.service*"]
-    apart = variables(inventory(tmp_path, etcd=["etcd1", "etcd2", "etcd3"]), ("tls_internal_services", "preflight_roles_here"),
+    assert cluster["db1"]["tls_internal_reload_commands"] == [
+        "systemctl try-reload-or-restart patroni@17-main.service*"
+    ]
+    names = ("tls_internal_services", "preflight_roles_here")
+    apart = variables(inventory(tmp_path, etcd=["etcd1", "etcd2", "etcd3"]), names,
                       ansible_run_tags=["all"])  # fmt: skip
     assert apart["etcd1"]["tls_internal_services"] == [{"name": "etcd", "group": "etcd", "readers": []}]
     assert apart["db1"]["tls_internal_services"][0]["readers"] == ["postgres"]
@@ -174,6 +204,32 @@ def test_the_leader_is_the_one_member_that_says_so(tmp_path, primaries, leader):
     assert found["app1"]["topology_database_leader"] == leader
 
 
+@pytest.mark.parametrize(
+    "roles, synchronous, tags, reason",
+    [
+        ({"db2": "primary"}, "db1", ["all"], None),
+        ({}, "", ["release"], "no member of the database cluster is the primary"),
+        ({"db1": "primary", "db2": "primary"}, "db3", ["all"], "db1, db2 of the database cluster are primaries"),
+        ({"db2": "primary"}, "", ["release"], "no synchronous standby"),
+        # What repairs it is not rejected.
+        ({}, "", ["database"], None),
+    ],
+    ids=["healthy", "no primary", "two primaries", "no standby", "a run for the database"],
+)
+def test_a_release_needs_a_primary_and_a_synchronous_standby(tmp_path, roles, synchronous, tags, reason):
+    Path(inventory(tmp_path)).rename(tmp_path / "hosts.ini")
+    members = {
+        name: {"patroni_member": {"json": {"role": roles.get(name, "replica"), "sync_standby": name == synchronous}}}
+        for name in ("db1", "db2", "db3")
+    }
+    (tmp_path / "group.yml").write_text(yaml.safe_dump({"all": {"hosts": members}}))
+    formed = {"memtotal_mb": 8192, "mounts": [], "ansible_local": {"shiftmaster_etcd": {"cluster": "shiftmaster-x"}}}
+    facts = dict.fromkeys(members, formed) | {"app1": {"memtotal_mb": 8192, "mounts": []}}
+    values = {"shiftmaster_domain": "x", "vault_postgres_replication_password": "r" * 32, "ansible_run_tags": tags}
+    found = inventories.variables(str(tmp_path), ("topology_rules",), facts=facts, **values)["app1"]["topology_rules"]
+    assert (found == []) if reason is None else (len(found) == 1 and reason in found[0])
+
+
 MEMBERS = {"host1": "10.0.0.1", "host2": "10.0.0.2", "host3": "2001:db8::3"}
 
 
@@ -191,8 +247,10 @@ def test_etcd_knows_members_and_clients_by_certificates_only():
 
 def patroni(**values):
     values = {
-        "patroni_members": MEMBERS, "patroni_etcd_addresses": list(MEMBERS.values()), "patroni_replication_password": "secret'1",
-        "postgresql_parameters": {"port": "5432", "listen_addresses": "*", "max_connections": "120", "archive_command": "a 'b' %p"},
+        "patroni_members": MEMBERS, "patroni_etcd_addresses": list(MEMBERS.values()),
+        "patroni_replication_password": "secret'1",
+        "postgresql_parameters": {"port": "5432", "listen_addresses": "*", "max_connections": "120",
+                                  "archive_command": "a 'b' %p"},
         "postgresql_hba_lines": ["local all postgres peer"],
     } | values  # fmt: skip
     return yaml.safe_load(render("patroni", "patroni.yml.j2", **values))
