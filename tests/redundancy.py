@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -180,6 +181,17 @@ class Members:
         wait_for(self.complete, 120, "one primary, two replicas, a majority and one holder of the address")
 
 
+class Page(http.client.HTTPSConnection):
+    """A connection to the virtual address by the site's name."""
+
+    def __init__(self, timeout: float):
+        super().__init__("localhost", timeout=timeout)
+
+    def connect(self) -> None:
+        sock = socket.create_connection((ADDRESS, 443), timeout=self.timeout)
+        self.sock = ssl._create_unverified_context().wrap_socket(sock, server_hostname="localhost")
+
+
 class Clients:
     """Clients that GET a page through the virtual address, each with connections of its own."""
 
@@ -190,11 +202,9 @@ class Clients:
         self.threads = [threading.Thread(target=self.run, args=(number / count,)) for number in range(count)]
 
     def get(self) -> None:
-        context = ssl._create_unverified_context()
-        connection = http.client.HTTPSConnection(ADDRESS, timeout=30, context=context)
+        connection = Page(30)
         try:
-            connection.connect()
-            connection.request("GET", self.path, headers={"Host": "localhost"})
+            connection.request("GET", self.path)
             response = connection.getresponse()
             response.read()
             if response.status != 200:
@@ -232,13 +242,13 @@ class Clients:
 
 def outage(seconds: float, first: float) -> tuple:
     """Request the page each 0.2 s; return the longest time from the fault until a page came (from `first` on)."""
-    context, answered = ssl._create_unverified_context(), []
+    answered = []
     end = time.time() + seconds
     while time.time() < end:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPSConnection(ADDRESS, timeout=1, context=context)
+            connection = Page(1)
             try:
-                connection.request("GET", "/health/", headers={"Host": "localhost"})
+                connection.request("GET", "/health/")
                 if connection.getresponse().status == 200:
                     answered.append(time.time())
             finally:

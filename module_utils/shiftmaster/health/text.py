@@ -264,8 +264,8 @@ CATALOG = {
     ),
     "hint.virtual_address": commands("systemctl status {unit}; journalctl -u {unit} -n 50"),
     "hint.virtual_address.twice": (
-        "the announcements do not arrive: journalctl -u {unit} -n 50; nft list chain inet shiftmaster input | grep 112; ip address",
-        "アナウンスが届いていません。journalctl -u {unit} -n 50、nft list chain inet shiftmaster input | grep 112、ip address を確認してください",
+        "the announcements do not arrive: journalctl -u {unit} -n 50; nft list chain inet shiftmaster input | grep vrrp; ip address",
+        "アナウンスが届いていません。journalctl -u {unit} -n 50、nft list chain inet shiftmaster input | grep vrrp、ip address を確認してください",
     ),
     "hint.virtual_address.none": (
         "on the web servers: systemctl status nginx {unit}; systemctl start nginx {unit}",

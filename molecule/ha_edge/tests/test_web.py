@@ -74,7 +74,7 @@ def test_announcements_are_dropped(topology, members):
 
 def test_announcements_of_other_hosts_are_dropped(topology):
     rules = topology.a.shell("nft list chain inet shiftmaster input")
-    assert "ip saddr 172.30.78.12 meta l4proto 112" in rules, rules
+    assert "ip saddr 172.30.78.12 meta l4proto vrrp" in rules, rules
 
 
 def test_an_application_host_is_lost_under_load(topology, members, capsys):
