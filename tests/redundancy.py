@@ -1,4 +1,4 @@
-"""For scenario ha_edge: hosts that are lost, cut off and healed, writers to Redis and clients of the virtual address."""
+"""For scenario ha_edge: hosts that are lost and healed, writers to Redis and clients of the virtual address."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from support import SCENARIO_HOME, wait_for
 
 ADDRESS = "172.30.78.100"
 CLI = "redis-cli --tls --cacert /etc/ssl/shiftmaster/ca.crt"
+SET = "shiftmaster"
 CUT = "shiftmaster_test"
 # Appends unique ids to a list, each with its own timeout, and prints what was acknowledged and when.
 WRITER = r"""
@@ -36,7 +37,8 @@ def connect():
     return sock, stream
 
 def call(sock, stream, *words):
-    sock.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in (x.encode() for x in words)))
+    words = [word.encode() for word in words]
+    sock.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words))
     line = stream.readline()
     if not line or line[:1] == b"-":
         raise OSError(line.decode().strip() or "closed")
@@ -146,7 +148,7 @@ class Members:
         return (
             len(primaries) == 1 and len(followers) == len(self.hosts) - 1
             and {self.named(host) for host in self.hosts} == {self.address[primaries[0].host]}
-            and all("OK" in host.shell(f"{CLI} -p 26379 sentinel ckquorum shiftmaster", check=False) for host in self.hosts)
+            and all("OK" in host.shell(f"{CLI} -p 26379 sentinel ckquorum {SET}", check=False) for host in self.hosts)
             and (not self.webs or len(self.holders()) == 1)
         )  # fmt: skip
 
@@ -177,7 +179,9 @@ class Members:
                 docker("start", host.host)
                 host.wait_for_boot()
             host.shell(f"nft delete table inet {CUT} 2>/dev/null; systemctl reset-failed; true")
-            host.shell("systemctl start redis-server redis-sentinel; systemctl start nginx keepalived 2>/dev/null; true")
+            host.shell(
+                "systemctl start redis-server redis-sentinel; systemctl start nginx keepalived 2>/dev/null; true"
+            )
         wait_for(self.complete, 120, "one primary, two replicas, a majority and one holder of the address")
 
 

@@ -102,7 +102,10 @@ CATALOG = {
     ),
     "address.held": ("this host holds {address}", "このホストが {address} を保持しています"),
     "address.other": ("another host holds {address}", "ほかのホストが {address} を保持しています"),
-    "address.none": ("no host holds {address}: users reach nothing", "どのホストも {address} を保持しておらず、利用者は接続できません"),
+    "address.none": (
+        "no host holds {address}: users reach nothing",
+        "どのホストも {address} を保持しておらず、利用者は接続できません",
+    ),
     "address.twice": (
         "several hosts hold {address}; others: {others}",
         "複数のホストが {address} を保持しています(ほかの保持者: {others})",

@@ -89,6 +89,7 @@ def test_an_application_host_is_lost_under_load(topology, members, capsys):
         time.sleep(15)
     report(
         capsys,
-        f"application host lost: {clients.requests} GETs, {len(clients.failed)} failed, the slowest {clients.slowest:.1f} s",
+        f"application host lost: {clients.requests} GETs, {len(clients.failed)} failed,"
+        f" the slowest {clients.slowest:.1f} s",
     )
     assert clients.failed == [] and clients.requests > 300
