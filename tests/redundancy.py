@@ -1,10 +1,11 @@
-"""For scenario ha_edge: hosts that are lost, cut off and healed, writers to Redis and clients of the virtual address."""
+"""For scenario ha_edge: hosts that are lost and healed, writers to Redis and clients of the virtual address."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -16,6 +17,7 @@ from support import SCENARIO_HOME, wait_for
 
 ADDRESS = "172.30.78.100"
 CLI = "redis-cli --tls --cacert /etc/ssl/shiftmaster/ca.crt"
+SET = "shiftmaster"
 CUT = "shiftmaster_test"
 # Appends unique ids to a list, each with its own timeout, and prints what was acknowledged and when.
 WRITER = r"""
@@ -35,7 +37,8 @@ def connect():
     return sock, stream
 
 def call(sock, stream, *words):
-    sock.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in (x.encode() for x in words)))
+    words = [word.encode() for word in words]
+    sock.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words))
     line = stream.readline()
     if not line or line[:1] == b"-":
         raise OSError(line.decode().strip() or "closed")
@@ -145,7 +148,7 @@ class Members:
         return (
             len(primaries) == 1 and len(followers) == len(self.hosts) - 1
             and {self.named(host) for host in self.hosts} == {self.address[primaries[0].host]}
-            and all("OK" in host.shell(f"{CLI} -p 26379 sentinel ckquorum shiftmaster", check=False) for host in self.hosts)
+            and all("OK" in host.shell(f"{CLI} -p 26379 sentinel ckquorum {SET}", check=False) for host in self.hosts)
             and (not self.webs or len(self.holders()) == 1)
         )  # fmt: skip
 
@@ -176,8 +179,21 @@ class Members:
                 docker("start", host.host)
                 host.wait_for_boot()
             host.shell(f"nft delete table inet {CUT} 2>/dev/null; systemctl reset-failed; true")
-            host.shell("systemctl start redis-server redis-sentinel; systemctl start nginx keepalived 2>/dev/null; true")
+            host.shell(
+                "systemctl start redis-server redis-sentinel; systemctl start nginx keepalived 2>/dev/null; true"
+            )
         wait_for(self.complete, 120, "one primary, two replicas, a majority and one holder of the address")
+
+
+class Page(http.client.HTTPSConnection):
+    """A connection to the virtual address by the site's name."""
+
+    def __init__(self, timeout: float):
+        super().__init__("localhost", timeout=timeout)
+
+    def connect(self) -> None:
+        sock = socket.create_connection((ADDRESS, 443), timeout=self.timeout)
+        self.sock = ssl._create_unverified_context().wrap_socket(sock, server_hostname="localhost")
 
 
 class Clients:
@@ -190,11 +206,9 @@ class Clients:
         self.threads = [threading.Thread(target=self.run, args=(number / count,)) for number in range(count)]
 
     def get(self) -> None:
-        context = ssl._create_unverified_context()
-        connection = http.client.HTTPSConnection(ADDRESS, timeout=30, context=context)
+        connection = Page(30)
         try:
-            connection.connect()
-            connection.request("GET", self.path, headers={"Host": "localhost"})
+            connection.request("GET", self.path)
             response = connection.getresponse()
             response.read()
             if response.status != 200:
@@ -232,13 +246,13 @@ class Clients:
 
 def outage(seconds: float, first: float) -> tuple:
     """Request the page each 0.2 s; return the longest time from the fault until a page came (from `first` on)."""
-    context, answered = ssl._create_unverified_context(), []
+    answered = []
     end = time.time() + seconds
     while time.time() < end:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPSConnection(ADDRESS, timeout=1, context=context)
+            connection = Page(1)
             try:
-                connection.request("GET", "/health/", headers={"Host": "localhost"})
+                connection.request("GET", "/health/")
                 if connection.getresponse().status == 200:
                     answered.append(time.time())
             finally:

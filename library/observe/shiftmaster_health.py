@@ -37,8 +37,8 @@ options:
             etcd.
           - V(redis) logs in and sends PING; thresholds are the percentage of memory in use where nothing may be
             evicted. A server that cannot save to disk is V(critical).
-          - V(sentinel) queries Redis Sentinel whether a majority can replace the primary, and Redis of this host for its
-            role.
+          - V(sentinel) queries Redis Sentinel whether a majority can replace the primary, and Redis of this host for
+            its role.
           - V(virtual_address) looks whether exactly one host has O(checks[].address).
           - V(celery) pings the workers with the live release's own C(celery).
           - V(systemd) looks at units.
@@ -52,8 +52,8 @@ options:
           - V(maintenance) looks at the maintenance page alone, for hosts that have no release.
         type: str
         required: true
-        choices: [http, pages, deep_health, migrations, tcp, postgres, database_cluster, redis, sentinel, virtual_address,
-          celery, systemd, disk, memory, certificate, clock, release, maintenance]
+        choices: [http, pages, deep_health, migrations, tcp, postgres, database_cluster, redis, sentinel,
+          virtual_address, celery, systemd, disk, memory, certificate, clock, release, maintenance]
       timeout_seconds: {type: float, description: "The limit of one attempt. The default is 30 for V(celery), and 10 for
         all others."}
       retries: {description: How many failed attempts may be followed by another., type: int, default: 0}

@@ -131,7 +131,10 @@ CATALOG = {
     ),
     "address.held": ("this host holds {address}", "このホストが {address} を保持しています"),
     "address.other": ("another host holds {address}", "ほかのホストが {address} を保持しています"),
-    "address.none": ("no host holds {address}: users reach nothing", "どのホストも {address} を保持しておらず、利用者は接続できません"),
+    "address.none": (
+        "no host holds {address}: users reach nothing",
+        "どのホストも {address} を保持しておらず、利用者は接続できません",
+    ),
     "address.twice": (
         "several hosts hold {address}; others: {others}",
         "複数のホストが {address} を保持しています(ほかの保持者: {others})",
@@ -315,8 +318,8 @@ CATALOG = {
     ),
     "hint.virtual_address": commands("systemctl status {unit}; journalctl -u {unit} -n 50"),
     "hint.virtual_address.twice": (
-        "the announcements do not arrive: journalctl -u {unit} -n 50; nft list chain inet shiftmaster input | grep 112; ip address",
-        "アナウンスが届いていません。journalctl -u {unit} -n 50、nft list chain inet shiftmaster input | grep 112、ip address を確認してください",
+        "the announcements do not arrive: journalctl -u {unit} -n 50; nft list chain inet shiftmaster input | grep vrrp; ip address",
+        "アナウンスが届いていません。journalctl -u {unit} -n 50、nft list chain inet shiftmaster input | grep vrrp、ip address を確認してください",
     ),
     "hint.virtual_address.none": (
         "on the web servers: systemctl status nginx {unit}; systemctl start nginx {unit}",

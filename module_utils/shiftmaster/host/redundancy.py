@@ -40,7 +40,7 @@ def interface_of(address: str, routes: str) -> str:
 
 
 def others_with(address: str, interface: str, seconds: float = 0.8) -> list:
-    """Return the hardware addresses of other hosts of the network that have the address; OSError where it cannot be queried.
+    """Return the hardware addresses of other hosts that have the address; OSError where it cannot be queried.
 
     By an ARP probe (RFC 5227), which changes no neighbour's table.
     """
@@ -63,7 +63,7 @@ def others_with(address: str, interface: str, seconds: float = 0.8) -> list:
 
 
 def virtual_address(address: str, routes: str = "/proc/net/route") -> dict:
-    """Return whether this host holds the address, and which others of the network do; others is None where not known."""
+    """Return whether this host holds the address, and which others do; others is None where not known."""
     found = {"address": address, "held": holds(address), "others": None}
     with contextlib.suppress(OSError):
         interface = interface_of(address, safe_files.read_text(routes, 65536))
@@ -90,7 +90,7 @@ def _calls(port: int, ca_file: str, login: list, commands: list, seconds: float)
 
 
 def sentinel(port: int, ca_file: str, name: str, seconds: float = 3.0) -> dict:
-    """Return whether a majority of the Sentinels can act, and which primary this one names; ProbeError where none responds."""
+    """Return whether a majority of the Sentinels can act, and which primary this one names; else ProbeError."""
     majority, primary = _calls(
         port, ca_file, [], [["SENTINEL", "CKQUORUM", name], ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", name]], seconds
     )

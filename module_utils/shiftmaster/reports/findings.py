@@ -300,7 +300,7 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
         ],
         cluster_etcd=any(part.get("works") and part.get("etcd") for part in clusters.values()),
         cluster_synchronous=any(part.get("synchronous") for part in clusters.values()),
-        # The address that users reach: web servers that report, those that hold it, and how many hosts do, by any one's sight.
+        # The address that users reach: web servers that report, those that hold it, and how many do by any one's sight.
         addresses=list(addresses),
         address_holders=[host for host, part in addresses.items() if part.get("held")],
         address_known=all(part.get("held") or part.get("others") is not None for part in addresses.values()),
@@ -310,7 +310,9 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
         ),
         # The replicated Redis: its hosts that report, primaries that a replica follows, Sentinels that see a majority.
         members=list(members),
-        member_primaries=[host for host, part in members.items() if part.get("role") == "primary" and part.get("followers")],
+        member_primaries=[
+            host for host, part in members.items() if part.get("role") == "primary" and part.get("followers")
+        ],
         member_majority=any(part.get("majority") for part in members.values()),
         # Whether all hosts that might run the scheduler have reported.
         beats_known=all(celery.get(host, {}).get("status") == "ok" for host in apps),

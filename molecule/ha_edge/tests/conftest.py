@@ -21,7 +21,7 @@ def topology():
 
 @pytest.fixture(autouse=True)
 def members(topology):
-    """Each test begins and ends with all hosts running, one primary that two replicas follow, and one holder of the address."""
+    """Each test begins and ends with all hosts running, one primary, two replicas, and one holder of the address."""
     members = Members(topology.all, topology.webs)
     members.heal()
     yield members

@@ -1,4 +1,4 @@
-"""Redis with Sentinel: the primary is lost, crashes, is cut off; what is acknowledged, what is lost, how long nothing is written."""
+"""Redis with Sentinel: the primary is lost, stands still, is cut off; what is lost, how long nothing is written."""
 
 import time
 
@@ -23,7 +23,9 @@ def writer_host(topology, primary):
 
 def test_only_hosts_that_need_it_reach_redis_and_sentinel(topology):
     def reaches(host, address, port):
-        return host.shell(f"timeout 3 bash -c '</dev/tcp/{address}/{port}' 2>/dev/null && echo yes || echo no") == "yes\n"
+        return (
+            host.shell(f"timeout 3 bash -c '</dev/tcp/{address}/{port}' 2>/dev/null && echo yes || echo no") == "yes\n"
+        )
 
     assert reaches(topology.b, "172.30.78.11", 6379) and reaches(topology.a, "172.30.78.13", 26379)
     # Without a password Sentinel answers who is the primary, and nothing else; Redis nothing.
@@ -52,7 +54,9 @@ def test_the_host_of_the_primary_is_lost(topology, members, capsys):
     result = writer.result()
     members.heal()
     gone = survives(members, result, "lost")
-    report(capsys, f"host lost: {result['gap']:.1f} s without writes, {len(gone)} of {len(result['acknowledged'])} lost")
+    report(
+        capsys, f"host lost: {result['gap']:.1f} s without writes, {len(gone)} of {len(result['acknowledged'])} lost"
+    )
     assert result["gap"] <= 15
     assert len(gone) <= 10
     assert members.primary() is not primary

@@ -74,7 +74,7 @@ def test_announcements_are_dropped(topology, members):
 
 def test_announcements_of_other_hosts_are_dropped(topology):
     rules = topology.a.shell("nft list chain inet shiftmaster input")
-    assert "ip saddr 172.30.78.12 meta l4proto 112" in rules, rules
+    assert "ip saddr 172.30.78.12 meta l4proto vrrp" in rules, rules
 
 
 def test_an_application_host_is_lost_under_load(topology, members, capsys):
@@ -89,6 +89,7 @@ def test_an_application_host_is_lost_under_load(topology, members, capsys):
         time.sleep(15)
     report(
         capsys,
-        f"application host lost: {clients.requests} GETs, {len(clients.failed)} failed, the slowest {clients.slowest:.1f} s",
+        f"application host lost: {clients.requests} GETs, {len(clients.failed)} failed,"
+        f" the slowest {clients.slowest:.1f} s",
     )
     assert clients.failed == [] and clients.requests > 300

@@ -25,7 +25,9 @@ def test_a_host_holds_the_addresses_that_it_has():
 
 
 def virtual(monkeypatch, held, others):
-    monkeypatch.setattr(redundancy, "virtual_address", lambda address: {"address": address, "held": held, "others": others})
+    monkeypatch.setattr(
+        redundancy, "virtual_address", lambda address: {"address": address, "held": held, "others": others}
+    )
     return checks.check_virtual_address({"address": "10.0.0.9"}, checks.Context())
 
 
@@ -71,7 +73,9 @@ def test_sentinels_replies(monkeypatch):
 
 def test_the_role_of_a_member(monkeypatch, tmp_path):
     config, seen = tmp_path / "sentinel.conf", []
-    config.write_text("sentinel sentinel-user sentinel\nsentinel sentinel-pass word\nsentinel auth-pass shiftmaster word\n")
+    config.write_text(
+        "sentinel sentinel-user sentinel\nsentinel sentinel-pass word\nsentinel auth-pass shiftmaster word\n"
+    )
 
     def calls(port, ca_file, login, commands, seconds):
         seen.append((login, commands))

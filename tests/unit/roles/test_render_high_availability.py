@@ -1,4 +1,4 @@
-"""Roles sentinel, haproxy and keepalived, the firewall's rule for announcements, and what roles know of an inventory with several hosts."""
+"""Roles sentinel, haproxy and keepalived, and what group variables make of several hosts in `cache` and `web`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SENTINEL = {
     "sentinel_tls_certificate_file": "/c", "sentinel_tls_key_file": "/k", "sentinel_tls_ca_file": "/a",
 }  # fmt: skip
 KEEPALIVED = {
-    "keepalived_virtual_address": "10.20.0.100/24", "keepalived_address": "10.20.0.10", "keepalived_peers": ["10.20.0.11"],
+    "keepalived_virtual_address": "10.20.0.100/24", "keepalived_address": "10.20.0.10",
+    "keepalived_peers": ["10.20.0.11"],
     "ansible_facts": {
         "interfaces": ["lo", "eth-0", "ens18"], "ens18": {"ipv4": {"address": "10.20.0.10"}},
         "eth_0": {"ipv4": {"address": "192.0.2.10"}}, "lo": {},
@@ -47,7 +48,9 @@ def variables(directory: Path, names, pattern="all", cache=3, webs=2, **extra) -
             del children["production"]["hosts"][host]
     directory.mkdir(exist_ok=True)
     (directory / "hosts.yml").write_text(yaml.safe_dump({"all": {"children": children}}))
-    return inventories.variables(directory, names, pattern, None, topology_media_shared=True, ansible_run_tags=["all"], **extra)
+    return inventories.variables(
+        directory, names, pattern, None, topology_media_shared=True, ansible_run_tags=["all"], **extra
+    )
 
 
 @pytest.mark.parametrize(("count", "accepted"), [(1, True), (2, False), (3, True), (4, False), (5, True)])
@@ -58,7 +61,7 @@ def test_redis_runs_on_one_three_or_five_hosts(tmp_path, count, accepted):
 
 def test_members_reach_each_other_and_the_application_its_own_loopback(tmp_path):
     names = (
-        "redis_members", "firewall_rules", "shiftmaster_redis_endpoints", "shiftmaster_secret_environment", "redis_tls_port",
+        "redis_members", "firewall_rules", "shiftmaster_redis_endpoints", "shiftmaster_secret_environment",
         "haproxy_servers", "preflight_roles_here", "keepalived_peers",
     )  # fmt: skip
     found = variables(tmp_path, names, vault_shiftmaster_redis_password="word")
@@ -79,7 +82,8 @@ def test_members_reach_each_other_and_the_application_its_own_loopback(tmp_path)
 
 def test_a_single_cache_has_none_of_it(tmp_path):
     names = (
-        "redis_members", "preflight_roles_here", "redis_users", "shiftmaster_redis_endpoints", "topology_cache_replicated",
+        "redis_members", "preflight_roles_here", "redis_users", "shiftmaster_redis_endpoints",
+        "topology_cache_replicated",
         "nginx_upstream_dead_seconds", "firewall_rules",
     )  # fmt: skip
     found = variables(tmp_path, names, cache=1, webs=1, redis_rules_application="+@all")
@@ -109,12 +113,20 @@ def test_a_virtual_address_needs_two_web_servers_and_is_of_no_host(tmp_path, add
 
 
 def test_web_servers_accept_announcements_of_each_other(tmp_path):
-    names = ("firewall_rules", "keepalived_peers", "keepalived_priority", "exporter_virtual_address", "preflight_roles_here")
+    names = (
+        "firewall_rules",
+        "keepalived_peers",
+        "keepalived_priority",
+        "exporter_virtual_address",
+        "preflight_roles_here",
+    )
     found = variables(tmp_path, names, topology_virtual_address="10.20.0.100/24")
     assert {"name": "virtual-address", "protocol": "vrrp", "sources": ["10.20.0.42"]} in found["web1"]["firewall_rules"]
     assert found["web1"]["keepalived_priority"] > found["web2"]["keepalived_priority"]
     assert "keepalived" in found["web2"]["preflight_roles_here"]
-    assert found["web1"]["exporter_virtual_address"] == "10.20.0.100" and found["app1"]["exporter_virtual_address"] == ""
+    assert (
+        found["web1"]["exporter_virtual_address"] == "10.20.0.100" and found["app1"]["exporter_virtual_address"] == ""
+    )
 
 
 # --- firewall --------------------------------------------------------------------------------------------------------
@@ -284,7 +296,9 @@ def test_problems_of_haproxy(changes, words):
 def test_keepalived_uses_the_interface_with_the_hosts_address():
     text = render("keepalived", "keepalived.conf.j2", **KEEPALIVED)
     assert "interface ens18\n" in text and "nopreempt" in text and "        10.20.0.11\n" in text
-    assert "interface eth-0\n" in render("keepalived", "keepalived.conf.j2", **{**KEEPALIVED, "keepalived_address": "192.0.2.10"})
+    assert "interface eth-0\n" in render(
+        "keepalived", "keepalived.conf.j2", **{**KEEPALIVED, "keepalived_address": "192.0.2.10"}
+    )
 
 
 @pytest.mark.parametrize(
