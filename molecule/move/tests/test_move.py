@@ -11,6 +11,8 @@ from support import SCENARIO_HOME, kill_run, load
 LOG = SCENARIO_HOME / "move.log"
 # With both hosts on two cores that other steps use, too.
 PAGE_SECONDS = 60
+# A few users: both hosts have a third of a processor each.
+LOAD = ("--clients", "2", "--rate", "3")
 PLAN = "/var/www/shiftmaster/shared/media/a/plan.txt"
 
 
@@ -59,7 +61,7 @@ def test_the_plan_changes_nothing(old, new):
 
 
 def test_prepared_while_users_work(old, new):
-    with load(old, seconds=5400) as current:
+    with load(old, *LOAD, seconds=5400) as current:
         run = old.move("prepare", to=new.host, confirm=new.host)
     assert run.code == 0, run.output[-6000:]
     current.assert_flawless()
@@ -77,7 +79,7 @@ def test_users_of_the_new_host_reach_the_old_one(old, new):
 
 def test_switched_under_load(old, new, capsys):
     before = old.sql("SELECT count(*) FROM auth_user")
-    with load(old, seconds=5400) as current, Page(old) as page:
+    with load(old, *LOAD, seconds=5400) as current, Page(old) as page:
         run = old.move("switch", confirm=new.host)
     assert run.code == 0, run.output[-6000:]
     with capsys.disabled():
