@@ -111,6 +111,7 @@ VERBS = {
     "nft": r"(--handle )?list ",
     "nginx": r"-t$",
     "openssl": r"(x509|s_client) ",
+    "patronictl": r"-c \S+ (history|list)$",
     "pgbackrest": r"(\S+ )*info$",
     "promtool": r"check ",
     "psql": r"(?!.*pg_(terminate|cancel)_backend|.*pg_wal_replay_(resume|pause)).*(-c (SELECT|SHOW|\\)|-l$)",
@@ -126,7 +127,7 @@ CHANGERS = re.compile(
     r"|gzip |journalctl --vacuum-size|kill \d|logrotate --force|mount (--all|-o remount)"
     r"|ch(mod|own) |echo .* >> /etc/hosts|mv --backup=numbered |psql .*ALTER |sysctl -w |systemctl enable\b"
     r"|mv /var/www/shiftmaster/shared/state/state\.json |nft delete |psql .*pg_(terminate|cancel)_backend"
-    r"|psql .*pg_wal_replay_resume|renice |systemctl (kill|reload|restart|start|stop|thaw)\b|systemd-tmpfiles --clean$"
+    r"|patronictl .* (pause|reinit|resume|switchover)\b|psql .*pg_wal_replay_resume|renice |systemctl (kill|reload|restart|start|stop|thaw)\b|systemd-tmpfiles --clean$"
     r"|vacuumdb |ansible .*-a '?(systemctl|kill) |ansible .* 'if systemctl is-enabled"
 )
 
