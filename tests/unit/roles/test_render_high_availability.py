@@ -269,7 +269,7 @@ def test_a_replicated_redis_rejects_writes_without_a_replica():
 
 def test_haproxy_leads_to_the_primary_that_has_a_replica():
     text = render("haproxy", "haproxy.cfg.j2", **HAPROXY)
-    (expected,) = [line for line in text.splitlines() if "expect rstring" in line]
+    (expected,) = [line for line in text.splitlines() if " rstring " in line]
     pattern = expected.split("rstring ", 1)[1]
     import re
 
