@@ -75,7 +75,7 @@ sequences: {description: Sequences that were counted., returned: replayed and co
 """
 
 STATES = ("inspected", "copied", "demoted", "replayed", "counted", "promoted", "following", "reverted")
-# A sequence notes so many values in advance: a standby has the noted one.
+# A sequence notes so many values in advance: a standby has the noted one. Each value that was used is in the WAL.
 SEQUENCE_AHEAD = 32
 PRIMARY_SQL = """
 SELECT json_build_object(
@@ -111,8 +111,8 @@ def advanced(before, after):
         return False
     if before[0] is None:
         return True
-    ahead = (after[0] - before[0]) / before[1]
-    return 0 <= ahead <= SEQUENCE_AHEAD + before[2]
+    # A standby is ahead; a primary of before is behind where the next one has not used the sequence since.
+    return abs((after[0] - before[0]) / before[1]) <= SEQUENCE_AHEAD + before[2]
 
 
 def compared(before, after):

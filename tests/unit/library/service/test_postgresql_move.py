@@ -238,16 +238,17 @@ def test_rows_that_differ_are_reported(pair, step):
         ([5, 1, 1], [5, 1, 1], True),
         ([5, 1, 1], [38, 1, 1], True),
         ([5, 1, 1], [39, 1, 1], False),
-        ([5, 1, 1], [4, 1, 1], False),
+        ([33, 1, 1], [2, 1, 1], True),
+        ([39, 1, 1], [5, 1, 1], False),
         ([-5, -2, 1], [-69, -2, 1], True),
-        ([-5, -2, 1], [-3, -2, 1], False),
+        ([-5, -2, 1], [-73, -2, 1], False),
         ([5, 1, 20], [55, 1, 20], True),
         ([5, 1, 1], [5, 2, 1], False),
         ([None, 1, 1], [None, 1, 1], True),
         ([None, 1, 1], [1, 1, 1], False),
     ],
 )
-def test_sequences_of_a_standby_are_some_values_ahead(before, after, fits):
+def test_sequences_of_a_standby_are_some_values_apart(before, after, fits):
     assert move.advanced(before, after) is fits
 
 
