@@ -10,7 +10,7 @@ INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 @pytest.fixture(scope="session")
 def prepared():
     """Three hosts that do everything."""
-    hosts = [Operations(INVENTORY, f"ha1-{name}") for name in "abc"]
+    hosts = [Operations(INVENTORY, f"ha-{name}") for name in "abc"]
     found = Members(hosts, [f"172.30.81.{number}" for number in (11, 12, 13)])
     found.heal()
     found.prepare()

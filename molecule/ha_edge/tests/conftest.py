@@ -11,7 +11,7 @@ INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 @pytest.fixture(scope="session")
 def topology():
     """The hosts a (web, database), b (web, application) and c (application); each has a Redis and a Sentinel."""
-    hosts = SimpleNamespace(**{name: Operations(INVENTORY, f"ha2-{name}") for name in "abc"})
+    hosts = SimpleNamespace(**{name: Operations(INVENTORY, f"ha-edge-{name}") for name in "abc"})
     hosts.all, hosts.webs, hosts.apps = [hosts.a, hosts.b, hosts.c], [hosts.a, hosts.b], [hosts.b, hosts.c]
     for host in hosts.apps:
         assert host.live_version(120), f"{host.host} does not serve"
