@@ -44,7 +44,7 @@ def state(ca_file: str, seconds: float = 5.0, now=None) -> dict:
     ]
     primaries = [one["name"] for one in members if one["role"] == "leader" and one["state"] == "running"]
     seen = own.get("dcs_last_seen")
-    behind = (now or time.time()) - seen if isinstance(seen, (int, float)) and seen else None
+    silent = (now or time.time()) - seen if isinstance(seen, (int, float)) and seen else None
     return {
         "role": _text(own.get("role")),
         "state": _text(own.get("state")),
@@ -53,6 +53,6 @@ def state(ca_file: str, seconds: float = 5.0, now=None) -> dict:
         "members": sorted(members, key=lambda one: one["name"]),
         "paused": bool(own.get("pause") or cluster.get("pause")),
         "restart_pending": bool(own.get("pending_restart")),
-        "etcd_seconds": behind,
-        "etcd": behind is None or behind <= ETCD_SECONDS,
+        "etcd_seconds": silent,
+        "etcd": silent is None or silent <= ETCD_SECONDS,
     }

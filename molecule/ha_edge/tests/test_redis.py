@@ -29,8 +29,8 @@ def test_only_hosts_that_need_it_reach_redis_and_sentinel(topology):
 
     assert reaches(topology.b, "172.30.78.11", 6379) and reaches(topology.a, "172.30.78.13", 26379)
     # Without a password Sentinel answers who is the primary, and nothing else; Redis nothing.
-    said = topology.a.shell(f"{CLI} -h 172.30.78.13 -p 26379 sentinel masters; {CLI} -h 172.30.78.13 info", check=False)
-    assert said.count("NOPERM") == 1 and said.count("NOAUTH") == 1, said
+    printed = topology.a.shell(f"{CLI} -h 172.30.78.13 -p 26379 sentinel masters; {CLI} -h 172.30.78.13 info", check=False)
+    assert printed.count("NOPERM") == 1 and printed.count("NOAUTH") == 1, printed
     # The clear-text port is for the host itself.
     assert not reaches(topology.a, "172.30.78.12", 6380)
 
@@ -114,8 +114,8 @@ def test_without_a_majority_nothing_becomes_the_primary(topology, members):
     others = [host for host in topology.all if host is not primary]
     for host in others:
         host.shell("systemctl stop redis-sentinel")
-    said = f"{CLI} -p 26379 sentinel ckquorum shiftmaster 2>&1"
-    wait_for(lambda: "NOQUORUM" in primary.shell(said, check=False), 30, "the end of the majority")
+    printed = f"{CLI} -p 26379 sentinel ckquorum shiftmaster 2>&1"
+    wait_for(lambda: "NOQUORUM" in primary.shell(printed, check=False), 30, "the end of the majority")
     found, output = diagnose(primary)
     assert {one["rule"] for one in found if one["root"]} == {"SentinelDown"}, output[-3000:]
     primary.shell("systemctl stop redis-server")
