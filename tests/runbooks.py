@@ -127,7 +127,8 @@ CHANGERS = re.compile(
     r"|gzip |journalctl --vacuum-size|kill \d|logrotate --force|mount (--all|-o remount)"
     r"|ch(mod|own) |echo .* >> /etc/hosts|mv --backup=numbered |psql .*ALTER |sysctl -w |systemctl enable\b"
     r"|mv /var/www/shiftmaster/shared/state/state\.json |nft delete |psql .*pg_(terminate|cancel)_backend"
-    r"|patronictl .* (pause|reinit|resume|switchover)\b|psql .*pg_wal_replay_resume|renice |systemctl (kill|reload|restart|start|stop|thaw)\b|systemd-tmpfiles --clean$"
+    r"|patronictl .* (pause|reinit|resume|switchover)\b"
+    r"|psql .*pg_wal_replay_resume|renice |systemctl (kill|reload|restart|start|stop|thaw)\b|systemd-tmpfiles --clean$"
     r"|vacuumdb |ansible .*-a '?(systemctl|kill) |ansible .* 'if systemctl is-enabled"
 )
 

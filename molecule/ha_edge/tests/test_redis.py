@@ -29,7 +29,9 @@ def test_only_hosts_that_need_it_reach_redis_and_sentinel(topology):
 
     assert reaches(topology.b, "172.30.78.11", 6379) and reaches(topology.a, "172.30.78.13", 26379)
     # Without a password Sentinel answers who is the primary, and nothing else; Redis nothing.
-    printed = topology.a.shell(f"{CLI} -h 172.30.78.13 -p 26379 sentinel masters; {CLI} -h 172.30.78.13 info", check=False)
+    printed = topology.a.shell(
+        f"{CLI} -h 172.30.78.13 -p 26379 sentinel masters; {CLI} -h 172.30.78.13 info", check=False
+    )
     assert printed.count("NOPERM") == 1 and printed.count("NOAUTH") == 1, printed
     # The clear-text port is for the host itself.
     assert not reaches(topology.a, "172.30.78.12", 6380)

@@ -269,8 +269,8 @@ def test_promtool_accepts_the_rules_and_passes_their_tests(capsys):
 # On every host, by Debian's base system, this repository's packages, or the service that the alert is about.
 KNOWN = set(
     """ansible ansible-playbook apt-get awk cat certbot chronyc curl date df docker du filebeat find findmnt free getent
-    grep head ip journalctl ls mount nft nginx openssl patronictl pg_lsclusters pgrep promtool ps redis-cli shiftmasterctl
-    sort ss sudo systemctl systemd-cgtop systemd-tmpfiles tail top uniq uptime xargs""".split()
+    grep head ip journalctl ls mount nft nginx openssl patronictl pg_lsclusters pgrep promtool ps redis-cli
+    shiftmasterctl sort ss sudo systemctl systemd-cgtop systemd-tmpfiles tail top uniq uptime xargs""".split()
 )
 UNITS = re.compile(
     r"^(shiftmaster(-\*|-(web|worker|beat)@\*)?|nginx|postgresql|etcd|patroni@\d+-main|redis-server|redis-sentinel|haproxy|keepalived"
