@@ -245,7 +245,8 @@ class Move:
         server.set_start("manual")
         server.stop()
         self.empty()
-        environment = {"PGPASSWORD": params["password"], "PGSSLMODE": "require"}
+        # No login but a superuser's may set lc_messages.
+        environment = {"PGPASSWORD": params["password"], "PGSSLMODE": "require", "PGOPTIONS": ""}
         as_postgres(
             params["timeout_seconds"], server.program("pg_basebackup"), "--pgdata", server.data,
             "--host=127.0.0.1", "--port=%d" % params["port"], "--username=" + params["user"], "--no-password",
