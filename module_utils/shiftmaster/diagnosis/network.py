@@ -119,7 +119,10 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
         verdict = next((name for one in expressions for name in ("drop", "reject") if name in one), None)
         if verdict is None or any("limit" in one for one in expressions):
             continue
+        chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
         ports, addresses, packets, narrow, ours = set(), [], 0, False, True
+        # Whether it is about packets to a host that ShiftMaster's parts are not on.
+        foreign = False
         for one in expressions:
             if "xt" in one:
                 # Something of iptables that nft does not understand.
@@ -140,18 +143,19 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
                     # Where none is known, only a rule for everybody is surely for the others.
                     hit = any(_covers(right, its) != other for its in known) if known else not other
                     ours = ours and hit and (bool(known) or _covers(right, _NOBODY))
+                    if field == "daddr" and chain.get("hook") == "output" and not other:
+                        foreign = not any(_covers(right, its) for its in (*known, "127.0.0.1", "::1"))
                 elif left == {"ct": {"key": "state"}} and "new" in (right if isinstance(right, list) else [right]):
                     pass  # Every connection begins so.
                 elif field not in ("protocol", "nexthdr"):
                     meta = left.get("meta", {}).get("key") if isinstance(left, dict) else None
                     narrow = narrow or meta not in ("l4proto", "nfproto", "iifname", "oifname")
             packets += one.get("counter", {}).get("packets", 0) if isinstance(one.get("counter"), dict) else 0
-        chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
         hit = sorted(ports & set(interesting))
         if not hit and rule["table"] == "shiftmaster":
             # What our own table drops and rejects is meant for no port by its number.
             continue
-        if not hit and not ports and addresses and not narrow:
+        if not hit and not ports and addresses and not narrow and not foreign:
             hit = sorted(interesting)
         if hit or (not ports and not addresses and not narrow and chain.get("hook") in ("input", "output")):
             table, sure = "%s %s" % (rule["family"], rule["table"]), ours and not narrow

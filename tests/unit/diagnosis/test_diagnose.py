@@ -905,6 +905,15 @@ def test_a_rule_is_certain_to_match_the_hosts_of_this_inventory(expressions, sur
 def test_a_ban_for_every_port_and_a_match_of_iptables_alone_refuse_nothing():
     for expressions in ([address("saddr", "@addr-set-sshd")], [{"xt": {"type": "match", "name": "string"}}]):
         assert network.refusals({"nftables": [chain(), rule(*expressions, {"reject": None})]}, [443]) == []
+    out = chain("output")
+    out["chain"]["hook"] = "output"
+    for target, known, ports in (
+        ("203.0.113.9", ["192.0.2.7"], []), ("203.0.113.9", [], []), ("192.0.2.7", ["192.0.2.7"], [443]),
+        ("127.0.0.1", [], [443]),
+    ):  # fmt: skip
+        rules = [out, rule(address("daddr", target), {"drop": None}, chain="output")]
+        found = network.refusals({"nftables": rules}, [443], known)
+        assert [one for entry in found for one in entry["ports"]] == ports, target
     stranger = network.refusals({"nftables": [chain(), rule(address("saddr", "203.0.113.9"), {"drop": None})]}, [443])
     assert not stranger[0]["sure"]
 
