@@ -102,7 +102,7 @@ def build(place):
             "config_sha256": "c",
             "classify": lambda source: [],
             "hooks": [{"name": "attack", "phase": "after_build", "command": hook}] if hook else [],
-            "timeout_seconds": 60,
+            "timeout_seconds": 300,
             "run_id": "r",
             "who": "w",
             "log_dir": str(place / "log"),
