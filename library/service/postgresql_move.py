@@ -111,7 +111,7 @@ def advanced(before, after):
         return False
     if before[0] is None:
         return True
-    # The standby has the noted value, which is higher. A demoted primary has a lower one until the sequence is used again.
+    # The standby has the noted value, which is higher; a demoted primary a lower one until the sequence is used again.
     return abs((after[0] - before[0]) / before[1]) <= SEQUENCE_AHEAD + before[2]
 
 

@@ -330,6 +330,13 @@ def test_a_statement_that_reads_a_complete_table_explains_slower_pages():
     assert found(host({"parts": parts})) == []
 
 
+def test_commits_that_wait_in_a_cluster_are_its_own_rules_to_explain():
+    parts = copy.deepcopy(CASES["DatabaseCommitsWait"]["fires"]["parts"])
+    assert "DatabaseCommitsWait" in names(found(host({"parts": parts})))
+    del parts["cluster"]
+    assert "DatabaseCommitsWait" not in names(found(host({"parts": parts})))
+
+
 @pytest.mark.parametrize(("last", "first"), [(1799999400.0, "RequestsFail"), (1799999980.0, "ApplicationLogsCause")])
 def test_an_error_that_was_fixed_before_is_not_the_cause_of_requests_that_fail_now(last, first):
     parts = copy.deepcopy(CASES["RequestsFail"]["fires"]["parts"])
