@@ -6,6 +6,7 @@ import importlib.machinery
 import importlib.util
 import json
 import time
+import unicodedata
 from types import SimpleNamespace
 
 import pytest
@@ -38,11 +39,24 @@ def test_history_has_a_header_and_the_version_of_each_release(program, tmp_path,
     assert line.index("2.1.0") == header.index("version")
 
 
+def test_columns_are_below_one_another_in_japanese(program, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SHIFTMASTER_LANGUAGE", "ja")
+    live = {"event": "live", "kind": "deploy", "target": "r1", "who": "root@vm", "time": "2026-11-29T20:46:00Z"}
+    failed = dict(live, event="gate_failed", kind="rollback", target="r2")
+    (tmp_path / "audit.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (live, failed)))
+    program.history(SimpleNamespace(state=str(tmp_path)), {})
+    ends = [
+        sum(2 if unicodedata.east_asian_width(one) in "FW" else 1 for one in line[: line.index(word)])
+        for line, word in zip(capsys.readouterr().out.splitlines(), ("リリース", "r1", "r2"), strict=True)
+    ]
+    assert len(set(ends)) == 1
+
+
 def test_history_shows_whose_access_was_changed(program, tmp_path, capsys):
     access = {"event": "access", "reason": "app1: revoked kato", "who": "sato@vm", "time": "2026-11-29T20:46:00Z"}
     (tmp_path / "audit.jsonl").write_text(json.dumps(access) + "\n")
     program.history(SimpleNamespace(state=str(tmp_path)), {})
-    assert capsys.readouterr().out.splitlines()[1].split("  ")[-2:] == ["sato@vm", "app1: revoked kato"]
+    assert capsys.readouterr().out.splitlines()[1].split("sato@vm")[1].strip() == "app1: revoked kato"
 
 
 @pytest.mark.parametrize("change", [["grant"], ["remove", "sato"], ["grant", "sato", "kato"]])

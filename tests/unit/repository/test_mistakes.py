@@ -73,6 +73,13 @@ def test_another_working_directory(tmp_path):
         assert "# Not found? cd to the repository" in first[0], path.name
 
 
+def test_the_status_of_a_host_that_nothing_was_deployed_to(tmp_path, here):
+    (tmp_path / "hosts").write_text("[app]\nnone ansible_connection=local ansible_become=false\n")
+    for playbook in ("status", "history"):
+        code, end = run("-i", tmp_path / "hosts", f"playbooks/{playbook}.yml", **here)
+        assert code == 0 and "nothing is deployed yet" in end, end
+
+
 def test_a_wrong_password_of_the_vault(tmp_path, here):
     for name in ("right", "wrong"):
         (tmp_path / name).write_text(name)
