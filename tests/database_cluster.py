@@ -6,7 +6,7 @@ import contextlib
 import json
 import subprocess
 
-from support import wait_for
+from support import started, wait_for
 
 API = "https://localhost:8008"
 ETCD = "/etc/ssl/shiftmaster/etcd"
@@ -45,12 +45,6 @@ gap = max(((later - earlier, earlier) for earlier, later in zip(times, times[1:]
 found = {"acknowledged": acknowledged, "errors": errors, "gap": gap[0], "gap_at": gap[1], "tried": number}
 print(json.dumps(found))
 """
-
-
-def docker(*words: str, timeout: int = 120) -> str:
-    return subprocess.run(
-        ["docker", *words], check=True, capture_output=True, text=True, timeout=timeout
-    ).stdout.strip()
 
 
 class Writer:
@@ -172,11 +166,6 @@ class Members:
     def heal(self, seconds: float = 240) -> None:
         """Start what is stopped, remove every cut and wait until all members follow."""
         for host in self.hosts:
-            state = docker("inspect", "-f", "{{.State.Status}}", host.host)
-            if state == "paused":
-                docker("unpause", host.host)
-            elif state != "running":
-                docker("start", host.host)
-                host.wait_for_boot()
+            started(host)
             host.shell(f"nft delete table inet {CUT} 2>/dev/null; systemctl start etcd patroni@17-main", check=False)
         wait_for(self.complete, seconds, "a primary that two standbys follow")

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from support import SCENARIO_HOME, wait_for
+from support import SCENARIO_HOME, started, wait_for
 
 ADDRESS = "172.30.78.100"
 CLI = "redis-cli --tls --cacert /etc/ssl/shiftmaster/ca.crt"
@@ -67,11 +67,6 @@ print(json.dumps({"acknowledged": acknowledged, "errors": errors, "gap": gap[0],
 
 def password() -> str:
     return (SCENARIO_HOME / "secrets" / "redis").read_text().strip()
-
-
-def docker(*words: str) -> str:
-    done = subprocess.run(["docker", *words], check=True, capture_output=True, text=True, timeout=120)
-    return done.stdout.strip()
 
 
 def diagnose(host) -> tuple:
@@ -172,12 +167,7 @@ class Members:
 
     def heal(self) -> None:
         for host in self.hosts:
-            state = docker("inspect", "-f", "{{.State.Status}}", host.host)
-            if state == "paused":
-                docker("unpause", host.host)
-            elif state != "running":
-                docker("start", host.host)
-                host.wait_for_boot()
+            started(host)
             host.shell(f"nft delete table inet {CUT} 2>/dev/null; systemctl reset-failed; true")
             host.shell(
                 "systemctl start redis-server redis-sentinel; systemctl start nginx keepalived 2>/dev/null; true"

@@ -472,6 +472,44 @@ def all_ran_once(operations: Operations, prefix: str, count: int, seconds: float
     return found
 
 
+def docker(*words: str, timeout: int = 120) -> str:
+    done = subprocess.run(["docker", *words], check=True, capture_output=True, text=True, timeout=timeout)
+    return done.stdout.strip()
+
+
+def started(host: Operations) -> None:
+    """Let a host's container run that was stopped or paused."""
+    state = docker("inspect", "-f", "{{.State.Status}}", host.host)
+    if state == "paused":
+        docker("unpause", host.host)
+    elif state != "running":
+        docker("start", host.host)
+        host.wait_for_boot()
+
+
+class PageTime(threading.Thread):
+    """Measures how long users of a host see the maintenance page; host.page() tells whether it is shown."""
+
+    def __init__(self, host):
+        super().__init__(daemon=True)
+        self.host, self.ended, self.seconds = host, threading.Event(), 0.0
+
+    def run(self):
+        while not self.ended.is_set():
+            began = time.monotonic()
+            shown = self.host.page()
+            self.ended.wait(0.5)
+            self.seconds += time.monotonic() - began if shown else 0
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_exception):
+        self.ended.set()
+        self.join(60)
+
+
 def wait_for(condition, seconds: float, what: str = "the condition"):
     """Wait until condition() is true, and return its result; fails after so many seconds."""
     deadline = time.monotonic() + seconds

@@ -25,6 +25,7 @@ if tuple(map(int, ansible.release.__version__.split(".")[:2])) < (2, 19):
     )
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
+from ansible.module_utils.shiftmaster.health.text import CATALOG, SUDO
 from ansible.module_utils.shiftmaster.host.action import runnable
 
 DOCUMENTATION = """
@@ -90,9 +91,7 @@ HINTS = (
      "(./shiftmaster reads ~/.shiftmaster.vault-password)",
      "{vaults} のパスワードを指定してください: --vault-password-file ファイル、または ANSIBLE_VAULT_PASSWORD_FILE"
      "(./shiftmaster は ~/.shiftmaster.vault-password を読みます)"),
-    (r"(Missing|Incorrect|Invalid|incorrect) sudo password|sudo: .*password|waiting for (become|privilege)",
-     "the same command with --ask-become-pass, which asks for the password of sudo",
-     "--ask-become-pass を付けて同じコマンドを実行してください(sudo のパスワードを入力します)"),
+    (SUDO, *CATALOG["hint.sudo"]),
     (r"holds the lock",
      "wait until that run has ended, then the same command again",
      "その実行が終わってから、同じコマンドを再実行してください"),

@@ -168,7 +168,7 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
         if report["problem"]:
             lines.append("   " + say(language, "error", text=" ".join(report["problem"].split())[:500]))
         hint = "hint.crash" if reached else "unreachable_hint"
-        if re.search("sudo password|sudo: .*password", report["problem"]):
+        if re.search(text.SUDO, report["problem"]):
             hint = "hint.sudo"
         lines.append("   " + say(language, "hint", text=say(language, hint)))
         return lines

@@ -13,6 +13,8 @@ def commands(text: str) -> tuple:
     return text, text.replace("; ", "、") + " を確認してください"
 
 
+# What Ansible prints where sudo wants a password.
+SUDO = r"(Missing|Incorrect|Invalid|incorrect) sudo password|sudo: .*password|waiting for (become|privilege)"
 CATALOG = {
     # --- the report's frame; the English one is the operations guide's
     "title": ("=== ShiftMaster System Health Report ===", "=== ShiftMaster システムヘルスレポート ==="),

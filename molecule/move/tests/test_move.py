@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-import time
-
 import pytest
-from support import SCENARIO_HOME, kill_run, load
+from support import SCENARIO_HOME, PageTime, kill_run, load
 
 LOG = SCENARIO_HOME / "move.log"
 # With both hosts on two cores that other steps use, too.
@@ -14,29 +11,6 @@ PAGE_SECONDS = 60
 # A few users: both hosts have a third of a processor each.
 LOAD = ("--clients", "2", "--rate", "3")
 PLAN = "/var/www/shiftmaster/shared/media/a/plan.txt"
-
-
-class Page(threading.Thread):
-    """Measures how long users of a host see the maintenance page."""
-
-    def __init__(self, host):
-        super().__init__(daemon=True)
-        self.host, self.ended, self.seconds = host, threading.Event(), 0.0
-
-    def run(self):
-        while not self.ended.is_set():
-            began = time.monotonic()
-            shown = self.host.page()
-            self.ended.wait(0.5)
-            self.seconds += time.monotonic() - began if shown else 0
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_exception):
-        self.ended.set()
-        self.join(60)
 
 
 def serves(one, other):
@@ -79,7 +53,7 @@ def test_users_of_the_new_host_reach_the_old_one(old, new):
 
 def test_switched_under_load(old, new, capsys):
     before = old.sql("SELECT count(*) FROM auth_user")
-    with load(old, *LOAD, seconds=5400) as current, Page(old) as page:
+    with load(old, *LOAD, seconds=5400) as current, PageTime(old) as page:
         run = old.move("switch", confirm=new.host)
     assert run.code == 0, run.output[-6000:]
     with capsys.disabled():

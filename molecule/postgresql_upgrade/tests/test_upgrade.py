@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-import time
-
 import ansible.module_utils
 import pytest
-from support import ROOT, SCENARIO_HOME, kill_run
+from support import ROOT, SCENARIO_HOME, PageTime, kill_run
 
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
@@ -16,29 +13,6 @@ from ansible.module_utils.shiftmaster.host import points  # noqa: E402 - found w
 LOG = SCENARIO_HOME / "postgresql_upgrade.log"
 # For 2 GB, of which the demo has a part; on two cores next to another scenario.
 PAGE_SECONDS = 60
-
-
-class Page(threading.Thread):
-    """Measures how long users see the maintenance page."""
-
-    def __init__(self, host):
-        super().__init__(daemon=True)
-        self.host, self.ended, self.seconds = host, threading.Event(), 0.0
-
-    def run(self):
-        while not self.ended.is_set():
-            began = time.monotonic()
-            shown = self.host.page()
-            self.ended.wait(0.5)
-            self.seconds += time.monotonic() - began if shown else 0
-
-    def __enter__(self):
-        self.start()
-        return self
-
-    def __exit__(self, *_exception):
-        self.ended.set()
-        self.join(60)
 
 
 @pytest.fixture
@@ -84,7 +58,7 @@ def test_a_killed_upgrade_is_reverted_by_the_next_run(host, point):
 
 def test_upgraded_with_every_row(host, capsys):
     before = host.rows()
-    with Page(host) as page:
+    with PageTime(host) as page:
         run = host.upgrade(confirm=host.host)
     assert run.code == 0, run.output[-6000:]
     with capsys.disabled():

@@ -318,7 +318,18 @@ def test_the_code_of_the_release_is_searched(tmp_path):
     (root / "slots" / "blue" / "release").symlink_to(release)
     (root / "active").symlink_to("slots/blue")
     setting = Setting({"app_root": str(root)})
-    assert application.release(setting)["source_exists"]
+    assert application.release(setting)["source_exists"] and application.release(setting)["version"] == ""
+    (release / "manifest.json").write_text('{"version": "2.0.0"}')
+    assert application.release(setting)["version"] == "2.0.0"
+    # A deploy that is not finished: the same command again is for its version.
+    begun = root / "releases" / "20261102T000000Z-bbbbbbb"
+    begun.mkdir()
+    (begun / "manifest.json").write_text('{"version": "2.1.0"}')
+    state = application.State(application.Layout(str(root)))
+    way = {"from": release.name, "from_slot": "blue", "to": begun.name, "to_slot": "green"}
+    state.begin(kind="deploy", phase="watch", run_id="r", **way)
+    assert application.release(setting)["version"] == "2.1.0"
+    state.end()
     (release / "source").rmdir()
     found = application.release(setting)
     assert found["dir_exists"] and not found["source_exists"]

@@ -712,6 +712,14 @@ def test_a_host_that_hangs_ends_its_task(name):
 # --- recipients -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("problem", "hint"), [("Task failed: Missing sudo password", "hint.sudo"), ("Traceback: x", "hint.crash")]
+)
+def test_a_missing_sudo_password_is_no_crash(problem, hint):
+    lines = engine.report_lines({"host": "app1", "problem": problem, "unreachable": False}, "en", title=False)
+    assert health_text.say("en", hint) in lines[-1]
+
+
 def test_a_host_adds_no_line_to_the_report_of_another_one():
     check = dict(report()["checks"][0], status="down", detail="no\n\nHost: app1\n✅ WEB: Healthy")
     merged = engine.report_of("backup1", {"report": dict(report(), checks=[check])})

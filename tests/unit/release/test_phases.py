@@ -278,6 +278,17 @@ def test_the_reason_why_a_module_did_not_start_is_shown_where_facts_are_gathered
         assert code and lines[-1].startswith("Next:") and fault in lines[-1], lines
 
 
+def test_a_lock_of_another_run_is_waited_for_and_usual_warnings_are_not_counted(site):
+    text = play(
+        {"ansible.builtin.find": {"paths": ["/nonexistent"]}},
+        {"ansible.builtin.fail": {"msg": "sato@vm holds the lock for its deploy since 10:00"}},
+    )
+    code, lines = site.run(text, "deploy.yml", "--limit", "a", "-e", "ansible_python_interpreter=auto_silent")
+    assert code and lines[-1] == "Next:      wait until that run has ended, then the same command again", lines
+    assert "Skipped '/nonexistent'" in site.log().read_text()
+    assert not [line for line in lines if line.startswith("Warnings:")], site.log().read_text()
+
+
 def test_an_unreachable_host_is_named_and_lines_are_japanese_on_request(site):
     options = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1, "run_language": "ja"}
     code, lines = site.run(
