@@ -5,8 +5,8 @@ import subprocess
 import time
 
 import pytest
-from database_cluster import CTL, ETCD, Writer, docker
-from support import wait_for
+from database_cluster import CTL, ETCD, Writer
+from support import docker, wait_for
 
 
 def report(capsys, text: str) -> None:

@@ -2,8 +2,8 @@
 
 import time
 
-from redundancy import CLI, Writer, diagnose, docker
-from support import wait_for
+from redundancy import CLI, Writer, diagnose
+from support import docker, wait_for
 
 
 def survives(members, result: dict, key: str) -> list:

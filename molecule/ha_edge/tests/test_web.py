@@ -2,8 +2,8 @@
 
 import time
 
-from redundancy import ADDRESS, Clients, diagnose, docker, outage
-from support import wait_for
+from redundancy import ADDRESS, Clients, diagnose, outage
+from support import docker, wait_for
 
 
 def report(capsys, text: str) -> None:
