@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
+import importlib.util
 import json
 import shlex
 import subprocess
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import jsonschema
-from support import APP, ROOT, SCENARIO_HOME
+import pytest
+from support import APP, ROOT, SCENARIO_HOME, Operations
 
 PSQL = "runuser -u postgres -- psql -qAt"
 SCHEMA = jsonschema.Draft202012Validator(json.loads((ROOT / "docs/diagnosis.schema.json").read_text()))
@@ -60,6 +66,64 @@ def diagnose(operations, *arguments: str, **extra) -> Seen:
     report = json.loads(files["diagnosis.json"])
     SCHEMA.validate(report)
     return Seen(run.code, run.output, report, run.seconds, files)
+
+
+# Where a host has the call of the module: its code and, in debug_dir/args, its arguments.
+CALL = "/root/evidence"
+KEEP_CALL = f"""
+call=$(ls -t /root/.ansible/tmp/*/AnsiballZ_shiftmaster_diagnose.py | head -n 1)
+rm -rf {CALL} && cp -r "$(dirname "$call")" {CALL} && rm -rf /root/.ansible/tmp/*
+python3 {CALL}/AnsiballZ_shiftmaster_diagnose.py explode >/dev/null
+cat {CALL}/debug_dir/args
+"""
+
+
+@functools.cache
+def recorded(operations) -> tuple:
+    """What the playbook gives its module on each host, and its action here: ({host: arguments}, arguments)."""
+    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as directory, pytest.MonkeyPatch.context() as patch:
+        kept = Path(directory) / "arguments.json"
+        patch.setenv("SHIFTMASTER_KEEP_ARGUMENTS", str(kept))
+        patch.setenv("ANSIBLE_ACTION_PLUGINS", f"{ROOT / 'tests/recording'}:{ROOT / 'plugins/action'}")
+        patch.setenv("ANSIBLE_KEEP_REMOTE_FILES", "1")
+        diagnose(operations)
+        evaluated = json.loads(kept.read_text(encoding="utf-8"))
+    hosts = [Operations(operations.inventory, one["host"]) for one in evaluated["results"]]
+    return {host.host: json.loads(host.shell(KEEP_CALL)) for host in hosts}, evaluated
+
+
+@functools.cache
+def action():
+    spec = importlib.util.spec_from_file_location("findings", ROOT / "plugins/action/shiftmaster_findings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def diagnose_directly(operations, area: str = "all") -> Seen:
+    """As `diagnose`, without ansible-playbook: its module on the hosts and its evaluation here, by its own arguments.
+
+    A run of the playbook takes twice as long. What it adds (options, exit codes, hosts that do not respond, files) has
+    tests that run it.
+    """
+    calls, evaluated = recorded(operations)
+    began = time.monotonic()
+
+    def result(one: dict) -> dict:
+        arguments = {**calls[one["host"]]["ANSIBLE_MODULE_ARGS"], "area": area, "asked_at": time.time()}
+        text = Operations(operations.inventory, one["host"]).shell(
+            f"cat > {CALL}/debug_dir/args && TMPDIR=/dev/shm python3 {CALL}/AnsiballZ_shiftmaster_diagnose.py execute",
+            timeout=300, check=False, stdin=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+        )  # fmt: skip
+        return {**one, "result": json.loads(text)}
+
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(result, evaluated["results"]))
+    parameters = {**evaluated, "results": results, "area": area}
+    found, _files = action().evaluate(parameters, datetime.datetime.now(datetime.timezone.utc))
+    SCHEMA.validate(found["report"])
+    code = 2 if found["failing"] else 0
+    return Seen(code, found["report_text"], found["report"], time.monotonic() - began)
 
 
 def checklist(operations, period: str, **extra) -> tuple:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from diagnosing import PSQL, diagnose, facts_of, forget, processors_first
+from diagnosing import PSQL, diagnose_directly, facts_of, forget, processors_first
 from support import load, wait_for
 
 pytestmark = pytest.mark.usefixtures("healthy")
@@ -57,7 +57,7 @@ def test_the_true_cause_of_an_unknown_fault_is_the_first_finding(operations, fac
         try:
             operations.shell(filled(fault["inject"], facts), check=False, timeout=200)
             time.sleep(fault.get("seconds", 20))
-            seen = diagnose(operations)
+            seen = diagnose_directly(operations)
         finally:
             operations.shell(filled(fault["restore"], facts), check=False, timeout=200)
             operations.shell("systemctl reset-failed; true")
@@ -94,7 +94,7 @@ def test_normal_events_on_a_healthy_host_cause_no_finding(operations, facts, eve
             operations.shell(filled(EVENTS[event], facts))
             wait_for(lambda: operations.live_version(1), 60, "the host")
         for _round in range(ROUNDS):
-            seen = diagnose(operations)
+            seen = diagnose_directly(operations)
             false += [
                 (one["rule"], one["title"]["en"])
                 for one in seen.report["findings"]
