@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the steps of scripts/steps.yml, two or three at a time, and reports how each ended.
+"""Runs the steps of scripts/steps.yml, two or three at a time, the longest first, and reports how each ended.
 
   scripts/run_tests.py test               what `make test` runs
   scripts/run_tests.py affected [COMMIT]  the steps that cover what has changed since a commit, uncommitted changes
@@ -186,6 +186,12 @@ def select(steps: list[Step], words: list[str]) -> list[Step]:
         else:
             sys.exit(f"ERROR: There is no step or scenario {word!r}: {', '.join(known)}.")
     return chosen
+
+
+def longest_first(steps: list[Step]) -> list[Step]:
+    """The order of the file up to the last step that others wait for; then those that take longest."""
+    begin = max((number for number, step in enumerate(steps, 1) if step.alone or step.commit), default=0)
+    return steps[:begin] + sorted(steps[begin:], key=lambda step: -(step.expected or 60 * step.minutes))
 
 
 def time_left(steps: list[Step], running: dict) -> tuple[float, list[str]]:
@@ -444,6 +450,8 @@ def main() -> int:
         # `make test` has no durations but those of steps.yml: there a step may be a part of itself.
         if words != ["test"]:
             step.expected = record.get(step.name, {}).get("seconds", step.expected)
+    if words[0] in ("all", "rest", "affected"):
+        steps = longest_first(steps)
 
     def keep(step: Step) -> None:
         if words == ["test"] or "all" not in step.suites:

@@ -213,6 +213,19 @@ def test_the_time_left(steps, running, minutes):
     assert (seconds, unknown) == (minutes * 60, [])
 
 
+def test_the_longest_steps_begin_first_after_those_that_others_wait_for():
+    steps = [
+        run_tests.Step("default", expected=300, commit=True),
+        run_tests.Step("lint", expected=100),
+        run_tests.Step("exclusive", expected=500, alone=True),
+        run_tests.Step("short", expected=200),
+        run_tests.Step("unknown", minutes=60),
+        run_tests.Step("long", expected=4000),
+    ]
+    names = [step.name for step in run_tests.longest_first(steps)]
+    assert names == ["default", "lint", "exclusive", "long", "unknown", "short"]
+
+
 def test_a_step_without_a_recorded_duration_is_named():
     assert run_tests.time_left([step("a", None), step("b", 60)], {}) == (60, ["a"])
 
