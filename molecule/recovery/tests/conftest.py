@@ -33,14 +33,14 @@ class Host(Operations):
         subprocess.run(["docker", "kill", self.host], check=True, capture_output=True)
         subprocess.run(["docker", "rm", "--volumes", self.host], check=True, capture_output=True)
 
-    def install_again(self) -> None:
-        """An empty Debian under the same name and address."""
+    def install_again(self, image: str = "base") -> None:
+        """An empty Debian under the same name and address, or a host as scenario default has left it."""
         subprocess.run(
             [
                 "docker", "run", "--detach", "--name", self.host, "--hostname", self.host, "--privileged",
                 "--cgroupns", "private", "--tmpfs", "/run", "--tmpfs", "/tmp", "--network", "shiftmaster-recovery",
                 "--ip", ADDRESSES[self.host], "--label", "shiftmaster-ops.scenario=recovery",
-                "shiftmaster-ops/base:trixie",
+                f"shiftmaster-ops/{image}:trixie",
             ],
             check=True, capture_output=True,
         )  # fmt: skip

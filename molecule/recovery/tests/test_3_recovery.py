@@ -151,7 +151,7 @@ def test_a_destroyed_site_is_recovered_from_the_off_site_copy_and_keys(hosts, ou
 def test_the_only_host_is_destroyed_and_recovered_from_an_older_off_site_copy(hosts, outside, alone, capsys):
     """One host that is everything, its own backups too; the last copy already has what went wrong."""
     hosts.app.destroy()
-    alone.install_again()
+    alone.install_again("deployed")
     options = outside | {"backup_offsite_repository": outside["backup_offsite_repository"] + "-alone"}
     run = alone.run("deploy.yml", *AUTHORITIES, timeout=3600, **options)
     assert run.code == 0, run.output[-8000:]
