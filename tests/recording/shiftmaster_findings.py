@@ -1,4 +1,4 @@
-"""Action `shiftmaster_findings` that keeps its arguments in the file SHIFTMASTER_KEEP_ARGUMENTS (tests/diagnosing.py)."""
+"""Action `shiftmaster_findings` that keeps its arguments in a file, for tests/diagnosing.py."""
 
 from __future__ import annotations
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
-import tempfile
-from pathlib import Path
 
 import pytest
-from diagnosing import forget_the_requests, processors_first
-from support import APP, SCENARIO_HOME, wait_for
+from diagnosing import diagnose, diagnose_directly, forget_the_requests, processors_first
+from support import APP, wait_for
 
 CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
 SMALL = "mkdir -p {0}; mountpoint -q {0} || mount -t tmpfs -o {1} tmpfs {0}; "
@@ -98,15 +95,11 @@ def processors_for_all_hosts(topology):
         yield
 
 
-def diagnose(topology):
-    """Run it as an administrator does; returns (its exit code, the findings, the output)."""
-    with tempfile.TemporaryDirectory(dir=SCENARIO_HOME) as directory:
-        run = topology.app1.run("playbooks/diagnose.yml", report_dir=directory)
-        path = Path(directory) / "diagnosis.json"
-        assert path.exists(), run.output[-5000:]
-        report = json.loads(path.read_text())
-    assert len(report["hosts"]) == 5
-    return run.code, report["findings"], run.output
+def findings(topology, look=diagnose_directly) -> tuple:
+    """Return (the exit code, the findings, the report)."""
+    seen = look(topology.app1)
+    assert len(seen.report["hosts"]) == 5
+    return seen.code, seen.report["findings"], seen.output
 
 
 def healthy(topology):
@@ -130,10 +123,10 @@ def broken(topology, name: str, fault: str):
         host.shell("systemctl reset-failed; true")
 
 
-@pytest.mark.parametrize("run", range(3))
-def test_a_healthy_site_has_no_finding(topology, run):
+@pytest.mark.parametrize("look", [diagnose, diagnose_directly, diagnose_directly])
+def test_a_healthy_site_has_no_finding(topology, look):
     healthy(topology)
-    code, found, output = diagnose(topology)
+    code, found, output = findings(topology, look)
     assert (code, [(one["rule"], one["host"]) for one in found]) == (0, []), output[-4000:]
 
 
@@ -141,7 +134,7 @@ def test_a_healthy_site_has_no_finding(topology, run):
 def test_both_causes_come_before_their_symptoms(topology, first, second):
     healthy(topology)
     with broken(topology, *first), broken(topology, *second):
-        _code, found, output = diagnose(topology)
+        _code, found, output = findings(topology, diagnose if (first, second) == PAIRS[0] else diagnose_directly)
     wanted = {(FAULTS[fault][0], getattr(topology, name).host) for name, fault in (first, second)}
     assert {(one["rule"], one["host"]) for one in found[:2]} == wanted, (
         [(one["rule"], one["host"], one["root"]) for one in found], output[-4000:],
@@ -155,7 +148,7 @@ def test_an_unreachable_host_and_a_full_disk(topology):
     with broken(topology, "app1", "inodes gone"):
         subprocess.run(["docker", "pause", topology.db.host], check=True, capture_output=True, timeout=60)
         try:
-            code, found, output = diagnose(topology)
+            code, found, output = findings(topology, diagnose)
         finally:
             subprocess.run(["docker", "unpause", topology.db.host], check=True, capture_output=True, timeout=60)
     wanted = {("HostUnreachable", topology.db.host), ("InodesGone", topology.app1.host)}

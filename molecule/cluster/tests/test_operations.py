@@ -72,10 +72,6 @@ def test_every_secret_is_rotated(topology, capsys):
         assert not any(accepts(topology, password) for password in topology.vault.previous[name])
     again = topology.app1.run("playbooks/rotate.yml", timeout=1800, **settings)
     assert (again.code, again.changed) == (0, 0), again.output[-6000:]
-    deploy = topology.app1.run(
-        "deploy.yml", shiftmaster_version=topology.app1.live_version(), shiftmaster_watch_seconds=3
-    )
-    assert (deploy.code, deploy.changed) == (0, 0), deploy.output[-6000:]
 
 
 def still_outdated(topology) -> list:
@@ -95,8 +91,6 @@ def test_patched_without_an_interruption(topology, capsys):
     # Services that need an interruption are not restarted, and the run reports them. Nothing else is left.
     assert still_outdated(topology) == [set(), set(), set(), {"postgres"}, {"redis-server"}]
     assert run.prints("wait for a restart, which interrupts: postgresql@", "redis-server.service"), run.output[-4000:]
-    again = topology.app1.run("playbooks/patch.yml", timeout=1800, reboot="never")
-    assert (again.code, again.changed) == (0, 0), again.output[-6000:]
 
 
 def restarting(topology, policy: str) -> None:

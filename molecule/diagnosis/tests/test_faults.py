@@ -364,7 +364,9 @@ def test_processor_hog(operations):
         # The load is the average of a minute: the first seconds of a program are a burst.
         processors = int(operations.shell("nproc"))
         wait_for(lambda: float(operations.shell("cat /proc/loadavg").split()[0]) > processors, 120, "the load")
-        wait_for(lambda: "CpuHog" in diagnose_directly(operations, area="cpu").names, 120, "a look in which it has them")
+        wait_for(
+            lambda: "CpuHog" in diagnose_directly(operations, area="cpu").names, 120, "a look in which it has them"
+        )
         seen = assert_first(operations, "CpuHog")
         assert "hog.service" in json.dumps(seen.finding("CpuHog"))
         assert_fixed_by_the_suggestion(operations, seen)

@@ -13,7 +13,7 @@ from support import SCENARIO_HOME, wait_for
 WRITERS = 8
 SECONDS = 8
 WAYS = {
-    # way: (options of a deploy, whether the WAL is received, the most that may be lost, in seconds, how often it is tried)
+    # way: (options of a deploy, whether the WAL is received, the most seconds that may be lost, how often it is tried)
     "synchronous": ({"backup_wal_synchronous": True}, True, 0.0, 5),
     "archive alone": ({"backup_wal_receive": False}, False, 60.0, 2),
     # The last one, since it is what the inventory has.
