@@ -314,6 +314,14 @@ def test_the_history_continues_after_a_damaged_manifest(tmp_path):
     assert manifests.history(str(tmp_path / "none")) == ([], [])
 
 
+def test_problems_of_the_history_are_in_the_order_of_their_files(tmp_path, monkeypatch):
+    names = ["b.json", "c.json", "a.json"]
+    for name in names:
+        (tmp_path / name).write_text("{")
+    monkeypatch.setattr(manifests.os, "listdir", lambda _directory: names)
+    assert [one.split(" ")[0].rsplit("/", 1)[1] for one in manifests.history(str(tmp_path)).problems] == sorted(names)
+
+
 def test_the_last_restore_test_of_a_backup_is_its_verification():
     first, second = good_run(), good_run(NOW + 86400, "next", label="later")
     assert manifests.verifications([first]) == {DATABASE["label"]: True}

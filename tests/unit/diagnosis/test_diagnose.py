@@ -778,6 +778,11 @@ def test_a_log_is_read_back_over_its_rotation(tmp_path):
     os.utime(tmp_path / "error.log-20260101.gz", (now - 9 * 3600, now - 9 * 3600))
     assert read() == (True, 2)
     assert list(logs.logs(setting)["files"]) == ["application"]
+    # More than is read at first.
+    long = line_of(now - 3600) + line_of(now - 60, "[INFO] fine") * (logs._TAIL // 30)
+    assert logs._TAIL < len(long) < logs._MOST
+    path.write_text(long)
+    assert read() == (True, 3)
     # More than is read, and none of it from before the night; an unreadable file.
     path.write_text(line_of(now - 60, "[INFO] fine") * (logs._MOST // 30))
     assert read() == (False, 0)
@@ -1627,6 +1632,10 @@ def test_requests_are_read_out_of_the_rotated_access_log_too(tmp_path, monkeypat
     with gzip.open(str(log) + ".2.gz", "wb") as stream:
         stream.write(access(now - 30, 502).encode())
     assert logs.requests(setting)["by_status"] == {"200": 1, "502": 1}
+    # With 64 KiB of its own it needs no packed one.
+    lines = access(now - 10)
+    log.write_text(lines + "x" * ((1 << 16) - len(lines) - 1) + "\n")
+    assert logs.requests(setting)["by_status"] == {"200": 1}
     (tmp_path / "access.log.1").write_text(access(now - 20, 404))
     assert logs.requests(setting)["by_status"] == {"200": 1, "404": 1}
 

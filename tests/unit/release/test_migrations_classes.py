@@ -228,6 +228,13 @@ def test_expand_is_not_trusted_where_the_old_code_names_what_goes(operations):
             HEAD % "" + "class Migration(migrations.Migration):\n    operations = []\n    def a(self): pass\n",
             "holds code",
         ),
+        *(
+            (
+                HEAD % "" + f"class Migration(migrations.Migration):\n    replaces = {value}\n    operations = []\n",
+                "list of replaced migrations is computed",
+            )
+            for value in ("make()", "[('shifts', '0001'), make()]")
+        ),
         (HEAD % "" + CLASS % ("", "", "") + "Migration.operations.append(x)\n", "outside the class"),
         (HEAD % "" + CLASS % ("", "", "") + "Migration.operations = x\n", "outside the class"),
         (HEAD % "from other import Base" + "class Migration(Base):\n    operations = []\n", "does not inherit"),

@@ -197,8 +197,9 @@ def test_a_page_that_failed_in_the_version_before_breaks_nothing(site):
     assert result.breach == "" and result.errors >= 2
 
 
-def test_a_page_that_fails_is_watched_until_there_is_enough_to_compare(site):
-    site.responses["/"] = 503
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_page_that_fails_is_watched_until_there_is_enough_to_compare(site, status):
+    site.responses["/"] = status
     result = watch.watch(dict(site.options, paths=["/"], seconds=0.5))
     assert "10 of 10 requests" in result.breach
 
