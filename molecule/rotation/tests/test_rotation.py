@@ -3,7 +3,6 @@
 import hashlib
 import time
 
-import pytest
 from support import BROWSER, PASSWORD, POINTS, SCENARIO_HOME, kill_run, load, wait_for
 
 DATABASE, REDIS = "vault_shiftmaster_database_password", "vault_shiftmaster_redis_password"
@@ -202,49 +201,52 @@ def log_contains(text: str):
     return lambda _operations, _vault: text in LOG.read_text()
 
 
-# Where the run is killed: (the state by then, a fault-injection point). Scenario kills has every point of
-# a release; of those that a rotation makes, one before and one after the switch are enough here.
+def is_held(operations, _vault) -> str:
+    return operations.shell(f"ls {POINTS}/*.reached", check=False)
+
+
+# Where runs are killed, in the order of a run: (the state by then, a fault-injection point). Scenario kills has every
+# point of a release; of those that a rotation makes, one before and one after the switch are enough here.
 KILLS = {
     "the database has the new login": (
         lambda operations, vault: has_login(operations, vault.current[DATABASE]),
         None,
     ),
-    "built": (None, "built"),
-    "switched to what accepts the new key": (None, "switched"),
+    "built": (is_held, "built"),
+    "switched to what accepts the new key": (is_held, "switched"),
     "the old logins are about to end": (log_contains("TASK [rotation : Old secrets | Query the secrets"), None),
     "the old login of the database ends": (log_contains("TASK [rotation : Old secrets | End earlier logins"), None),
 }
 
 
-@pytest.mark.parametrize("kill", KILLS)
-def test_killed_and_run_again(operations, vault, kill):
-    condition, point = KILLS[kill]
+def test_killed_at_one_point_after_the_other_and_run_again(operations, vault):
+    """Each run continues what the killed one before it has left, and reaches a later point; the last one ends."""
     vault.renew()
     before = timestamp()
     session = Session(operations)
-    if point:
-        operations.hold(point)
-    with load(operations, *FEW_CLIENTS, seconds=1800) as traffic:
-        process = operations.start(
-            "playbooks/rotate.yml", LOG, certificates_before=before, **FAST, **vault.variables
-        )  # fmt: skip
-        wait_for(
-            lambda: process.poll() is not None
-            or (condition(operations, vault) if condition else operations.shell(f"ls {POINTS}/*.reached", check=False)),
-            900, kill,
-        )  # fmt: skip
-        assert process.poll() is None, LOG.read_text()[-3000:]
-        kill_run(operations, process)
-        operations.release_hold()
-        assert operations.live_version(5) == "2.0.0"
+    with load(operations, *FEW_CLIENTS, seconds=3600) as traffic:
+        for kill, (condition, point) in KILLS.items():
+            if point:
+                operations.hold(point)
+            process = operations.start(
+                "playbooks/rotate.yml", LOG, certificates_before=before, **FAST, **vault.variables
+            )  # fmt: skip
+            wait_for(
+                lambda process=process, condition=condition: process.poll() is not None
+                or condition(operations, vault), 900, kill,
+            )  # fmt: skip
+            assert process.poll() is None, f"{kill}: {LOG.read_text()[-3000:]}"
+            kill_run(operations, process)
+            operations.release_hold()
+            assert operations.live_version(5) == "2.0.0", kill
         run = rotate(operations, vault, certificates_before=before)
         assert run.code == 0, run.output[-6000:]
     traffic.assert_flawless()
     assert session.logged_in()
     assert_only_the_new_ones(operations, vault)
-    if kill == list(KILLS)[-1]:  # All their remains are repaired.
-        again = rotate(operations, vault, certificates_before=before)
-        assert (again.code, again.changed) == (0, 0), again.output[-6000:]
+    # All their remains are repaired.
+    again = rotate(operations, vault, certificates_before=before)
+    assert (again.code, again.changed) == (0, 0), again.output[-6000:]
 
 
 def test_bad_input_changes_nothing(operations, vault):
