@@ -30,8 +30,7 @@ def outside(operations, backups, first):
     assert run.code == 0, run.output[-4000:]
     run = operations.run("deploy.yml", *ROLE, **options)
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
-    yield options
-    assert operations.run("deploy.yml", *ROLE).code == 0
+    return options
 
 
 def test_an_invalid_store_is_rejected(operations, first):
@@ -81,49 +80,6 @@ def test_a_flipped_bit_off_site_is_found(backups, outside):
         backups.shell(f"cp -p /root/kept {path}")
 
 
-def store(backups, *dates: str) -> None:
-    """Start a stub for a store of S3 (moto) with a certificate of these dates; it keeps what it has in memory."""
-    backups.shell(
-        "openssl req -x509 -newkey rsa:2048 -nodes -keyout /root/store.key -out /etc/ssl/store.crt -subj /CN=localhost "
-        f"-addext subjectAltName=DNS:localhost {' '.join(dates)} 2>/dev/null; systemctl stop store 2>/dev/null; "
-        "systemctl reset-failed store 2>/dev/null; "
-        "systemd-run --quiet --unit=store python3 -m moto.server -H 127.0.0.1 -p 5005 -c /etc/ssl/store.crt "
-        "-k /root/store.key; until curl -sk https://localhost:5005/ -o /dev/null; do sleep 1; done",
-        timeout=120,
-    )
-
-
-def test_a_store_of_s3(operations, backups, outside):
-    needed = "python3-moto python3-flask python3-flask-cors"
-    backups.shell(f"apt-get -qy install --no-install-recommends {needed} >/dev/null", timeout=900)
-    store(backups, "-days 30")
-    backups.shell("curl -sSk -X PUT https://localhost:5005/shiftmaster")
-    options = {
-        "backup_offsite_repository": "s3:https://localhost:5005/shiftmaster",
-        "backup_offsite_ca_file": "/etc/ssl/store.crt",
-        "vault_backup_offsite_password": PASSWORD,
-        "vault_backup_offsite_access_key": "key-of-the-store",
-        "vault_backup_offsite_secret_key": "secret-of-the-store",
-    }
-    try:
-        run = operations.run("deploy.yml", *ROLE, **options)
-        assert run.code == 0, run.output[-4000:]
-        manifest = backups.run(only="files")
-        assert "restored and compared" in manifest["parts"]["files"]["offsite"]
-        assert "secret-of-the-store" not in backups.log()
-        # Its certificate runs out: nothing is sent any more, and what is here is good.
-        store(backups, "-not_before 20250101000000Z -not_after 20250601000000Z")
-        kept = backups.kept()
-        manifest = backups.run(check=False, only="files")
-        assert manifest["parts"]["files"]["result"] == "succeeded" and kept < backups.kept()
-        assert "not brought outside" in backups.why(manifest) and "expired" in backups.why(manifest), manifest
-        assert backups.metric("shiftmaster_backup_failed")["run"] == 1
-    finally:
-        backups.shell("systemctl stop store")
-        run = operations.run("deploy.yml", *ROLE, **outside)
-    assert run.code == 0, run.output[-4000:]
-
-
 def test_no_secret_of_the_store_is_readable_by_others(backups, outside):
     for name in ("offsite.password", "offsite.key", "offsite.json"):
         assert backups.shell(f"stat -c '%a %U' /etc/shiftmaster-backup/{name}").strip() == "600 root"
@@ -158,3 +114,45 @@ def test_a_host_without_its_backups_fetches_them(operations, backups, outside):
     assert {part["result"] for part in manifest["parts"].values()} == {"succeeded"}
     assert manifest["parts"]["database"]["kind"] == "full"
     backups.shell("rm -r /root/lost")
+
+
+def store(backups, *dates: str) -> None:
+    """Start a stub for a store of S3 (moto) with a certificate of these dates; it keeps what it has in memory."""
+    backups.shell(
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout /root/store.key -out /etc/ssl/store.crt -subj /CN=localhost "
+        f"-addext subjectAltName=DNS:localhost {' '.join(dates)} 2>/dev/null; systemctl stop store 2>/dev/null; "
+        "systemctl reset-failed store 2>/dev/null; "
+        "systemd-run --quiet --unit=store python3 -m moto.server -H 127.0.0.1 -p 5005 -c /etc/ssl/store.crt "
+        "-k /root/store.key; until curl -sk https://localhost:5005/ -o /dev/null; do sleep 1; done",
+        timeout=120,
+    )
+
+
+def test_a_store_of_s3(operations, backups, outside):
+    """The last one: the host has another store after it."""
+    needed = "python3-moto python3-flask python3-flask-cors"
+    backups.shell(f"apt-get -qy install --no-install-recommends {needed} >/dev/null", timeout=900)
+    store(backups, "-days 30")
+    backups.shell("curl -sSk -X PUT https://localhost:5005/shiftmaster")
+    options = {
+        "backup_offsite_repository": "s3:https://localhost:5005/shiftmaster",
+        "backup_offsite_ca_file": "/etc/ssl/store.crt",
+        "vault_backup_offsite_password": PASSWORD,
+        "vault_backup_offsite_access_key": "key-of-the-store",
+        "vault_backup_offsite_secret_key": "secret-of-the-store",
+    }
+    try:
+        run = operations.run("deploy.yml", *ROLE, **options)
+        assert run.code == 0, run.output[-4000:]
+        manifest = backups.run(only="files")
+        assert "restored and compared" in manifest["parts"]["files"]["offsite"]
+        assert "secret-of-the-store" not in backups.log()
+        # Its certificate runs out: nothing is sent any more, and what is here is good.
+        store(backups, "-not_before 20250101000000Z -not_after 20250601000000Z")
+        kept = backups.kept()
+        manifest = backups.run(check=False, only="files")
+        assert manifest["parts"]["files"]["result"] == "succeeded" and kept < backups.kept()
+        assert "not brought outside" in backups.why(manifest) and "expired" in backups.why(manifest), manifest
+        assert backups.metric("shiftmaster_backup_failed")["run"] == 1
+    finally:
+        backups.shell("systemctl stop store")

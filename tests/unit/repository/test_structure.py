@@ -124,6 +124,23 @@ def path_of_a_deploy():
     return files
 
 
+def test_rules_of_a_preflight_are_known_in_its_play():
+    """Variables of a role that is included, not imported, are known to this role alone."""
+    of_all = {name for path in (ROOT / "group_vars/all").glob("*.yml") for name in load(path)}
+    found = []
+    for path in PLAYBOOKS:
+        for play in load(path):
+            tasks = list(tasks_of(play.get("tasks", [])))
+            imported = {
+                task["ansible.builtin.import_role"]["name"] for task in tasks if "ansible.builtin.import_role" in task
+            }
+            files = [ROOT / "roles" / role / "vars/main.yml" for role in imported]
+            known = of_all.union(play.get("vars", {}), *(load(file) for file in files if file.exists()))
+            named = {name for task in tasks for name in task.get("vars", {}).get("preflight_rules", [])}
+            found += [f"{path.name}: {name}" for name in sorted(named - known)]
+    assert found == []
+
+
 def test_the_path_of_a_deploy_has_few_files():
     files = path_of_a_deploy()
     assert len(files) == len(set(files)) and all(path.exists() for path in files)
