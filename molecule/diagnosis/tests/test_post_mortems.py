@@ -53,7 +53,8 @@ def test_the_true_cause_of_an_unknown_fault_is_the_first_finding(operations, fac
     forget(operations)
     operations.shell(f"cp -p {facts['release']}/env /root/env")
     with load(operations, *USERS, seconds=400):
-        time.sleep(12)
+        # Some thirty pages that were served.
+        time.sleep(8)
         try:
             operations.shell(filled(fault["inject"], facts), check=False, timeout=200)
             time.sleep(fault.get("seconds", 20))
@@ -83,11 +84,11 @@ ROUNDS = 10
 
 @pytest.mark.parametrize("event", [*EVENTS, "deploy"], ids=lambda name: name.replace(" ", "-"))
 def test_normal_events_on_a_healthy_host_cause_no_finding(operations, facts, event):
-    """`ROUNDS` rounds altogether for each event, over some two minutes."""
+    """`ROUNDS` rounds for each event, over more than a minute."""
     forget(operations)
     false = []
     with processors_first(operations), load(operations, *USERS, seconds=900):
-        time.sleep(15)
+        time.sleep(8)
         if event == "deploy":
             assert operations.deploy({"2.0.0": "2.1.0"}.get(operations.health()["version"], "2.0.0")).code == 0
         else:
@@ -100,5 +101,5 @@ def test_normal_events_on_a_healthy_host_cause_no_finding(operations, facts, eve
                 for one in seen.report["findings"]
                 if one["rule"] not in OF_THE_MACHINE
             ]
-            time.sleep(8)
+            time.sleep(4)
     assert false == []
