@@ -424,12 +424,26 @@ def tests_of_line(source: bytes, line: int, called: dict) -> set | None:
     return found if found and "" not in found else None
 
 
+def isolate() -> None:
+    """As root, start again where temporary directories are the only ones that can be written to.
+
+    A wrong edit may do anything: one put a link in the place of /dev/null.
+    """
+    if os.geteuid() or os.environ.get("MUTANTS_ISOLATED"):
+        return
+    mounts = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && mount -o remount,bind,ro /dev'
+    script = mounts + ' && exec env MUTANTS_ISOLATED=1 "$@"'
+    words = ["sh", "-c", script, tempfile.gettempdir(), sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
+    os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", *words])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("modules", nargs="*", default=MODULES)
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the random choice; default: the time")
     parser.add_argument("--each", type=int, default=8, help="mutants of each module; 0: all (default: 8)")
     options = parser.parse_args()
+    isolate()
     # For the children, which begin with a copy of this process.
     import ansible.module_utils.basic
     import ansible.module_utils.testing  # noqa: F401

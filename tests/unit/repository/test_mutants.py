@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import random
+import subprocess
+import sys
 
 import mutants
 import pytest
@@ -148,3 +150,18 @@ def test_tests_of_a_module_are_those_that_import_it_and_not_one_of_the_same_name
         (tmp_path / "tests/unit" / ("test_%s.py" % name)).write_text(text)
     found = mutants.tests_of("backup.report", tmp_path)
     assert found == ["tests/unit/test_%s.py" % name for name in ("of_report", "a_log", "b")]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not run: only root is isolated")
+def test_a_wrong_edit_that_runs_as_root_can_write_to_temporary_directories_alone(monkeypatch, tmp_path):
+    monkeypatch.delenv("MUTANTS_ISOLATED", raising=False)
+    started = []
+    monkeypatch.setattr(os, "execvp", lambda _file, words: started.append(words))
+    mutants.isolate()
+    (words,) = started
+    files = ["/dev/shiftmaster-test", str(mutants.ROOT / "shiftmaster-test"), str(tmp_path / "written")]
+    script = f"touch {' '.join(files)} 2>/dev/null; echo $MUTANTS_ISOLATED; echo > /dev/null && echo end"
+    isolated = words[: words.index(sys.executable)]
+    done = subprocess.run([*isolated, "sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "end"]
+    assert [path for path in files if os.path.exists(path)] == files[2:]
