@@ -432,7 +432,8 @@ def isolate() -> None:
     if os.geteuid() or os.environ.get("MUTANTS_ISOLATED"):
         return
     mounts = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && mount -o remount,bind,ro /dev'
-    script = mounts + ' && exec env MUTANTS_ISOLATED=1 "$@"'
+    # Ansible makes its own directory when it is imported.
+    script = mounts + ' && exec env MUTANTS_ISOLATED=1 ANSIBLE_HOME="$0/mutants-ansible" "$@"'
     words = ["sh", "-c", script, tempfile.gettempdir(), sys.executable, str(Path(__file__).resolve()), *sys.argv[1:]]
     os.execvp("unshare", ["unshare", "--mount", "--propagation", "private", *words])
 
@@ -460,10 +461,14 @@ def main() -> int:
             source = path.read_bytes()
             chosen = sample(module, options.each, random.Random("%d %s" % (options.seed, module)), equivalent)
             log = place.parent / "log"
-            if in_child(lambda: tries(place, path, tests, chosen), log, 3600).code:  # noqa: B023 - called at once
+            result = place.parent / "noted"
+            result.unlink(missing_ok=True)
+            ended = in_child(lambda: tries(place, path, tests, chosen), log, 3600)  # noqa: B023 - called at once
+            # Without a result they could not be collected.
+            if ended.code or not result.exists():
                 print(log.read_text(errors="replace"))
                 sys.exit("The unit tests of %s fail without a mutant" % module)
-            noted = json.loads((place.parent / "noted").read_text())
+            noted = json.loads(result.read_text())
             # Bytecode of the original source: a mutant of the same second and size would be taken for it.
             for compiled in path.parent.glob("__pycache__/%s.*.pyc" % path.stem):
                 compiled.unlink()
