@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 
 import pytest
-from diagnosing import diagnose, diagnose_directly, forget_the_requests, processors_first
+from diagnosing import diagnose, diagnose_directly, forget_the_requests, processors_first, recorded
 from support import APP, wait_for
 
 CERTIFICATE = "/etc/ssl/certs/shiftmaster.crt"
@@ -92,6 +92,7 @@ def processors_for_all_hosts(topology):
     with contextlib.ExitStack() as stack:
         for host in topology.all:
             stack.enter_context(processors_first(host))
+        recorded(topology.app1)
         yield
 
 

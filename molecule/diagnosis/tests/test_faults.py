@@ -26,6 +26,7 @@ from diagnosing import (
     forget_the_requests,
     marks,
     processors_first,
+    recorded,
     second_inventory,
 )
 from support import APP, enqueue, load, wait_for
@@ -254,6 +255,9 @@ def execute_suggested_commands(operations, seen) -> dict:
 def test_the_true_cause_is_the_first_finding(operations, facts, name):
     rule, injure, fix = FAULTS[name]
     look = diagnose if name in BY_PLAYBOOK else diagnose_directly
+    if look is diagnose_directly:
+        # Not first while the host is broken.
+        recorded(operations)
     operations.shell(injure.format(**facts), check=False)
     is_fixed = False
     try:

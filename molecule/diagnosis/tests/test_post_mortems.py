@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from diagnosing import PSQL, diagnose_directly, facts_of, forget, processors_first
+from diagnosing import PSQL, diagnose_directly, facts_of, forget, processors_first, recorded
 from support import load, wait_for
 
 pytestmark = pytest.mark.usefixtures("healthy")
@@ -33,6 +33,7 @@ def filled(command: str, facts: dict) -> str:
 @pytest.fixture
 def facts(operations):
     found = facts_of(operations)
+    recorded(operations)
     run = (
         "systemd-run --quiet --wait --pipe --collect --property=User=shiftmaster"
         " --property=EnvironmentFile={release}/env --property=WorkingDirectory={release}/source {release}/venv/bin/"
