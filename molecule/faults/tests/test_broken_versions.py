@@ -14,6 +14,8 @@ BROKEN = {
     "broken-worker": (["Celery"], False),
     "broken-template": (["broke under traffic", "is live again", "/var/log/shiftmaster/error.log"], True),
 }
+# Waited for in full by those that hang or whose worker does not start.
+SOON = {"shiftmaster_health_timeout_seconds": 6, "shiftmaster_worker_gate_seconds": 40}
 
 
 @pytest.mark.sample("broken-template")
@@ -23,7 +25,8 @@ def test_broken_version(operations, version):
     before = operations.live_version(30)
     current = operations.shell(f"readlink -f {APP}/current").strip()
     with load(operations, "--clients", "8", "--think-seconds", "0.3", seconds=400) as traffic:
-        run = operations.deploy(version, shiftmaster_watch_seconds=20)
+        soon = SOON if version in ("broken-hang", "broken-worker") else {}
+        run = operations.deploy(version, shiftmaster_watch_seconds=20, **soon)
     assert run.code == 2, run.output[-4000:]
     assert run.prints(*sentences, f"Version {before} is still live."), run.output[-6000:]
     assert operations.live_version(10) == before
