@@ -111,6 +111,7 @@ CATALOG = {
         "maxmemory の {percent}% を使用中で、追い出しは無効です",
     ),
     "redis.persistence": ("cannot save to disk ({fields})", "ディスクへ保存できません({fields})"),
+    "redis.write": ("a write fails: {error}", "書き込めません: {error}"),
     "redis.replication": (
         "the replica has lost its primary ({fields})",
         "レプリカがプライマリと切断されています({fields})",
@@ -145,6 +146,10 @@ CATALOG = {
     "celery.few": (
         "{count} of at least {wanted} workers respond{names}",
         "必要な {wanted} 個中 {count} 個のワーカーのみ応答{names}",
+    ),
+    "celery.idle": (
+        "{names} respond, but no tasks are taken from: {queues}",
+        "{names} は応答していますが、次のキューからタスクを取得していません: {queues}",
     ),
     "units": ("{count} unit(s) active", "{count} 個のユニットが稼働中"),
     "disk": (
@@ -353,6 +358,7 @@ CATALOG = {
         "it accepts connections and does not respond: systemctl status {unit}; redis-cli SLOWLOG GET; systemctl restart {unit}",
         "接続後に応答がありません。systemctl status {unit}、redis-cli SLOWLOG GET、systemctl restart {unit}",
     ),
+    "hint.redis.write": commands("redis-cli INFO clients; redis-cli ACL LIST; redis-cli INFO memory"),
     "hint.redis.replication": (
         "redis-cli INFO replication; the network to the primary",
         "redis-cli INFO replication とプライマリへのネットワークを確認してください",
