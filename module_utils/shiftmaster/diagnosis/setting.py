@@ -39,6 +39,7 @@ PARTS = {
     "requests": Part(logs.requests, ("app", "cpu", "network"), 5, ("web", "app")),
     "ports": Part(network.ports, ("app", "db", "network"), 5),
     "firewall": Part(network.firewall, ("app", "db", "network"), 5),
+    "routes": Part(network.routes, ("app", "db", "network"), 4),
     "names": Part(network.names, ("app", "network"), 6),
     "certificates": Part(network.certificates, ("app", "network"), 6),
     "http": Part(network.http, ("app", "network"), 6, ("web", "app")),

@@ -474,7 +474,7 @@ def test_finding_is_complete_in_both_languages(name):
 
 FIELDS = {
     "name", "component", "severity", "symptom", "areas", "functions", "each", "let", "when", "own_when", "explains", "title",
-    "cause", "advice", "evidence", "fix", "alert", "depth", "guide", "commands", "critical_when",
+    "cause", "advice", "evidence", "fix", "alert", "depth", "guide", "commands", "critical_when", "effect", "of_changes",
 }  # fmt: skip
 
 
