@@ -736,6 +736,12 @@ def test_problems_are_grouped_by_what_was_raised():
         ("2026-01-31 08:00:00.123 JST [7] [user=a,db=b,app=,client=] FATAL:  password authentication failed", True),
         ("812:M 31 Jan 2026 08:00:00.123 # Failed opening the RDB file", True),
         ("812:M 31 Jan 2026 08:00:00.123 * Background saving terminated with success", False),
+        (
+            "812:M 31 Jan 2026 08:00:00.123 # Bad file format reading the append only file appendonly.aof.1.incr.aof",
+            True,
+        ),
+        ("812:M 31 Jan 2026 08:00:00.123 # WARNING Memory overcommit must be enabled!", False),
+        ("812:M 31 Jan 2026 08:00:00.123 # Redis is now ready to exit, bye bye...", False),
     ],
 )
 def test_lines_that_are_errors(line, bad):
