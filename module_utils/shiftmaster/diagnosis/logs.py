@@ -84,7 +84,7 @@ _BAD = re.compile(
     r"\b(ERROR|CRITICAL|FATAL|PANIC|emerg|alert|crit|error)\b|^[\w.]+(?:Error|Exception|Warning)?: |Traceback|\[error\]"
     r"|was terminated by signal|Too many open files"
     # What Redis warns of, without what each start and stop says.
-    r"|^\d+:\w \d\d \w{3} \d{4} [\d:.]+ # (?!WARNING|oO0|Redis |Configuration|Server|User requested|Received SIG|Connection)"
+    r"|^\d+:\w \d\d \w{3} \d{4} [\d:.]+ # (?!WARNING|oO0|Redis |Configuration|Server|User req|Received SIG|Connection)"
     r"|No space left|Permission denied"
 )
 # The level as gunicorn and Django, Celery, nginx and PostgreSQL write it; where there is one, it alone decides.

@@ -97,9 +97,15 @@ def unit_processes(setting, group: str, groups: dict) -> dict:
             # Frozen by a control group that is not the unit's own.
             refrigerated += match.group(1) in "DS" and read(setting.proc, pid, "wchan") in _FREEZERS
     frozen = numbers(read(setting.cgroup, group.lstrip("/"), "cgroup.events")).get("frozen", 0) if group else 0
+    # Older kernels have a hierarchy of their own for it.
+    freezer = ""
+    if refrigerated and not frozen:
+        lines = "".join(read(setting.proc, pid, "cgroup") for pid in pids[:200])
+        freezer = max(re.findall(r"^\d+:freezer:(/[^\s;&|$`'\"]+)$", lines, re.M), key=len, default="")
     frozen = frozen or int(refrigerated > 0)
     stopped, waiting = states.get("T", 0), states.get("D", 0) - refrigerated
-    return {"processes": len(pids), "stopped": stopped, "waiting_for_disk": waiting, "frozen": frozen}
+    found = {"processes": len(pids), "stopped": stopped, "waiting_for_disk": waiting, "frozen": frozen}
+    return dict(found, freezer=freezer) if freezer else found
 
 
 def journal_of(unit: str, lines: int = _LINES) -> list:

@@ -1545,7 +1545,9 @@ def test_stopped_processes_of_a_unit(tmp_path):
     (tmp_path / "proc" / "6" / "status").write_text("Name: x\nState:\tD (disk sleep)\n")
     (tmp_path / "proc" / "6" / "wchan").write_text("__refrigerator")
     found = services.unit_processes(setting, "/system.slice/x.service", groups)
-    assert (found["waiting_for_disk"], found["frozen"]) == (0, 1)
+    assert (found["waiting_for_disk"], found["frozen"]) == (0, 1) and "freezer" not in found
+    (tmp_path / "proc" / "6" / "cgroup").write_text("4:memory:/system.slice/x.service\n7:freezer:/held\n")
+    assert services.unit_processes(setting, "/system.slice/x.service", groups)["freezer"] == "/held"
 
 
 def test_units_that_another_one_stops_again_and_again():
