@@ -31,7 +31,7 @@ PARTS = {
     "traffic": Part(disk.traffic, ("disk", "cpu"), 4),
     "units": Part(services.units, _ALL, 10),
     "journal": Part(services.journal, ("app", "db"), 6),
-    "changes": Part(services.changes, _ALL, 5),
+    "changes": Part(services.changes, _ALL, 9),
     # For the charts and the timeline, whatever is queried.
     "history": Part(history.history, _ALL, 6),
     "containers": Part(services.containers, ("app",), 5),
