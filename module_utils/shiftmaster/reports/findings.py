@@ -569,7 +569,8 @@ def changes_of(host: dict) -> list:
     for one in (parts.get("clusters") or {}).get("clusters") or []:
         for row in one.get("altered") or []:
             what = "ALTER SYSTEM SET %s = '%s'" % (row["name"], row["value"])
-            found.append({"what": what, "at": row["at"], "felt": felt_of("postgresql"), "setting": row["name"]})
+            entry = {"what": what, "at": row["at"], "felt": felt_of("postgresql")}
+            found.append(dict(entry, setting=row["name"], value=row["value"]))
     return [one for one in found if isinstance(one["at"], (int, float))]
 
 
