@@ -170,6 +170,9 @@ def check_pages(options: dict, context: Context) -> Outcome:
         if result.status >= 500:
             data = {"http_status": result.status}
             return Outcome(UNHEALTHY, (), "status", data, "%s: HTTP %d" % (page, result.status))
+        if options.get("access_log") and symptoms.SITE_HEADER not in result.headers:
+            detail = message("pages.other", page=printable(page), status=result.status)
+            return Outcome(UNHEALTHY, detail, "status", {"http_status": result.status})
     logged, since = symptoms.logged(options["access_log"]) if options.get("access_log") else [], time.time() - 300
     requests = [one for one in logged if one.at >= since]
     failed, failing = sum(one.failed for one in requests), symptoms.failing(requests)

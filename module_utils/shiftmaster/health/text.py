@@ -57,6 +57,10 @@ CATALOG = {
         "pages respond; {errors} of {requests} requests of the last 5 minutes failed",
         "画面は応答しています。直近 5 分間の {requests} 件中 {errors} 件のリクエストが失敗",
     ),
+    "pages.other": (
+        "{page}: HTTP {status} of another site of the web server, not of ShiftMaster",
+        "{page}: ShiftMaster ではなく、Web サーバーの別のサイトが応答しています(HTTP {status})",
+    ),
     "pages.failing": (
         "{errors} of {requests} requests of the last 5 minutes failed and still fail: {pages}",
         "直近 5 分間の {requests} 件中 {errors} 件のリクエストが失敗し、継続しています: {pages}",

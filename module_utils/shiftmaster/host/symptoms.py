@@ -23,6 +23,8 @@ FAILING_SHARE = 0.05
 HANGS_SECONDS = 5
 # Of a page that was served before they say that something has changed.
 REFUSALS = (400, 403, 404, 405, 410, 411, 413, 414, 415, 421, 431)
+# Every response of the site has it (role nginx), an error's as well.
+SITE_HEADER = "x-request-id"
 _MOST_PAGES = 2000
 _TAIL = 4 << 20
 

@@ -983,11 +983,15 @@ def access_log(tmp_path, statuses):
 )
 def test_pages_as_users_receive_them(monkeypatch, tmp_path, status, error, statuses, expected):
     """Each component may respond while pages hang or fail."""
-    result = probe.HttpResult(status, 0.1, "", error, "timeout" if error else "")
+    result = probe.HttpResult(status, 0.1, "", error, "timeout" if error else "", {"x-request-id": "5f9e"})
     monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: result)
     wanted = options("pages", url="https://localhost", pages=["/"], access_log=access_log(tmp_path, statuses))
     outcome = health_checks.check_pages(wanted, Context(app_root=str(tmp_path)))
     assert (outcome.status, outcome.reason) == expected
+    if outcome.status == "healthy":
+        # Another site of the web server responds.
+        result = result._replace(headers={})
+        assert health_checks.check_pages(wanted, Context(app_root=str(tmp_path))).status == "unhealthy"
 
 
 def test_during_maintenance_pages_are_not_requested(monkeypatch, tmp_path):
@@ -1170,7 +1174,8 @@ def test_every_page_is_requested_with_the_options_of_its_check(monkeypatch, tmp_
     ],
 )
 def test_requests_of_five_minutes_are_counted(monkeypatch, tmp_path, ago, good, bad, expected):
-    monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: probe.HttpResult(200, 0.1, "", None))
+    result = probe.HttpResult(200, 0.1, "", None, headers={"x-request-id": "5f9e"})
+    monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: result)
     line = '{"msec": %f, "status": %d, "path": "/\\u001b%d/"}\n'
     statuses = [200] * good + [500] * bad
     (tmp_path / "log").write_text("".join(line % (time.time() - ago, one, at) for at, one in enumerate(statuses)))
