@@ -117,10 +117,12 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
             continue
         expressions = rule.get("expr", [])
         verdict = next((name for one in expressions for name in ("drop", "reject") if name in one), None)
-        if verdict is None or any("limit" in one for one in expressions):
+        # One that drops what is above a rate may be meant for a flood.
+        limited = any("limit" in one for one in expressions)
+        if verdict is None or (limited and rule["table"] == "shiftmaster"):
             continue
         chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
-        ports, addresses, packets, narrow, ours = set(), [], 0, False, True
+        ports, addresses, packets, narrow, ours = set(), [], 0, limited, True
         # Whether it is about packets to a host that ShiftMaster's parts are not on.
         foreign = False
         for one in expressions:

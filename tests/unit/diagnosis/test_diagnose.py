@@ -912,6 +912,8 @@ def address(field, right, op="=="):
         ([port(443), address("saddr", "@addr-set-nginx")], False),
         ([address("daddr", "172.17.0.2"), {"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "docker0"}}], False),
         ([port(443), {"xt": {"type": "match", "name": "string"}}], False),
+        # A flood alone.
+        ([port(443), {"limit": {"rate": 2, "per": "minute", "inv": True}}], False),
     ],
 )  # fmt: skip
 def test_a_rule_is_certain_to_match_the_hosts_of_this_inventory(expressions, sure):
