@@ -91,7 +91,8 @@ def _interpreter(path: str, user: str) -> dict:
     """
     if not os.path.lexists(path):
         return {"path": path, "works": False, "error": "there is no such file"}
-    blocked = obstacle(path, user, 1)
+    # The file itself is a link to the host's Python.
+    blocked = obstacle(os.path.dirname(path), user, 1) or obstacle(path, user, 1)
     if blocked:
         # Missing rights and users are a finding of their own (rights()).
         works = None if blocked["problem"] in ("rights", "no such user") else False

@@ -1366,6 +1366,14 @@ def test_functions_in_which_statements_fail(tmp_path):
     assert logs.failing_functions(str(tmp_path / "none"), 0) == []
 
 
+def test_an_interpreter_in_a_closed_directory_is_a_matter_of_rights(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to("/usr/bin/env")
+    tmp_path.chmod(0o700)
+    found = application._interpreter(str(tmp_path / "bin/python"), "nobody")
+    assert (found["works"], found["error"]) == (None, "rights")
+
+
 def test_rights_by_mode(tmp_path):
     path = tmp_path / "x"
     path.write_text("")
