@@ -53,7 +53,7 @@ PARTS = {
     "environment": Part(application.environment, ("app", "db"), 3, ("app",)),
     "rights": Part(application.rights, ("app", "disk"), 3, ("app",)),
     "static": Part(application.static, ("app",), 6, ("app",)),
-    "redis": Part(application.redis, ("app", "memory"), 6, ("app",)),
+    "redis": Part(application.redis, ("app", "memory"), 9, ("app",)),
     "cache_server": Part(application.cache_server, ("app", "memory"), 5, ("cache",)),
     "members": Part(network.members, ("app", "network"), 5, ("cache",)),
     "virtual_address": Part(network.virtual_address, ("app", "network"), 4, ("web",)),
