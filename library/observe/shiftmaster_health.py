@@ -112,6 +112,8 @@ options:
       worker_pattern: {type: str, default: "*", description: A shell pattern of the worker names that count. The check
         is faster when it is one name.}
       min_workers: {description: How many workers must respond., type: int, default: 1}
+      queues: {description: "Queues that a responding worker must take tasks from, for V(celery).", type: list,
+        elements: str, default: []}
       units: {type: list, elements: str, default: [], description: "Units that must be active. Of the units that match a
         pattern (C(*), C(?)) only those that failed are wrong, since an idle slot is stopped on purpose."}
       paths: {type: list, elements: path, default: [], description: "Look at the filesystems of these directories only,
@@ -262,6 +264,7 @@ CHECK_OPTIONS = {
     "release_dir": _PATH,
     "worker_pattern": {"type": "str", "default": "*"},
     "min_workers": {"type": "int", "default": 1},
+    "queues": _TEXTS,
     "units": _TEXTS,
     "paths": {"type": "list", "elements": "path", "default": []},
     "exclude": _TEXTS,

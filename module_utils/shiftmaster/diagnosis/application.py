@@ -20,7 +20,7 @@ from ..release.releasecode import ReleaseCode, ReleaseCodeError, run_as
 from ..release.state import State, StateError
 from .engine import Absent
 from .host import processes, read, unit_of
-from .logs import tail
+from .logs import moment, tail
 from .redact import HIDDEN, SECRET_NAME
 
 
@@ -91,7 +91,8 @@ def _interpreter(path: str, user: str) -> dict:
     """
     if not os.path.lexists(path):
         return {"path": path, "works": False, "error": "there is no such file"}
-    blocked = obstacle(path, user, 1)
+    # The file itself is a link to the host's Python.
+    blocked = obstacle(os.path.dirname(path), user, 1) or obstacle(path, user, 1)
     if blocked:
         # Missing rights and users are a finding of their own (rights()).
         works = None if blocked["problem"] in ("rights", "no such user") else False
@@ -356,7 +357,38 @@ def ask_redis(target, queues, timeout: float) -> dict:
             time.sleep(1.0)
             metrics["queues_later"] = {queue: talk.number("LLEN", queue) for queue in queues}
         metrics["unacknowledged"] = talk.number("HLEN", "unacked") if queues else 0
+        for queue in queues:
+            talk.number("SCARD", "_kombu.binding." + queue)
+        metrics["wrong_type"] = sorted(talk.wrong_type)
+        if metrics["connect_ms"] + metrics["latency_ms"] > _SLOW_MS:
+            metrics["busiest"] = busiest_command(talk)
     return metrics
+
+
+# A login and a PING take less than two milliseconds where no other command runs.
+_SLOW_MS = 50
+
+
+def busiest_command(talk, seconds: float = 0.8) -> dict:
+    """Return the command that takes most of the time of Redis, which does one at a time: {command, percent, ms}."""
+
+    def times():
+        rows = re.findall(r"^cmdstat_([^:]+):calls=(\d+),usec=(\d+)", talk.say("INFO", "commandstats") or "", re.M)
+        return {name: (int(calls), int(microseconds)) for name, calls, microseconds in rows}
+
+    began, before = time.monotonic(), times()
+    time.sleep(seconds)
+    after, passed = times(), time.monotonic() - began
+    spent = {name: after[name][1] - before.get(name, (0, 0))[1] for name in after}
+    name = max(spent, key=spent.get, default="")
+    if not name or spent[name] <= 0:
+        return {}
+    calls = max(1, after[name][0] - before.get(name, (0, 0))[0])
+    return {
+        "command": name.replace("|", " ")[:40],
+        "percent": round(min(100.0, spent[name] / 1e4 / passed), 1),
+        "ms": round(spent[name] / calls / 1000, 1),
+    }
 
 
 class Conversation:
@@ -365,6 +397,7 @@ class Conversation:
     def __init__(self, connection, deadline, target):
         self._wire = probe._Wire(connection, deadline)
         self._stream = self._wire.makefile()
+        self.wrong_type = set()
         if target.password is not None:
             self.say("AUTH", *([target.username, target.password] if target.username else [target.password]))
         if target.database:
@@ -373,7 +406,9 @@ class Conversation:
     def say(self, *words):
         try:
             return probe.redis_command(self._wire, self._stream, *words)
-        except probe.RedisError:
+        except probe.RedisError as error:
+            if str(error).startswith("WRONGTYPE"):
+                self.wrong_type.add(words[1])
             return None
 
     def number(self, *words) -> int:
@@ -456,6 +491,8 @@ def worker_log(path: str, unit: str = "") -> dict:
         "received": len(received),
         "ended": len(ended),
         "failed": sum("raised " in line for line in ended),
+        # With what it says between two attempts, of which each line has the time.
+        "lost_at": moment(lost[-1]) if lost else None,
         "broker_lost": bool(lost) and (not connected or lines.index(lost[-1]) > connected[-1]),
         "last": lines[-1][:300] if lines else "",
     }
@@ -467,24 +504,26 @@ def workers_answer(setting) -> dict:
         raise Absent("the application has no Celery")
     context = checks.Context(setting.environment_file, setting.environment_keys, setting.app_root, setting.user)
     options = {"application": setting.celery_application, "worker_pattern": "worker-{slot}@{node}"}
+    options.update(timeout_seconds=12.0, min_workers=1, queues=setting.queues)
     try:
-        outcome = checks.KINDS["celery"].function(dict(options, timeout_seconds=12.0, min_workers=1), context)
+        outcome = checks.KINDS["celery"].function(options, context)
     except probe.ProbeError as error:
         return {"asked": True, "answers": False, "message": str(error)}
-    found = {"asked": True, "answers": outcome.status == checks.HEALTHY, "message": outcome.error}
-    found["workers"] = outcome.data.get("workers", [])
-    if found["answers"]:
-        found["not_taken"] = not_taken(setting)
+    found = {"asked": True, "answers": bool(outcome.data.get("workers")), "message": outcome.error}
+    found.update(workers=outcome.data.get("workers", []), not_taken=outcome.data.get("not_taken", []))
+    if found["answers"] and not found["not_taken"]:
+        found["tasks"] = running_tasks(setting)
     return found
 
 
-def not_taken(setting) -> list:
-    """Return the queues that no worker takes tasks from, although one responds."""
-    argv = ["celery", "-A", setting.celery_application, "inspect", "active_queues", "--json", "--timeout", "3"]
+def running_tasks(setting) -> list:
+    """Return the tasks that the workers run now, the longest first: {name, seconds}."""
+    argv = ["celery", "-A", setting.celery_application, "inspect", "active", "--json", "--timeout", "3"]
     try:
         code = ReleaseCode(os.path.join(setting.app_root, "active", "release"), user=setting.user)
         done = code.run(argv, timeout=6.0)
-        taken = {queue["name"] for queues in json.loads(done.stdout).values() for queue in queues}
+        rows = [task for tasks in json.loads(done.stdout).values() for task in tasks]
+        found = [{"name": str(row["name"])[:100], "seconds": round(time.time() - row["time_start"])} for row in rows]
     except (ReleaseCodeError, KeyError, ValueError, TypeError, AttributeError):
         return []
-    return sorted(set(setting.queues) - taken)
+    return sorted(found, key=lambda one: -one["seconds"])[:20]

@@ -12,7 +12,7 @@ import os
 import re
 
 from ..health import checks
-from ..host import database_cluster, probe
+from ..host import database_cluster, probe, safe_files
 from ..host.sql import SAFE_SEARCH_PATH
 from .engine import Absent
 from .host import read_file
@@ -126,6 +126,11 @@ QUERIES = {
         SELECT coalesce(rolname, '') AS role, coalesce(datname, '') AS database, one AS setting
         FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase,
              unnest(s.setconfig) AS one""",
+    # Django makes none.
+    "triggers": """
+        SELECT c.relname AS table, t.tgname AS trigger, p.proname AS function FROM pg_trigger t
+        JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_proc p ON p.oid = t.tgfoid
+        WHERE NOT t.tgisinternal AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2 LIMIT 20""",
     "expired_roles": """
         SELECT rolname AS role, extract(epoch FROM rolvaliduntil)::bigint AS until FROM pg_roles
         WHERE isfinite(rolvaliduntil) AND rolvaliduntil < now()""",
@@ -386,6 +391,7 @@ def clusters(setting) -> dict:
                 "data": place,
                 "data_exists": os.path.isdir(setting.path(place)),
                 "standby": os.path.exists(os.path.join(setting.path(place), "standby.signal")),
+                "altered": altered(setting.path(place)),
                 "runs": bool(pid) and os.path.isdir(os.path.join(setting.proc, pid)),
                 "start": (read_file(directory, "start.conf").split("\n#")[-1].split() or ["auto"])[-1],
             }
@@ -393,6 +399,20 @@ def clusters(setting) -> dict:
     if not found:
         raise Absent("this host has no PostgreSQL")
     return {"clusters": found}
+
+
+def altered(data: str) -> list:
+    """Return [{name, value, at}]: what ALTER SYSTEM has set, which no role uses; also while the server is down."""
+    path = os.path.join(data, "postgresql.auto.conf")
+    text = read_file(path, limit=65536)
+    rows = re.findall(r"^[ \t]*([a-z_][a-z0-9_.]{0,80})[ \t]*=[ \t]*'((?:[^'\n]|''){0,200})'", text, re.M)
+    # Of its own recovery, which standbys and restores write, and of connections with their passwords.
+    own = re.compile(r"^(primary_|recovery_|restore_command|archive_cleanup|hot_standby|standby_)|passw|conninfo")
+    try:
+        at = round(safe_files.status(path).st_mtime, 1) if rows else None
+    except OSError:
+        at = None
+    return [{"name": name, "value": value[:80], "at": at} for name, value in rows if not own.search(name)][:20]
 
 
 def cluster(setting) -> dict:

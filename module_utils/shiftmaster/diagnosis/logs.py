@@ -82,7 +82,9 @@ def _epoch(parts: tuple, zone: Optional[str]) -> Optional[float]:
 
 _BAD = re.compile(
     r"\b(ERROR|CRITICAL|FATAL|PANIC|emerg|alert|crit|error)\b|^[\w.]+(?:Error|Exception|Warning)?: |Traceback|\[error\]"
-    r"|was terminated by signal|# (?:MISCONF|Failed|Can't|Error|Background saving error)|Too many open files"
+    r"|was terminated by signal|Too many open files"
+    # What Redis warns of, without what each start and stop says.
+    r"|^\d+:\w \d\d \w{3} \d{4} [\d:.]+ # (?!WARNING|oO0|Redis |Configuration|Server|User req|Received SIG|Connection)"
     r"|No space left|Permission denied"
 )
 # The level as gunicorn and Django, Celery, nginx and PostgreSQL write it; where there is one, it alone decides.
@@ -220,6 +222,19 @@ def together(found: list, limit: int = 8) -> dict:
     return dict(joined, error=errors[0]) if errors else joined
 
 
+_FUNCTION = re.compile(r"\] CONTEXT:  (?:PL/pgSQL function|SQL function) \"?([A-Za-z_][\w.]{0,62})", re.I)
+
+
+def failing_functions(path: str, since: float) -> list:
+    """Return the functions in which statements of late have failed, by the context of PostgreSQL's errors."""
+    try:
+        lines = tail(path, _TAIL).splitlines()
+    except OSError:
+        return []
+    found = [match[1] for match in map(_FUNCTION.search, lines) if match and (moment(match.string) or 0) > since]
+    return sorted(set(found))[:10]
+
+
 def logs(setting) -> dict:
     """What the logs of the last hours complain about."""
     since, found = time.time() - setting.hours * 3600, {}
@@ -227,6 +242,8 @@ def logs(setting) -> dict:
         paths = [newest(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
         if any(paths):
             found[name] = together([complaints(path, since) for path in paths if path])
+    if "postgresql" in found:
+        found["postgresql"]["functions"] = failing_functions(found["postgresql"]["path"], time.time() - 900)
     # Where the application sets up Celery's logging by itself, nothing is in the files.
     for name, kind in (("celery", "worker"), ("beat", "beat")):
         if setting.slot and not (found.get(name) or {}).get("bytes"):

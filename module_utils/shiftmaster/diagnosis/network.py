@@ -15,7 +15,7 @@ import socket
 import time
 
 from ..health import checks
-from ..host import probe, redundancy, symptoms
+from ..host import probe, redundancy, safe_files, symptoms
 from ..monitoring.host_metrics import name_server, name_servers
 from .engine import Absent
 from .host import read_file
@@ -117,10 +117,12 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
             continue
         expressions = rule.get("expr", [])
         verdict = next((name for one in expressions for name in ("drop", "reject") if name in one), None)
-        if verdict is None or any("limit" in one for one in expressions):
+        # One that drops what is above a rate may be meant for a flood.
+        limited = any("limit" in one for one in expressions)
+        if verdict is None or (limited and rule["table"] == "shiftmaster"):
             continue
         chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
-        ports, addresses, packets, narrow, ours = set(), [], 0, False, True
+        ports, addresses, packets, narrow, ours = set(), [], 0, limited, True
         # Whether it is about packets to a host that ShiftMaster's parts are not on.
         foreign = False
         for one in expressions:
@@ -274,13 +276,55 @@ def names(setting) -> dict:
     by_name = {entry["name"]: entry for entry in heard if not entry["own"]}
     late = {"own": False, "error": "no response within 5 s", "seconds": 5.0}
     local = re.search(r"^\s*127\.0\.0\.1\s.*\blocalhost\b", read_file(setting.path("/etc/hosts")), re.M)
+    lookup = re.search(r"^hosts:[ \t]*([^\n#]*)", read_file(setting.path("/etc/nsswitch.conf")), re.M)
     return {
+        # Where no file says so, the C library looks into /etc/hosts last.
+        "files_first": bool(re.search(r"\bfiles\b", lookup[1])) if lookup else None,
+        "lookup": " ".join(lookup[1].split())[:80] if lookup else "",
         "servers": [answering.get(one) or {"address": one, "answers": False, "seconds": None} for one in servers],
         "hostname": hostname,
         "names": [by_name.get(name) or dict(late, name=name) for name in setting.names],
         "own": next((entry for entry in heard if entry["own"]), None),
         "hosts_has_localhost": bool(local),
     }
+
+
+# --- ways to others --------------------------------------------------------------------------------------------------
+
+# What the kernel gives to an interface by itself.
+_USUAL_QUEUES = "noqueue mq pfifo_fast fq fq_codel fq_pie pfifo bfifo sfq ingress clsact".split()
+_CLIENT = re.compile(r'"remote_addr": ?"([0-9a-fA-F.:]{2,45})"')
+
+
+def routes(setting) -> dict:
+    """Addresses without a way from here (name servers, other hosts, users of late), and interfaces that are slowed."""
+    servers = name_servers(read_file(setting.path("/etc/resolv.conf")))
+    wanted = dict.fromkeys(servers, "name server")
+    wanted.update((peer["address"], peer["host"]) for peer in setting.peers)
+    with contextlib.suppress(OSError):
+        lines = safe_files.read_tail(setting.access_log, 1 << 16).decode("utf-8", "replace")
+        wanted.update((address, "user") for address in list(dict.fromkeys(_CLIENT.findall(lines)))[:40])
+    without = [dict(address=one, what=wanted[one], error=why) for one in wanted if (why := no_route(one))]
+    shaped = []
+    with contextlib.suppress(probe.ProbeError, ValueError, TypeError, AttributeError):
+        rows = json.loads(probe.run(["tc", "-json", "qdisc", "show"], 2.0)[1] or "[]")
+        rows = [row for row in rows if row.get("root") and str(row.get("kind")) not in _USUAL_QUEUES]
+        shaped = [{"device": str(row.get("dev"))[:20], "kind": str(row.get("kind"))[:20]} for row in rows]
+        for row, entry in zip(rows, shaped):
+            entry["options"] = json.dumps(row.get("options") or {})[:120]
+    return {"without": without[:20], "shaped": shaped[:10], "checked": len(wanted)}
+
+
+def no_route(address: str) -> str:
+    """Return why the kernel has no way to an address of IPv4, "" where it has one. No packet is sent."""
+    with contextlib.suppress(ValueError):
+        ipaddress.IPv4Address(address)
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+                one.connect((address, 9))
+        except OSError as error:
+            return error.strerror or str(error)
+    return ""
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import stat
 import time
 
 from ..host import configuration, probe
@@ -15,7 +14,7 @@ from ..release.layout import Layout
 from . import logs
 from .engine import Absent
 from .host import journal as host_journal
-from .host import numbers, read
+from .host import numbers, read, read_file
 
 _PROPERTIES = (
     "Id LoadState ActiveState SubState Result UnitFileState NRestarts MainPID ExecMainStatus ExecMainCode "
@@ -84,17 +83,29 @@ def processes_by_group(proc: str) -> dict:
     return found
 
 
+_FREEZERS = ("__refrigerator", "do_freezer_trap")
+
+
 def unit_processes(setting, group: str, groups: dict) -> dict:
     """Return how many processes a unit has, and which of them are stopped or wait for a disk."""
     pids = [pid for path, inside in groups.items() if group and (path + "/").startswith(group + "/") for pid in inside]
-    states = {}
+    states, refrigerated = {}, 0
     for pid in pids[:200]:
         match = re.search(r"^State:\s+(\w)", read(setting.proc, pid, "status"), re.M)
         if match:
             states[match.group(1)] = states.get(match.group(1), 0) + 1
+            # Frozen by a control group that is not the unit's own.
+            refrigerated += match.group(1) in "DS" and read(setting.proc, pid, "wchan") in _FREEZERS
     frozen = numbers(read(setting.cgroup, group.lstrip("/"), "cgroup.events")).get("frozen", 0) if group else 0
-    stopped, waiting = states.get("T", 0), states.get("D", 0)
-    return {"processes": len(pids), "stopped": stopped, "waiting_for_disk": waiting, "frozen": frozen}
+    # Older kernels have a hierarchy of their own for it.
+    freezer = ""
+    if refrigerated and not frozen:
+        lines = "".join(read(setting.proc, pid, "cgroup") for pid in pids[:200])
+        freezer = max(re.findall(r"^\d+:freezer:(/[^\s;&|$`'\"]+)$", lines, re.M), key=len, default="")
+    frozen = frozen or int(refrigerated > 0)
+    stopped, waiting = states.get("T", 0), states.get("D", 0) - refrigerated
+    found = {"processes": len(pids), "stopped": stopped, "waiting_for_disk": waiting, "frozen": frozen}
+    return dict(found, freezer=freezer) if freezer else found
 
 
 def journal_of(unit: str, lines: int = _LINES) -> list:
@@ -147,7 +158,7 @@ def changes(setting) -> dict:
     options = ["--output=short-unix", "--since=-%dmin" % int(setting.hours * 60), "--lines=600", "_PID=1"]
     text = ""
     with contextlib.suppress(probe.ProbeError):
-        text = host_journal([*options, "--grep=^(Started|Stopped|Failed to start) "], 3.0)
+        text = host_journal([*options, "--grep=^(Start(ed|ing)|Stopp(ed|ing)|Failed to start) "], 3.0)
     for line in text.splitlines():
         match = _STARTS.match(line)
         if match and setting.mentions_ours(match["text"]):
@@ -157,57 +168,106 @@ def changes(setting) -> dict:
         "events": sorted((event for event in events if event["at"]), key=lambda event: event["at"])[-60:],
         "reboot_required": os.path.exists(setting.path("/run/reboot-required")),
         "files": edited(setting),
+        "restarted": restarted(setting, text, time.time() - 900),
     }
+
+
+_JOB = re.compile(r"^(\d+\.\d+) \S+ systemd\[1\]: (Start|Stopp)(?:ed|ing) (.*?)[.]*$")
+
+
+def restarted(setting, text: str, since: float, times: int = 3) -> list:
+    """Return [{unit, by, count}]: units of ours that are stopped each time that another unit begins."""
+    counts, begun, seen = {}, [], set()
+    for at, what, name in (match.groups() for match in map(_JOB.match, reversed(text.splitlines())) if match):
+        at, ours = float(at), setting.mentions_ours(name)
+        if at < since:
+            continue
+        if what == "Start" and not ours:
+            begun.append((at, name.partition(" - ")[0][:80]))
+        elif what == "Stopp" and ours:
+            for other in {one for when, one in begun if at - 3 <= when <= at}:
+                # One stop has several lines.
+                if (name, other, int(at) // 5) not in seen:
+                    seen.add((name, other, int(at) // 5))
+                    counts[name, other] = counts.get((name, other), 0) + 1
+    rows = [{"unit": name[:80], "by": other, "count": count} for (name, other), count in counts.items()]
+    return sorted((row for row in rows if row["count"] >= times), key=lambda row: -row["count"])[:5]
 
 
 # Runs of this repository change these before a release is live, and the release never after that.
 _CONFIGURATION = (
     "/etc/nginx /etc/postgresql /etc/redis /etc/systemd/system /run/systemd/system /run/systemd/system.control "
-    "/etc/hosts /etc/resolv.conf /etc/nsswitch.conf /etc/passwd /etc/sysctl.d"
+    "/etc/hosts /etc/resolv.conf /etc/nsswitch.conf /etc/gai.conf /etc/host.conf /etc/passwd /etc/group /etc/sysctl.d "
+    "/etc/sysctl.conf /etc/security /etc/ssl /etc/default /etc/environment /etc/ld.so.conf.d /etc/ld.so.preload "
+    "/etc/cron.d /etc/crontab /etc/nftables.conf /etc/apparmor.d /etc/pam.d /etc/localtime"
 ).split()
+# The unit of a drop-in, or of a unit's file.
+_UNIT_FILE = re.compile(
+    r"/systemd/system(?:\.control)?/([A-Za-z0-9@_.:\\-]+\.(?:service|socket|timer|slice))(?:\.d/[^/]+\.conf)?$"
+)
+_MOST_CHANGES = 20
 
 
-def edited(setting, seconds: float = 1.5) -> list:
+def edited(setting, seconds: float = 6.0) -> list:
     """Return [{path, at, in_release}] of what has changed since the last deploy or rollback, the latest first.
 
-    A file that was removed shows as its directory. The time of the inode's change cannot be set by who edits.
+    A file that was removed shows as its directory. The time of the inode's change cannot be set by who edits. Of a
+    unit's file and drop-in also the unit and its settings.
     """
-    layout, end, found = Layout(setting.app_root), time.monotonic() + seconds, []
+    layout, end = Layout(setting.app_root), time.monotonic() + seconds
     lately, deployed = time.time() - setting.hours * 3600, 0.0
     with contextlib.suppress(OSError):
         deployed = os.stat(os.path.join(layout.state, "state.json")).st_mtime + 30
     with contextlib.suppress(OSError):
         lately = max(lately, os.stat(setting.path(configuration.STAMP)).st_mtime + 30)
+    # A configuration may have been tried for long; a release is never changed, whenever it was built.
+    found = _newer([setting.path(one) for one in _CONFIGURATION], max(lately, deployed), end)
     release = os.path.realpath(os.path.join(layout.active, "release"))
-
-    def note(path):
-        with contextlib.suppress(OSError):
-            status = os.lstat(path)
-            # A deploy adds and removes links of files of the environments that it shares between releases.
-            at = status.st_mtime if status.st_nlink > 1 and stat.S_ISREG(status.st_mode) else status.st_ctime
-            if at > since:
-                found.append({"path": path, "at": round(at, 1), "in_release": top in tops})
-
-    name = os.path.basename(release)
+    tops = [os.path.join(release, part) for part in ("source", "static", "venv", "site")]
+    inside = []
+    with contextlib.suppress(probe.ProbeError):
+        # A busy host may be late with so many files; what was found so far is evidence.
+        inside = _newer(tops, deployed, end) if deployed else []
     # Of a release that version 1.0.0 or an earlier one built only times can tell.
-    sound = "files_sha256" in releases.manifest(layout, name) and not releases.is_edited(layout, name)
-    parts = () if sound or not deployed else ("source", "static", "venv", "site")
-    tops = [os.path.join(release, part) for part in parts]
-    for top in (*tops, *map(setting.path, _CONFIGURATION)):
-        # A container's engine mounts files of its own there.
-        if os.path.ismount(top):
-            continue
-        # A release is never changed, whenever it was built; a configuration may have been tried for long.
-        since = deployed if top in tops else max(lately, deployed)
-        note(top)
-        for place, directories, names in os.walk(top):
-            for name in directories + names:
-                note(os.path.join(place, name))
-            if time.monotonic() > end:
-                break
+    name = os.path.basename(release)
+    if inside and "files_sha256" in releases.manifest(layout, name) and not releases.is_edited(layout, name):
+        inside = []
+    found = [{"path": path, "at": at, "in_release": False} for path, at in found]
+    found += [{"path": path, "at": at, "in_release": True} for path, at in inside]
     # Of a file that was added or replaced, its directory says nothing more.
     covered = {os.path.dirname(one["path"]) for one in found}
-    return sorted((one for one in found if one["path"] not in covered), key=lambda one: -one["at"])[:20]
+    found = sorted((one for one in found if one["path"] not in covered), key=lambda one: -one["at"])[:_MOST_CHANGES]
+    for one in found:
+        match = _UNIT_FILE.search(one["path"])
+        if match:
+            one.update(unit=match[1], settings=_unit_settings(one["path"]))
+    return found
+
+
+def _newer(tops: list, since: float, end: float) -> list:
+    """Return [(path, time)] of what has changed below these directories since a time.
+
+    Another process walks: here each look at a file waits for the threads of all other parts.
+    """
+    # A container's engine mounts files of its own there.
+    tops = [top for top in tops if os.path.lexists(top) and not os.path.ismount(top)]
+    if not tops:
+        return []
+    # A deploy adds and removes links of files of the environments that it shares between releases.
+    shared, at = ["-type", "f", "-links", "+1"], "@%.6f" % since
+    command = ["find", "-P", *tops, "-xdev", "(", *shared, "-newermt", at, "-printf", "%T@ %p\\0", ")"]
+    command += ["-o", "!", "(", *shared, ")", "-newerct", at, "-printf", "%C@ %p\\0"]
+    text = probe.run(command, max(0.2, end - time.monotonic()))[1]
+    rows = (row.partition(" ") for row in text.split("\0") if row)
+    return [(path, round(float(moment), 1)) for moment, _space, path in rows]
+
+
+def _unit_settings(path: str) -> list:
+    """Return the settings of a unit's file; values of an environment stay on the host."""
+    lines = [line.strip() for line in read_file(path, limit=8192).splitlines()]
+    found = [line for line in lines if re.match(r"[A-Z][A-Za-z]+=", line)]
+    hidden = re.compile(r"^(Environment|PassEnvironment|SetCredential\w*)=.*")
+    return [hidden.sub(r"\1=...", line)[:160] for line in found[:8]]
 
 
 def _last_lines(path: str, limit: int) -> list:

@@ -5,6 +5,7 @@ A check is a function (options, context) -> Outcome. Thresholds are exceeded, no
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import fnmatch
 import json
@@ -169,6 +170,9 @@ def check_pages(options: dict, context: Context) -> Outcome:
         if result.status >= 500:
             data = {"http_status": result.status}
             return Outcome(UNHEALTHY, (), "status", data, "%s: HTTP %d" % (page, result.status))
+        if options.get("access_log") and symptoms.SITE_HEADER not in result.headers:
+            detail = message("pages.other", page=printable(page), status=result.status)
+            return Outcome(UNHEALTHY, detail, "status", {"http_status": result.status})
     logged, since = symptoms.logged(options["access_log"]) if options.get("access_log") else [], time.time() - 300
     requests = [one for one in logged if one.at >= since]
     failed, failing = sum(one.failed for one in requests), symptoms.failing(requests)
@@ -333,6 +337,8 @@ def check_redis(options: dict, context: Context) -> Outcome:
         error = metrics.get(what + "_error")
         if error is not None:
             return Outcome(status, detail + message("redis." + what, fields=error), reason, metrics)
+    if metrics.get("write_error"):
+        return Outcome(CRITICAL, detail + message("redis.write", error=metrics["write_error"]), "write", metrics)
     # A cache that evicts is full by design.
     percent = None if metrics.get("evicts") else metrics.get("used_memory_percent")
     status = above(percent, options.get("warning"), options.get("critical"))
@@ -416,7 +422,8 @@ def check_celery(options: dict, context: Context) -> Outcome:
     started = time.monotonic()
     # The wait for responses is part of the total; the rest is for the application's import.
     wait = max(1.0, min(3.0, timeout / 5.0))
-    argv = ["celery", "-A", application, "inspect", "ping", "--json", "--timeout", "%g" % wait]
+    # A worker that responds may still take tasks from no queue.
+    argv = ["celery", "-A", application, "inspect", "active_queues", "--json", "--timeout", "%g" % wait]
     if not probe.is_pattern(pattern):
         argv += ["--destination", pattern]  # Then its response is enough; otherwise the complete wait passes.
     try:
@@ -426,11 +433,18 @@ def check_celery(options: dict, context: Context) -> Outcome:
     except ReleaseCodeError as error:
         text = str(error)
         if "did not end" in text:
-            raise ProbeError(DOWN, "timeout", "celery inspect ping did not end within %g s" % timeout)
+            raise ProbeError(DOWN, "timeout", "celery inspect did not end within %g s" % timeout)
         raise ProbeError(ERROR, "missing", text[:300])
     data = {"latency_ms": round((time.monotonic() - started) * 1000, 1)}
-    names = [name for name in probe.parse_celery_ping(done.stdout) if fnmatch.fnmatchcase(name, pattern)]
+    responded = probe.parse_celery_queues(done.stdout)
+    taken = {name: one for name, one in responded.items() if fnmatch.fnmatchcase(name, pattern)}
+    names = sorted(taken)
     data["workers"] = names
+    idle = sorted(set(options.get("queues") or ()) - {queue for queues in taken.values() for queue in queues})
+    if names and (idle or not all(taken.values())):
+        data["not_taken"] = idle
+        without = message("celery.idle", queues=", ".join(idle) or "-", names=", ".join(names))
+        return Outcome(UNHEALTHY, without, "idle", data)
     if len(names) >= wanted:
         return Outcome(HEALTHY, message("celery", count=len(names), names=", ".join(names)), data=data)
     if not names:
@@ -467,6 +481,16 @@ def evaluate_unit(unit: dict) -> str:
     return DOWN
 
 
+def stopped(proc: str, pid) -> bool:
+    """Return whether a unit's main process does nothing, since a signal stopped it: its unit stays active."""
+    if not pid or str(pid) == "0":
+        return False
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open(os.path.join(proc, str(pid), "stat"), encoding="utf-8", errors="replace") as stream:
+            return stream.read(4096).rpartition(")")[2].split()[0] == "T"
+    return False
+
+
 def check_systemd(options: dict, context: Context) -> Outcome:
     names = [context.fill(name) for name in options.get("units") or []]
     plain = [name for name in names if not probe.is_pattern(name)]
@@ -476,6 +500,8 @@ def check_systemd(options: dict, context: Context) -> Outcome:
         # Of a pattern's units only those that failed are wrong: an idle slot is stopped on purpose.
         required = any(_same_unit(unit["Id"], name) for name in plain)
         status = evaluate_unit(unit) if required else (DOWN if unit.get("ActiveState") == "failed" else HEALTHY)
+        if status == HEALTHY and stopped(context.proc, unit.get("MainPID")):
+            status, unit["SubState"] = DOWN, "stopped by a signal"
         states.append(status)
         if status != HEALTHY:
             problems.append(unit["Id"])

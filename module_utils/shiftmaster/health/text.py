@@ -57,6 +57,10 @@ CATALOG = {
         "pages respond; {errors} of {requests} requests of the last 5 minutes failed",
         "画面は応答しています。直近 5 分間の {requests} 件中 {errors} 件のリクエストが失敗",
     ),
+    "pages.other": (
+        "{page}: HTTP {status} of another site of the web server, not of ShiftMaster",
+        "{page}: ShiftMaster ではなく、Web サーバーの別のサイトが応答しています(HTTP {status})",
+    ),
     "pages.failing": (
         "{errors} of {requests} requests of the last 5 minutes failed and still fail: {pages}",
         "直近 5 分間の {requests} 件中 {errors} 件のリクエストが失敗し、継続しています: {pages}",
@@ -111,6 +115,7 @@ CATALOG = {
         "maxmemory の {percent}% を使用中で、追い出しは無効です",
     ),
     "redis.persistence": ("cannot save to disk ({fields})", "ディスクへ保存できません({fields})"),
+    "redis.write": ("a write fails: {error}", "書き込めません: {error}"),
     "redis.replication": (
         "the replica has lost its primary ({fields})",
         "レプリカがプライマリと切断されています({fields})",
@@ -145,6 +150,10 @@ CATALOG = {
     "celery.few": (
         "{count} of at least {wanted} workers respond{names}",
         "必要な {wanted} 個中 {count} 個のワーカーのみ応答{names}",
+    ),
+    "celery.idle": (
+        "{names} respond, but no tasks are taken from: {queues}",
+        "{names} は応答していますが、次のキューからタスクを取得していません: {queues}",
     ),
     "units": ("{count} unit(s) active", "{count} 個のユニットが稼働中"),
     "disk": (
@@ -353,6 +362,7 @@ CATALOG = {
         "it accepts connections and does not respond: systemctl status {unit}; redis-cli SLOWLOG GET; systemctl restart {unit}",
         "接続後に応答がありません。systemctl status {unit}、redis-cli SLOWLOG GET、systemctl restart {unit}",
     ),
+    "hint.redis.write": commands("redis-cli INFO clients; redis-cli ACL LIST; redis-cli INFO memory"),
     "hint.redis.replication": (
         "redis-cli INFO replication; the network to the primary",
         "redis-cli INFO replication とプライマリへのネットワークを確認してください",

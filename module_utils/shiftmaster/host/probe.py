@@ -478,7 +478,8 @@ _REDIS_REASONS = (
 def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
     """Log in, PING, and take the metrics of INFO where the user may.
 
-    Returns latency_ms (the PING), connect_ms, and of INFO version, role, used_memory_percent, persistence_error.
+    Returns latency_ms (the PING), connect_ms, and of INFO version, role, used_memory_percent, persistence_error; of a
+    user with a password also write_error: why a write of this user is refused or waits, "" where it is not.
     """
     started = time.monotonic()
     deadline = Deadline(timeout)
@@ -499,11 +500,31 @@ def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
             metrics["latency_ms"] = _since(asked)
             with contextlib.suppress(RedisError):
                 metrics.update(redis_metrics(redis_command(wire, stream, "INFO") or ""))
+            if target.password is not None:
+                # Read where the last response ended: it waits for less long than all others together.
+                wire = _Wire(connection, Deadline(min(_WRITE_SECONDS, deadline.left())))
+                metrics["write_error"] = _redis_write_error(wire, wire.makefile())
             return metrics
         except RedisError as refusal:
             text = str(refusal)
             reason = next((code for start, code in _REDIS_REASONS if text.startswith(start)), "refusal")
             raise ProbeError("unhealthy", reason, "Redis responds: %s" % _without(text, target.password)[:200])
+
+
+_WRITE_SECONDS = 2.0
+
+
+def _redis_write_error(wire, stream) -> str:
+    """Return why Redis refuses a write. It changes nothing: LPUSHX adds to a list that is there, and there is none."""
+    try:
+        redis_command(wire, stream, "LPUSHX", "shiftmaster-no-list", "0")
+    except RedisError as refusal:
+        return str(refusal)[:200]
+    except (socket.timeout, ProbeError) as error:
+        if isinstance(error, ProbeError) and error.reason != "timeout":
+            raise
+        return "no response to a write, while reads are answered"
+    return ""
 
 
 def redis_metrics(info: str) -> dict:
@@ -673,7 +694,8 @@ def parse_postgres_url(url: str) -> PostgresTarget:
 # --- systemd ---------------------------------------------------------------------------------------------------------
 
 _UNIT_PROPERTIES = tuple(
-    "Id LoadState ActiveState SubState Result UnitFileState NRestarts ActiveEnterTimestamp ExecMainStatus Type".split()
+    "Id LoadState ActiveState SubState Result UnitFileState NRestarts ActiveEnterTimestamp ExecMainStatus Type"
+    " MainPID".split()
 )
 
 
@@ -1062,15 +1084,15 @@ def parse_chrony(text: str) -> dict:
 # --- Celery ----------------------------------------------------------------------------------------------------------
 
 
-def parse_celery_ping(text: str) -> list:
-    """Return the names of the workers that responded to `celery inspect ping --json`."""
+def parse_celery_queues(text: str) -> dict:
+    """Return {worker: [queue]} of `celery inspect active_queues --json`."""
     for line in reversed(text.splitlines()):
         line = line.strip()
         if line.startswith("{"):
             try:
                 answers = json.loads(line)
-            except ValueError:
+                rows = {name: one for name, one in answers.items() if isinstance(one, list)}
+                return {name: [str(queue["name"]) for queue in one] for name, one in sorted(rows.items())}
+            except (ValueError, TypeError, KeyError):
                 continue
-            good = [name for name, one in answers.items() if isinstance(one, dict) and one.get("ok") == "pong"]
-            return sorted(good)
-    return []
+    return {}

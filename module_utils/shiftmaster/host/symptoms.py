@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import datetime
+import itertools
 import json
 import re
 from typing import NamedTuple, Optional
@@ -22,6 +23,8 @@ FAILING_SHARE = 0.05
 HANGS_SECONDS = 5
 # Of a page that was served before they say that something has changed.
 REFUSALS = (400, 403, 404, 405, 410, 411, 413, 414, 415, 421, 431)
+# Every response of the site has it (role nginx), an error's as well.
+SITE_HEADER = "x-request-id"
 _MOST_PAGES = 2000
 _TAIL = 4 << 20
 
@@ -100,13 +103,15 @@ def goes_on(failed: list) -> bool:
     """Return, from the requests in order, whether errors still occur.
 
     They have ended where so many requests have succeeded since the last error that at the rate of before, three or
-    more of them would have failed.
+    more of them would have failed. Errors that came back twice or more, each time after a while, may come again.
     """
     if True not in failed:
         return False
     first, last = failed.index(True), len(failed) - 1 - failed[::-1].index(True)
-    rate = sum(failed) / (last - first + 1)
-    return (len(failed) - 1 - last) * rate < 3
+    rate, since = sum(failed) / (last - first + 1), len(failed) - 1 - last
+    pauses = [len(list(run)) for bad, run in itertools.groupby(failed[first:last]) if not bad]
+    returns = [length for length in pauses if length >= REQUESTS_MIN]
+    return since * rate < 3 or (len(returns) >= 2 and since < 1.5 * max(returns))
 
 
 def _alone(page: str, errors: list, ordered: list) -> bool:

@@ -15,6 +15,9 @@ Runs on the controller, where Jinja is. Rules are data (diagnosis/*.yml); a rule
     explains   what follows from it on the same host, and on hosts that need what it is about: names of rules,
                `@component` (its symptoms) or `*` (all symptoms); templates, where it depends
     own_when   an expression; true makes it a root except for faults of the application itself
+    effect     an expression: whether it only shows that something fails, so that a change by hand shortly before is its
+               cause; a symptom does
+    of_changes true: evaluated of such a change alone, as `it`, with the rules that it explains, as `affected`
     title, cause, advice   {en, ja}, templates
     evidence   templates, one line each, or {en, ja} where they have words; an empty line is left out
     fix        commands
@@ -413,6 +416,7 @@ def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
         "severity": "critical" if engine.value(rule.get("critical_when", "false"), names) else rule["severity"],
         "symptom": bool(rule.get("symptom")),
         "own": bool(engine.value(rule.get("own_when", "false"), names)),
+        "effect": bool(engine.value(rule.get("effect", "true" if rule.get("symptom") else "false"), names)),
         "title": both("title"),
         "cause": both("cause"),
         "advice": both("advice"),
@@ -487,7 +491,7 @@ def rank(findings: list, rules: dict, hosts: dict) -> list:
     ranked = []
     for position in beginnings + rest:
         finding, root = dict(findings[position]), roots[position]
-        del finding["own"]
+        del finding["own"], finding["effect"]
         finding.update(root=True, severity_of_all=SEVERITIES[weight[root]], follows_from="")
         if position != root:
             above = "%s on %s" % (findings[root]["rule"], findings[root]["host"])
@@ -516,13 +520,85 @@ def find(rules: list, hosts: list, area: str = "all", expectations: Optional[dic
     """Return the ranked findings of all rules on all hosts."""
     engine = the_engine()
     topology = topology_of(hosts, expectations)
-    findings = [finding for host in hosts for rule in rules for finding in fired(engine, rule, host, topology, area)]
-    by_name = {host["host"]: host for host in hosts}
-    ranked = rank(findings, {rule["name"]: rule for rule in rules}, by_name)
+    own = [rule for rule in rules if not rule.get("of_changes")]
+    findings = [finding for host in hosts for rule in own for finding in fired(engine, rule, host, topology, area)]
+    by_name, by_rule = {host["host"]: host for host in hosts}, {rule["name"]: rule for rule in rules}
+    causes = explanations(findings, by_rule, by_name)
+    for rule in (rule for rule in rules if rule.get("of_changes")):
+        for host in hosts:
+            without = [one for one, above in zip(findings, causes) if one["host"] == host["host"] and not above]
+            findings += of_change(engine, rule, host, topology, [one for one in without if one["effect"]])
+    ranked = rank(findings, by_rule, by_name)
     for finding in ranked:
         if finding["root"] and finding["symptom"]:
             add_changes(finding, by_name[finding["host"]], topology)
     return ranked
+
+
+# --- changes by hand -------------------------------------------------------------------------------------------------
+
+# What a unit or a file belongs to, and the components in which a change of it is felt.
+_BELONGS = (
+    (re.compile(r"shiftmaster-web@"), ("application", "web")),
+    (re.compile(r"shiftmaster-(worker|beat)@"), ("celery",)),
+    (re.compile(r"/nginx|^nginx"), ("web", "application")),
+    (re.compile(r"/postgresql/|^postgresql"), ("database", "application", "celery", "web")),
+    (re.compile(r"/redis/|^redis"), ("cache", "application", "celery", "web")),
+)
+# Of what everything on the host needs: only where it was changed as the errors began.
+_NEAR_SECONDS, _AT_ONCE_SECONDS = 900, 120
+
+
+def felt_of(name: str) -> Optional[tuple]:
+    """Return the components in which a change of a unit or file is felt, None where that may be everywhere."""
+    return next((where for words, where in _BELONGS if words.search(name)), None)
+
+
+def changes_of(host: dict) -> list:
+    """Return what was changed by hand on a host: [{what, at, felt, settings}]; felt: in which components."""
+    parts, found = host["parts"], []
+    for one in (parts.get("changes") or {}).get("files") or []:
+        # A release's files have a rule of their own, and so has the site of nginx.
+        if one.get("in_release") or one["path"].startswith("/etc/nginx"):
+            continue
+        settings = [str(line) for line in one.get("settings") or []]
+        # A service of another tool may end or start ours.
+        felt = felt_of(str(one.get("unit") or one["path"])) or next(filter(None, map(felt_of, settings)), None)
+        entry = {"what": one["path"], "at": one["at"], "felt": felt, "settings": settings, "unit": one.get("unit")}
+        found.append(entry)
+    for one in (parts.get("clusters") or {}).get("clusters") or []:
+        for row in one.get("altered") or []:
+            what = "ALTER SYSTEM SET %s = '%s'" % (row["name"], row["value"])
+            entry = {"what": what, "at": row["at"], "felt": felt_of("postgresql")}
+            found.append(dict(entry, setting=row["name"], value=row["value"]))
+    return [one for one in found if isinstance(one["at"], (int, float))]
+
+
+def of_change(engine: Engine, rule: dict, host: dict, topology: dict, effects: list) -> list:
+    """Return the finding of the change that explains effects without a known cause: the latest before they began."""
+    if not effects or not isinstance(host.get("at"), (int, float)):
+        return []
+    recent = (host["parts"].get("requests") or {}).get("recent") or {}
+    began = [one["first"] for one in (recent.get("failing") or []) + (recent.get("refused") or []) if one.get("first")]
+    # What fails since the beginning of what is looked at began at any time before.
+    known = bool(began) and min(began) > host["at"] - 270
+    until = min(began) + 60 if known else host["at"]
+
+    def fits(change):
+        if change["felt"]:
+            return [one for one in effects if one["component"] in change["felt"]]
+        return effects if until - 60 - _AT_ONCE_SECONDS <= change["at"] else []
+
+    made = [one for one in changes_of(host) if one["at"] <= until and (not known or one["at"] > until - _NEAR_SECONDS)]
+    made = sorted((one for one in made if fits(one)), key=lambda one: (not one["felt"], -one["at"]))
+    if not made:
+        return []
+    names = names_of(host, topology)
+    affected = list(dict.fromkeys(one["rule"] for one in fits(made[0])))
+    also = [one["what"] for one in made[1:] if one["what"] != made[0]["what"]][:4]
+    title = {language: fits(made[0])[0]["title"].get(language, "") for language in LANGUAGES}
+    inside = dict(names, it=dict(made[0], also=also, title=title), affected=affected)
+    return [describe(engine, rule, host["host"], inside)]
 
 
 # What was edited by hand, and the tag of deploy.yml that writes it again.

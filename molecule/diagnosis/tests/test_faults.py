@@ -64,7 +64,7 @@ FAULTS = {
     ),
     "worker dead": ("WorkerDown", "systemctl stop shiftmaster-worker@{slot}", "systemctl start shiftmaster-worker@{slot}"),
     "worker killed again and again": (
-        "WorkerDown",
+        "ChangedByHand",
         "mkdir -p /run/systemd/system/shiftmaster-worker@{slot}.service.d; printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\n'"
         " > /run/systemd/system/shiftmaster-worker@{slot}.service.d/x.conf; systemctl daemon-reload;"
         " systemctl restart --no-block shiftmaster-worker@{slot};"
@@ -212,7 +212,6 @@ SHOWN = {
     "inodes gone": "whose files they are",
     "disk full": "whose data it is",
     "name service broken": "another address",
-    "worker killed again and again": "who made the drop-in",
 }
 BY_PLAYBOOK = {"import error", "database stopped", "firewall rule"}
 ids = [re.sub(r"\W", "-", name) for name in FAULTS]

@@ -736,6 +736,12 @@ def test_problems_are_grouped_by_what_was_raised():
         ("2026-01-31 08:00:00.123 JST [7] [user=a,db=b,app=,client=] FATAL:  password authentication failed", True),
         ("812:M 31 Jan 2026 08:00:00.123 # Failed opening the RDB file", True),
         ("812:M 31 Jan 2026 08:00:00.123 * Background saving terminated with success", False),
+        (
+            "812:M 31 Jan 2026 08:00:00.123 # Bad file format reading the append only file appendonly.aof.1.incr.aof",
+            True,
+        ),
+        ("812:M 31 Jan 2026 08:00:00.123 # WARNING Memory overcommit must be enabled!", False),
+        ("812:M 31 Jan 2026 08:00:00.123 # Redis is now ready to exit, bye bye...", False),
     ],
 )
 def test_lines_that_are_errors(line, bad):
@@ -911,6 +917,8 @@ def address(field, right, op="=="):
         ([port(443), address("saddr", "@addr-set-nginx")], False),
         ([address("daddr", "172.17.0.2"), {"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "docker0"}}], False),
         ([port(443), {"xt": {"type": "match", "name": "string"}}], False),
+        # A flood alone.
+        ([port(443), {"limit": {"rate": 2, "per": "minute", "inv": True}}], False),
     ],
 )  # fmt: skip
 def test_a_rule_is_certain_to_match_the_hosts_of_this_inventory(expressions, sure):
@@ -962,6 +970,32 @@ def test_a_name_server_that_does_not_respond_and_one_that_does(monkeypatch):
         lossy = network.name_server("127.0.0.1", 9, count=4)
         assert lossy["answers"] and lossy["seconds"] is not None and (lossy["tried"], lossy["lost"]) == (4, 1)
         thread.join()
+
+
+def test_addresses_without_a_route_and_interfaces_that_are_slowed(tmp_path, monkeypatch):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/resolv.conf").write_text("nameserver 192.0.2.53\n")
+    log = tmp_path / "access.log"
+    log.write_text('{"remote_addr":"203.0.113.9","status":200}\n{"remote_addr":"x\\"; rm"}\n{"remote_addr":"::1"}\n')
+    queues = [
+        {"kind": "noqueue", "dev": "lo", "root": True}, {"kind": "tbf", "dev": "eth0", "root": True, "options": {"rate": 1}},
+        {"kind": "netem", "dev": "eth0", "parent": "1:1"},
+    ]  # fmt: skip
+    monkeypatch.setattr(network.probe, "run", lambda *_words: (0, json.dumps(queues), ""))
+    monkeypatch.setattr(
+        network, "no_route", lambda address: "Network is unreachable" if address.startswith("203") else ""
+    )
+    found = network.routes(Setting({"access_log": str(log)}, root=str(tmp_path)))
+    assert found["without"] == [{"address": "203.0.113.9", "what": "user", "error": "Network is unreachable"}]
+    assert found["shaped"] == [{"device": "eth0", "kind": "tbf", "options": '{"rate": 1}'}]
+
+
+def test_a_route_is_looked_up_without_a_packet():
+    assert (
+        network.no_route("127.0.0.1") == "" and network.no_route("::1") == "" and network.no_route("no address") == ""
+    )
+    # A broadcast is refused to a socket that has not asked for it.
+    assert network.no_route("255.255.255.255")
 
 
 def test_connections_that_wait_and_clients_that_do_not_acknowledge():
@@ -1314,6 +1348,37 @@ def test_clusters_in_the_layout_of_debian(tmp_path):
 # --- the application -----------------------------------------------------------------------------------------------------
 
 
+def test_what_alter_system_has_set(tmp_path):
+    path = tmp_path / "postgresql.auto.conf"
+    path.write_text(
+        "# Do not edit\nssl = 'off'\nlisten_addresses = ''\nprimary_conninfo = 'host=a password=geheim'\nrestore_command = 'x'\n"
+    )
+    found = database.altered(str(tmp_path))
+    assert [(one["name"], one["value"]) for one in found] == [("ssl", "off"), ("listen_addresses", "")]
+    assert abs(found[0]["at"] - path.stat().st_mtime) < 1
+    assert database.altered(str(tmp_path / "none")) == []
+
+
+def test_functions_in_which_statements_fail(tmp_path):
+    path, now = tmp_path / "x.log", time.strftime("%Y-%m-%d %H:%M:%S.000 UTC", time.gmtime())
+    path.write_text(
+        "2026-01-01 00:00:00.000 UTC [1] CONTEXT:  PL/pgSQL function old() line 1 at RETURN\n"
+        f"{now} [7] [user=a,db=b] ERROR:  relation does not exist\n"
+        f"{now} [7] [user=a,db=b] CONTEXT:  PL/pgSQL function audit_row() line 1 at SQL statement\n"
+        f"{now} [7] [user=a,db=b] STATEMENT:  SELECT 'PL/pgSQL function forged()'\n"
+    )
+    assert logs.failing_functions(str(path), time.time() - 900) == ["audit_row"]
+    assert logs.failing_functions(str(tmp_path / "none"), 0) == []
+
+
+def test_an_interpreter_in_a_closed_directory_is_a_matter_of_rights(tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to("/usr/bin/env")
+    tmp_path.chmod(0o700)
+    found = application._interpreter(str(tmp_path / "bin/python"), "nobody")
+    assert (found["works"], found["error"]) == (None, "rights")
+
+
 def test_rights_by_mode(tmp_path):
     path = tmp_path / "x"
     path.write_text("")
@@ -1421,6 +1486,31 @@ def test_schedulers_and_workers_are_counted_without_their_children(tmp_path):
     assert [one["pid"] for one in found["workers"]] == [20]
 
 
+def test_the_command_that_keeps_redis_busy(monkeypatch):
+    moments = iter([0.0, 1.0])
+    monkeypatch.setattr(application.time, "monotonic", lambda: next(moments))
+    monkeypatch.setattr(application.time, "sleep", lambda _seconds: None)
+    texts = iter(
+        [
+            "cmdstat_get:calls=10,usec=100,usec_per_call=10\r\ncmdstat_eval:calls=2,usec=600000\r\n",
+            "cmdstat_get:calls=90,usec=900,usec_per_call=10\r\ncmdstat_eval:calls=5,usec=1500000\r\n",
+        ]
+    )
+    talk = SimpleNamespace(say=lambda *_words: next(texts))
+    assert application.busiest_command(talk) == {"command": "eval", "percent": 90.0, "ms": 300.0}
+
+
+def test_keys_of_a_wrong_type_are_noted(monkeypatch):
+    talk = application.Conversation.__new__(application.Conversation)
+    talk._wire, talk._stream, talk.wrong_type = None, None, set()
+
+    def refuse(_wire, _stream, *words):
+        raise probe.RedisError("WRONGTYPE Operation against a key" if words[1] == "celery" else "ERR other")
+
+    monkeypatch.setattr(application.probe, "redis_command", refuse)
+    assert talk.number("LLEN", "celery") == 0 and talk.number("LLEN", "mail") == 0 and talk.wrong_type == {"celery"}
+
+
 def test_the_worker_is_queried_only_where_tasks_wait():
     assert not suspicions({}) and not suspicions({"redis": {"broker": {"queues_later": {"celery": 0}}}})
     assert suspicions({"redis": {"broker": {"queues": {"celery": 3}, "queues_later": {"celery": 3}}}})
@@ -1466,6 +1556,40 @@ def test_stopped_processes_of_a_unit(tmp_path):
     found = services.unit_processes(setting, "/system.slice/x.service", groups)
     assert (found["stopped"], found["waiting_for_disk"], found["frozen"]) == (1, 0, 0)
     assert services.unit_processes(setting, "", groups)["processes"] == 0
+    # By a control group that is not the unit's own.
+    (tmp_path / "proc" / "6" / "status").write_text("Name: x\nState:\tD (disk sleep)\n")
+    (tmp_path / "proc" / "6" / "wchan").write_text("__refrigerator")
+    found = services.unit_processes(setting, "/system.slice/x.service", groups)
+    assert (found["waiting_for_disk"], found["frozen"]) == (0, 1) and "freezer" not in found
+    (tmp_path / "proc" / "6" / "cgroup").write_text("4:memory:/system.slice/x.service\n7:freezer:/held\n")
+    assert services.unit_processes(setting, "/system.slice/x.service", groups)["freezer"] == "/held"
+
+
+def test_units_that_another_one_stops_again_and_again():
+    setting, now = Setting({}), time.time()
+
+    def stops(other, times):
+        lines = []
+        for number in range(times):
+            at = now - 600 + 30 * number
+            lines += [
+                f"{at:.6f} h systemd[1]: Starting {other}...",
+                f"{at + 0.5:.6f} h systemd[1]: Stopping shiftmaster-web@blue.service - ShiftMaster web processes...",
+                f"{at + 0.9:.6f} h systemd[1]: Stopped shiftmaster-web@blue.service - ShiftMaster web processes.",
+                f"{at + 9:.6f} h systemd[1]: Started far.service.",
+            ]
+        # journalctl begins with the newest.
+        return services.restarted(setting, "\n".join(reversed(lines)), now - 900)
+
+    (row,) = stops("keep.service - Keep", 4)
+    assert (row["by"], row["count"]) == ("keep.service", 4) and row["unit"].startswith("shiftmaster-web@blue")
+    assert stops("keep.service", 2) == [] and stops("shiftmaster-beat@blue.service", 4) == []
+
+
+def test_settings_of_a_unit_without_the_values_of_its_environment(tmp_path):
+    path = tmp_path / "x.conf"
+    path.write_text("[Service]\n# no\nProtectSystem=strict\nEnvironment=DB_PASSWORD=geheim\nEnvironmentFile=/etc/x\n")
+    assert services._unit_settings(str(path)) == ["ProtectSystem=strict", "Environment=...", "EnvironmentFile=/etc/x"]
 
 
 def test_the_unit_of_a_process():

@@ -475,6 +475,8 @@ def redis(monkeypatch, metrics):
         ({"version": "8", "used_memory_percent": 99, "evicts": True}, "healthy"),
         ({"version": "8", "persistence_error": "aof_last_write_status"}, "critical"),
         ({"version": "8", "replication_error": "down"}, "warning"),
+        ({"version": "8", "write_error": "NOPERM no"}, "critical"),
+        ({"version": "8", "write_error": ""}, "healthy"),
     ],
 )
 def test_redis(monkeypatch, metrics, status):
@@ -519,14 +521,26 @@ def celery_check(tmp_path, **more):
 
 def test_celery_pings_by_the_releases_own_command(release):
     tmp_path, celery, _name = release
-    celery('echo "$@" > ../argv; echo \'{"worker-blue@h": {"ok": "pong"}, "worker-green@h": {"ok": "pong"}}\'')
+    queues = '{"worker-blue@h": [{"name": "celery"}], "worker-green@h": [{"name": "celery"}, {"name": "mail"}]}'
+    celery(f"echo \"$@\" > ../argv; echo '{queues}'")
     assert celery_check(tmp_path, application="shifts").status == "healthy"
     argv = next(tmp_path.glob("releases/*/argv")).read_text()
-    assert argv.startswith("-A shifts inspect ping --json --timeout") and "--destination" not in argv
+    assert argv.startswith("-A shifts inspect active_queues --json --timeout") and "--destination" not in argv
     assert celery_check(tmp_path, worker_pattern="worker-{slot}@h").data["workers"] == ["worker-blue@h"]
     assert "--destination worker-blue@h" in next(tmp_path.glob("releases/*/argv")).read_text()
     assert celery_check(tmp_path, worker_pattern="worker-{slot}@*", min_workers=2).status == "unhealthy"
     assert celery_check(tmp_path, worker_pattern="other@*").status == "down"
+    assert celery_check(tmp_path, queues=["celery", "mail"]).status == "healthy"
+
+
+def test_a_worker_that_responds_and_takes_no_tasks(release):
+    tmp_path, celery, _name = release
+    celery('echo \'{"worker-blue@h": [{"name": "celery"}]}\'')
+    outcome = celery_check(tmp_path, queues=["celery", "mail"])
+    assert (outcome.status, outcome.reason, outcome.data["not_taken"]) == ("unhealthy", "idle", ["mail"])
+    # It was instructed to consume from none.
+    celery("echo '{\"worker-blue@h\": []}'")
+    assert celery_check(tmp_path).status == "unhealthy"
 
 
 def test_celery_that_fails_or_hangs(release):
@@ -970,11 +984,15 @@ def access_log(tmp_path, statuses):
 )
 def test_pages_as_users_receive_them(monkeypatch, tmp_path, status, error, statuses, expected):
     """Each component may respond while pages hang or fail."""
-    result = probe.HttpResult(status, 0.1, "", error, "timeout" if error else "")
+    result = probe.HttpResult(status, 0.1, "", error, "timeout" if error else "", {"x-request-id": "5f9e"})
     monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: result)
     wanted = options("pages", url="https://localhost", pages=["/"], access_log=access_log(tmp_path, statuses))
     outcome = health_checks.check_pages(wanted, Context(app_root=str(tmp_path)))
     assert (outcome.status, outcome.reason) == expected
+    if outcome.status == "healthy":
+        # Another site of the web server responds.
+        result = result._replace(headers={})
+        assert health_checks.check_pages(wanted, Context(app_root=str(tmp_path))).status == "unhealthy"
 
 
 def test_during_maintenance_pages_are_not_requested(monkeypatch, tmp_path):
@@ -1157,7 +1175,8 @@ def test_every_page_is_requested_with_the_options_of_its_check(monkeypatch, tmp_
     ],
 )
 def test_requests_of_five_minutes_are_counted(monkeypatch, tmp_path, ago, good, bad, expected):
-    monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: probe.HttpResult(200, 0.1, "", None))
+    result = probe.HttpResult(200, 0.1, "", None, headers={"x-request-id": "5f9e"})
+    monkeypatch.setattr(probe, "http_get", lambda *_words, **_more: result)
     line = '{"msec": %f, "status": %d, "path": "/\\u001b%d/"}\n'
     statuses = [200] * good + [500] * bad
     (tmp_path / "log").write_text("".join(line % (time.time() - ago, one, at) for at, one in enumerate(statuses)))
@@ -1190,12 +1209,12 @@ class Celery:
 @pytest.mark.parametrize(("timeout", "wait"), [(30, "3"), (10, "2"), (1, "1")])
 def test_workers_are_waited_for_within_the_time_of_the_check(monkeypatch, tmp_path, timeout, wait):
     celery = Celery(monkeypatch)
-    celery.response = '{"a@h": {"ok": "pong"}, "b@x": {"ok": "pong"}}'
+    celery.response = '{"a@h": [{"name": "celery"}], "b@x": [{"name": "celery"}]}'
     wanted = options("celery", release_dir=str(tmp_path), timeout_seconds=timeout, worker_pattern="*@h")
     outcome = health_checks.check_celery(wanted, Context(user="me"))
     assert (outcome.status, outcome.data["workers"]) == ("healthy", ["a@h"]) and outcome.data["latency_ms"] >= 0
     assert outcome.detail[0].values == {"count": 1, "names": "a@h"}
-    argv = ["celery", "-A", "shiftmaster", "inspect", "ping", "--json", "--timeout", wait]
+    argv = ["celery", "-A", "shiftmaster", "inspect", "active_queues", "--json", "--timeout", wait]
     assert celery.commands == [(argv, timeout)] and celery.made == [(str(tmp_path), "me")]
     outcome = health_checks.check_celery(dict(wanted, min_workers=2), Context(user="me"))
     assert (outcome.status, outcome.reason, outcome.detail[0].values["wanted"]) == ("unhealthy", "workers", 2)
@@ -1241,6 +1260,16 @@ def test_the_line_with_the_reason_why_celery_failed(text, line):
 def test_states_of_units_that_are_not_plain():
     assert health_checks.evaluate_unit({"ActiveState": "reloading"}) == "healthy"
     assert health_checks.evaluate_unit({"LoadState": "error", "ActiveState": "active"}) == "down"
+
+
+@pytest.mark.parametrize(("state", "status"), [("T", "down"), ("S", "healthy")])
+def test_a_unit_whose_main_process_a_signal_has_stopped_is_down(monkeypatch, tmp_path, state, status):
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text(f"7 (a) b) {state} 1 7 7")
+    unit = {"Id": "beat.service", "LoadState": "loaded", "ActiveState": "active", "SubState": "running", "MainPID": "7"}
+    monkeypatch.setattr(probe, "unit_states", lambda _names, _timeout: [dict(unit)])
+    outcome = health_checks.check_systemd(options("systemd", units=["beat"]), Context(proc=str(tmp_path)))
+    assert outcome.status == status and ("stopped by a signal" in outcome.error) == (status == "down")
 
 
 def test_units_are_described_where_they_are_named_or_wrong(monkeypatch):

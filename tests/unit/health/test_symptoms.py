@@ -45,6 +45,11 @@ def test_pages_are_distinguished_without_numbers_and_queries():
         ("....xxxx...", False),  # An outage that is over.
         ("x.........x.........", True),  # One in ten.
         ("xxxx" + "." * 90, False),
+        # Errors come back each time that something restarts the application.
+        (("xxx" + 40 * ".") * 2 + "xxx" + 30 * ".", True),
+        (("xxx" + 40 * ".") * 2 + "xxx" + 70 * ".", False),
+        # One short outage, with some luck in it.
+        ("xx.x...xx.xxx" + 70 * ".", False),
     ],
 )
 def test_errors_continue_until_enough_requests_have_succeeded(failed, more):

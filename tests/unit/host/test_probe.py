@@ -363,7 +363,14 @@ def test_redis_logs_in_selects_and_pings():
     talk, seen = redis_server({"PING": b"+PONG\r\n", "INFO": b"$%d\r\n%s\r\n" % (len(INFO), INFO)})
     with server(talk) as address:
         metrics = probe.redis_ping(target(address, username="app", password="pä ss", database=1))
-    assert seen == [["AUTH", "app", "pä ss"], ["SELECT", "1"], ["PING"], ["INFO"]]
+    assert seen == [
+        ["AUTH", "app", "pä ss"],
+        ["SELECT", "1"],
+        ["PING"],
+        ["INFO"],
+        ["LPUSHX", "shiftmaster-no-list", "0"],
+    ]
+    assert metrics["write_error"] == ""
     assert (metrics["version"], metrics["role"], metrics["used_memory_percent"]) == ("8.0.2", "master", 90.0)
     assert not metrics["evicts"]
 
@@ -372,6 +379,17 @@ def test_redis_without_the_right_to_info_is_healthy():
     talk, _seen = redis_server({"PING": b"+PONG\r\n", "INFO": b"-NOPERM no\r\n"})
     with server(talk) as address:
         assert "version" not in probe.redis_ping(target(address))
+
+
+def test_redis_that_takes_no_writes_of_the_user():
+    responses = {"PING": b"+PONG\r\n", "INFO": b"-NOPERM no\r\n", "LPUSHX": b"-OOM command not allowed\r\n"}
+    with server(redis_server(responses)[0]) as address:
+        assert probe.redis_ping(target(address, password="x"))["write_error"].startswith("OOM")
+        # Without a login nothing is known of a user's rights.
+        assert "write_error" not in probe.redis_ping(target(address))
+    # CLIENT PAUSE WRITE: there is no response to it.
+    with server(redis_server(dict(responses, LPUSHX=b""))[0]) as address:
+        assert probe.redis_ping(target(address, password="x"), timeout=1.0)["write_error"].startswith("no response")
 
 
 @pytest.mark.parametrize(
@@ -653,9 +671,10 @@ def test_clock_falls_back_to_timedatectl_and_forgives_a_container(monkeypatch):
 
 
 def test_celery_responses_are_found_after_other_output():
-    text = 'warning: {"not": json\n{"worker-blue@a": {"ok": "pong"}, "b": {"error": "x"}, "c": {"ok": "pong"}}\n\n'
-    assert probe.parse_celery_ping(text) == ["c", "worker-blue@a"]
-    assert probe.parse_celery_ping("Error: No nodes replied within time constraint\n") == []
+    text = 'warning: {"not": json\n{"worker-blue@a": [{"name": "celery"}], "b": {"error": "x"}, "c": []}\n\n'
+    assert probe.parse_celery_queues(text) == {"c": [], "worker-blue@a": ["celery"]}
+    assert probe.parse_celery_queues("Error: No nodes replied within time constraint\n") == {}
+    assert probe.parse_celery_queues('{"a": [{"no": 1}]}') == {}
 
 
 def test_run_kills_what_does_not_end():

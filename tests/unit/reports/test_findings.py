@@ -238,6 +238,14 @@ def test_a_page_that_fails_while_all_health_checks_pass_is_the_first_finding(pag
     assert (first["rule"], first["severity"]) == (rule, "critical") and "page" in first["title"]["en"]
 
 
+@pytest.mark.parametrize(("page", "fires"), [("/roster/", True), ("/health/deep/", False)])
+def test_a_health_page_that_failed_while_something_restarted_is_no_failure_of_users(page, fires):
+    failing = {"page": page, "status": 503, "errors": 5, "requests": 6, "often": True, "new": False, "own_errors": 5,
+               "first": 1799999900.0, "last": 1799999910.0, "seconds": 0.1}  # fmt: skip
+    parts = {"requests": {"recent": {"requests": 1100, "errors": 5, "failing": [failing]}}}
+    assert ("RequestsFail" in names(found(host({"parts": parts})))) is fires
+
+
 FAILED_NEW = CASES["ErrorsSinceDeploy"]["fires"]["parts"]
 
 
@@ -474,7 +482,7 @@ def test_finding_is_complete_in_both_languages(name):
 
 FIELDS = {
     "name", "component", "severity", "symptom", "areas", "functions", "each", "let", "when", "own_when", "explains", "title",
-    "cause", "advice", "evidence", "fix", "alert", "depth", "guide", "commands", "critical_when",
+    "cause", "advice", "evidence", "fix", "alert", "depth", "guide", "commands", "critical_when", "effect", "of_changes",
 }  # fmt: skip
 
 
