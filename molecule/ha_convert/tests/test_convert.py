@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from database_cluster import Writer
-from support import docker, wait_for
+from support import Operations, docker, wait_for
+
+INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
 DATABASE = ("--tags", "base,firewall,tls,etcd,database")
 
@@ -19,7 +23,7 @@ def test_a_cluster_of_a_part_of_the_hosts_is_rejected(members):
 
 def test_a_running_database_becomes_a_cluster(members, capsys):
     first = members.hosts[0]
-    rows = "SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) FROM public.roster_shift AS t"
+    rows = "SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) FROM public.roster_assignment AS t"
     members.prepare(first)
     before = members.sql(rows, first, "shiftmaster")
     # As the application of the single host does it.
@@ -67,3 +71,42 @@ def test_the_first_member_is_rebuilt_by_pg_rewind_when_it_was_lost(members):
     wait_for(lambda: members.primaries(*members.hosts[1:]), 120, "another primary")
     members.heal()
     assert members.primary() is not first
+
+
+def single(members):
+    """The inventory in which the first host alone is in the group `database`."""
+    return Operations(INVENTORY.parent / "single", members.hosts[0].host)
+
+
+def test_the_plan_of_the_way_back_changes_nothing(members):
+    first = members.hosts[0]
+    run = first.run("playbooks/single_database.yml", host=first.host)
+    assert (run.code, run.changed) == (0, 0), run.output[-4000:]
+    assert members.complete()
+    run = first.run("playbooks/single_database.yml", host="elsewhere", confirm="elsewhere")
+    assert run.code == 2 and run.prints("Nothing was changed", "-e host= names one of"), run.output[-3000:]
+
+
+def test_one_member_becomes_the_only_database(members, capsys):
+    """It is not the primary before."""
+    first, others = members.hosts[0], members.hosts[1:]
+    assert members.primary() is not first
+    writer = Writer(members, first, "back", 1200)
+    run = first.run("playbooks/single_database.yml", host=first.host, confirm=first.host)
+    writer.end()
+    assert run.code == 0, run.output[-6000:]
+    result = writer.result()
+    kept = {int(line) for line in members.sql(f"SELECT number FROM public.ha_rows WHERE writer = '{writer.name}'", first, "shiftmaster").split()}
+    lost = [number for number, _at in result["acknowledged"] if number not in kept]
+    with capsys.disabled():
+        print(f"\n  {result['gap']:.1f} s without writes, {len(lost)} of {len(result['acknowledged'])} lost")
+    assert lost == [] and len(result["acknowledged"]) > 100, result["errors"]
+    assert first.shell("systemctl is-active postgresql@17-main patroni@17-main etcd; true").split() == ["active", "inactive", "inactive"]
+    for host in others:
+        assert host.shell("pgrep -c -u postgres postgres; true").strip() == "0"
+    assert members.sql("SELECT count(*) FROM pg_replication_slots", first).strip() == "0"
+    again = single(members).run("deploy.yml", timeout=1200)
+    assert again.code == 0, again.output[-6000:]
+    assert first.live_version(60) == "2.0.0"
+    second = single(members).run("deploy.yml", timeout=1200)
+    assert (second.code, second.changed) == (0, 0), second.output[-6000:]
