@@ -67,11 +67,9 @@ class Writer:
     def result(self) -> dict:
         return json.loads(self.process.communicate(timeout=600)[0])
 
-    def lost(self, result: dict) -> list:
-        """The acknowledged ids that the database does not have."""
-        text = self.members.sql(
-            f"SELECT number FROM public.ha_rows WHERE writer = '{self.name}'", database="shiftmaster"
-        )
+    def lost(self, result: dict, host=None) -> list:
+        """The acknowledged ids that the database does not have; of the primary, or of a single host."""
+        text = self.members.sql(f"SELECT number FROM public.ha_rows WHERE writer = '{self.name}'", host, "shiftmaster")
         kept = {int(line) for line in text.split()}
         return [number for number, _at in result["acknowledged"] if number not in kept]
 
@@ -145,7 +143,7 @@ class Members:
     # -- what happens to it ------------------------------------------------------------------------------------------
 
     def prepare(self, host=None) -> None:
-        """A login of the application's owner, and the table of the writers; on the primary, or on a host without a cluster."""
+        """A login of the application's owner, and the table of the writers; on the primary, or on a single host."""
         self.sql(
             f"DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{LOGIN}') THEN"
             f" CREATE ROLE {LOGIN} LOGIN PASSWORD '{self.password}' IN ROLE shiftmaster; END IF; END $$;"
