@@ -16,7 +16,7 @@ LOGIN = "ha_writer"
 # Inserts unique ids, each in its own transaction, and prints what was acknowledged and when. As the application does
 # it: several hosts, of which libpq finds the primary; or (pinned) one host alone.
 WRITER = r"""
-import json, sys, time
+import json, os, sys, time
 import psycopg2
 hosts, password, seconds, name = json.loads(sys.stdin.readline())
 dsn = ("host=%s dbname=shiftmaster user=ha_writer password=%s sslmode=require connect_timeout=2 tcp_user_timeout=4000"
@@ -24,7 +24,7 @@ dsn = ("host=%s dbname=shiftmaster user=ha_writer password=%s sslmode=require co
 dsn += " target_session_attrs=read-write" if "," in hosts else ""
 acknowledged, errors, connection, number, begin = [], {}, None, 0, time.time()
 open("/run/" + name, "w").close()
-while time.time() < begin + seconds:
+while time.time() < begin + seconds and os.path.exists("/run/" + name):
     number += 1
     try:
         if connection is None:
@@ -49,7 +49,7 @@ print(json.dumps(found))
 
 class Writer:
     def __init__(self, members, host, name: str, seconds: int, pinned: bool = False):
-        self.members, self.name = members, name
+        self.members, self.name, self.host = members, name, host
         host.shell(f"rm -f /run/{name}")
         self.process = subprocess.Popen(
             ["docker", "exec", "-i", host.host, "nice", "-n", "-5", "python3", "-c", WRITER],
@@ -60,14 +60,16 @@ class Writer:
         self.process.stdin.flush()
         wait_for(lambda: host.shell(f"ls /run/{name} 2>/dev/null", check=False), 60, "the writer")
 
+    def end(self) -> None:
+        """Before its seconds are over."""
+        self.host.shell(f"rm -f /run/{self.name}")
+
     def result(self) -> dict:
         return json.loads(self.process.communicate(timeout=600)[0])
 
-    def lost(self, result: dict) -> list:
-        """The acknowledged ids that the database does not have."""
-        text = self.members.sql(
-            f"SELECT number FROM public.ha_rows WHERE writer = '{self.name}'", database="shiftmaster"
-        )
+    def lost(self, result: dict, host=None) -> list:
+        """The acknowledged ids that the database does not have; of the primary, or of a single host."""
+        text = self.members.sql(f"SELECT number FROM public.ha_rows WHERE writer = '{self.name}'", host, "shiftmaster")
         kept = {int(line) for line in text.split()}
         return [number for number, _at in result["acknowledged"] if number not in kept]
 
@@ -140,16 +142,18 @@ class Members:
 
     # -- what happens to it ------------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """A login of the application's owner, and the table of the writers."""
+    def prepare(self, host=None) -> None:
+        """A login of the application's owner, and the table of the writers; on the primary, or on a single host."""
         self.sql(
             f"DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{LOGIN}') THEN"
             f" CREATE ROLE {LOGIN} LOGIN PASSWORD '{self.password}' IN ROLE shiftmaster; END IF; END $$;"
-            f"GRANT CONNECT ON DATABASE shiftmaster TO {LOGIN};"
+            f"GRANT CONNECT ON DATABASE shiftmaster TO {LOGIN};",
+            host,
         )
         self.sql(
             "CREATE TABLE IF NOT EXISTS public.ha_rows (writer text, number int, PRIMARY KEY (writer, number));"
             f"TRUNCATE public.ha_rows; GRANT ALL ON public.ha_rows TO {LOGIN};",
+            host,
             database="shiftmaster",
         )
 

@@ -108,7 +108,7 @@ def test_a_host_of_another_cluster_is_rejected():
         "ansible_local": {"shiftmaster_etcd": {"cluster": "shiftmaster-north"}},
     }
     members = {name: f"10.0.0.{number}" for number, name in enumerate(("host1", "host2", "host3"))}
-    values = {"etcd_members": members, "ansible_facts": facts}
+    values = {"etcd_members": members, "ansible_facts": facts, "ansible_play_hosts_all": list(members)}
     assert rendered.problems("etcd", templar("etcd", etcd_cluster="shiftmaster-north", **values)) == []
     (found,) = rendered.problems("etcd", templar("etcd", etcd_cluster="shiftmaster-south", **values))
     assert "a member of the cluster shiftmaster-north" in found and "is shiftmaster-south" in found
@@ -117,9 +117,25 @@ def test_a_host_of_another_cluster_is_rejected():
 def test_debian_12_is_rejected_for_a_cluster():
     members = {name: f"10.0.0.{number}" for number, name in enumerate(("host1", "host2", "host3"))}
     (found,) = rendered.problems(
-        "etcd", templar("etcd", etcd_members=members, ansible_facts={"distribution_major_version": "12"})
+        "etcd",
+        templar(
+            "etcd",
+            etcd_members=members,
+            ansible_facts={"distribution_major_version": "12", "ansible_local": {}},
+            ansible_play_hosts_all=list(members),
+        ),
     )
     assert "Debian 13" in found
+
+
+def test_a_new_member_of_etcd_with_a_part_of_the_members_is_rejected():
+    """etcd would wait for the others, and a database that is taken over needs all of them."""
+    members = {name: f"10.0.0.{number}" for number, name in enumerate(("host1", "host2", "host3"))}
+    values = {"etcd_members": members, "etcd_cluster": "shiftmaster-x", "ansible_play_hosts_all": ["host1", "host2"]}
+    (found,) = rendered.problems("etcd", templar("etcd", ansible_facts={"ansible_local": {}}, **values))
+    assert "without --limit" in found and "host3" in found
+    formed = {"ansible_local": {"shiftmaster_etcd": {"cluster": "shiftmaster-x"}}}
+    assert rendered.problems("etcd", templar("etcd", ansible_facts=formed, **values)) == []
 
 
 def test_a_lease_shorter_than_the_attempts_to_renew_it_is_rejected():
