@@ -275,6 +275,10 @@ pending_changes:
   returned: for query with O(revision)
   type: list
   elements: str
+migrated:
+  description: Whether the live release reports, in the check C(migrations) of its health response, that none is pending.
+  returned: for query with O(revision)
+  type: bool
 """
 
 import contextlib
@@ -300,6 +304,15 @@ class Refused(Exception):
     def __init__(self, message, **result):
         super().__init__(message)
         self.result = result
+
+
+def migrated(body):
+    """Whether a health response reports that no migration is pending. An application that reports a lie harms itself."""
+    try:
+        check = json.loads(body)["checks"]["migrations"]
+        return check["status"] == "healthy" and not check.get("pending")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 class Operation:
@@ -365,8 +378,8 @@ class Operation:
         if self.params["revision"]:
             try:
                 found = self.find() or ""
-                pending = self.pending_changes(found)
-                requested = {"release": self.current or "", "found": found, "pending_changes": pending}
+                pending, requested["migrated"] = self.pending_changes(found)
+                requested.update(release=self.current or "", found=found, pending_changes=pending)
             except (StateError, UnitError, OSError, ValueError) as error:
                 # The task that does the work finds it again and reports it.
                 requested["pending_changes"] = [str(error)]
@@ -404,10 +417,13 @@ class Operation:
         return bool(cutover.missing() or cutover.others() or releases.unfinished(self.layout, self.state))
 
     def pending_changes(self, found):
-        """Return why a run that requests this revision and configuration has something to do here, as sentences."""
+        """Return why a run that requests this revision and configuration has something to do here, as sentences.
+
+        And whether the live release reports that no migration is pending.
+        """
         if self.current is None:
-            return ["no release is live"]
-        cutover = self.cutover()
+            return ["no release is live"], False
+        cutover, health = self.cutover(), self.health()
         status, unit_problem = self.state.status(self.current), self.unit_problem()
         missing, others = cutover.missing(), cutover.others()
         left = releases.unfinished(self.layout, self.state)
@@ -420,10 +436,10 @@ class Operation:
             "%s runs although its slot is not live" % ", ".join(others): others,
             "%s is unfinished" % ", ".join(left): left,
             "a release may go": self.prunable(),
-            "its health is bad": not self.healthy(),
+            "its health is bad": health.status != 200,
         }
         with exclusive(self.layout, wait_seconds=0):
-            return [reason for reason, holds in reasons.items() if holds]
+            return [reason for reason, holds in reasons.items() if holds], migrated(health.body)
 
     def environment(self):
         build = self.params["build"]
@@ -535,9 +551,12 @@ class Operation:
     def ensure_running(self):
         return self.cutover().ensure_running(self.params["background"])
 
+    def health(self):
+        """Return the response of the live release to the gate's request, on its own socket."""
+        return self.cutover().deep_health(self.layout.active_slot())
+
     def healthy(self):
-        """Whether the live release passes its gate on its own socket."""
-        return self.cutover().deep_health(self.layout.active_slot()).status == 200
+        return self.health().status == 200
 
     def active(self):
         target = self.one(self.params["release"])

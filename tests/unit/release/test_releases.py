@@ -113,22 +113,26 @@ def pending_changes(layout, state, add, monkeypatch, run_module):
     serve(layout, ONE)
     running = {"shiftmaster.service", WEB, WORKER, BEAT}
     complete = {"ActiveState": "active", "UnitFileState": "enabled"}
-    responses = [200]
+    responses, body = [200], {"text": ""}
     monkeypatch.setattr(shiftmaster_release, "properties", lambda name, *_names: dict(complete))
     monkeypatch.setattr(
         units, "active_states", lambda names: {name: "active" if name in running else "inactive" for name in names}
     )
 
     def response(*_args, **_more):
-        return probe.HttpResult(responses[-1], 0.0, "", None)
+        return probe.HttpResult(responses[-1], 0.0, body["text"], None)
 
     monkeypatch.setattr(probe, "http_get", response)
 
-    def pending_changes(**parameters):
+    def query(**parameters):
         requested = {"root": layout.root, "revision": "1" * 40, "celery_application": "shiftmaster", "keep": 1}
-        return run_module(shiftmaster_release, **dict(requested, **parameters))["pending_changes"]
+        return run_module(shiftmaster_release, **dict(requested, **parameters))
+
+    def pending_changes(**parameters):
+        return query(**parameters)["pending_changes"]
 
     pending_changes.running, pending_changes.complete, pending_changes.responses = running, complete, responses
+    pending_changes.query, pending_changes.body = query, body
     return pending_changes
 
 
@@ -139,6 +143,24 @@ def default_build():
 
 def test_a_host_with_the_requested_live_release_has_nothing_to_do(pending_changes):
     assert pending_changes() == []
+
+
+@pytest.mark.parametrize(
+    "body, migrated",
+    [
+        ('{"checks": {"migrations": {"status": "healthy"}}}', True),
+        ('{"checks": {"migrations": {"status": "healthy", "pending": ["roster.0002_note"]}}}', False),
+        ('{"checks": {"migrations": {"status": "unhealthy"}}}', False),
+        ('{"checks": {"database": {"status": "healthy"}}}', False),
+        ('{"checks": {"migrations": "healthy"}}', False),
+        ('{"checks": ["migrations"]}', False),
+        ("OK", False),
+        ("", False),
+    ],
+)
+def test_the_health_response_reports_whether_a_migration_is_pending(pending_changes, body, migrated):
+    pending_changes.body["text"] = body
+    assert pending_changes.query()["migrated"] is migrated
 
 
 def test_a_query_without_a_revision_evaluates_nothing(layout, pending_changes, run_module):
