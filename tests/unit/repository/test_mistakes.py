@@ -32,7 +32,7 @@ COVERED = {
     "another locale than UTF-8": "repository/test_wrapper.py::test_the_vault_password_and_the_locale_are_set",
     "another type than a list": "plugins/test_shiftmaster_variables.py::test_another_type_than_a_list_is_one_problem",
     "another type of a role's variable": "plugins/test_shiftmaster_variables.py::test_everything_wrong_is_reported",
-    "a second deploy at the same time": "release/test_held.py::test_a_running_operation_is_named",
+    "a second deploy at the same time": "release/test_acquire.py::test_a_running_operation_is_named",
     "verify.yml without a logging pipeline": "repository/test_mistakes.py::test_a_verification_that_checked_nothing",
     "sources of people on a single host": "roles/test_group_variables.py::test_the_monitoring_of_a_single_host",
     "misspelt variable": "plugins/test_shiftmaster_options.py::test_tags_and_limits_do_not_skip_it",
