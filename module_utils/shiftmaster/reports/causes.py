@@ -57,6 +57,19 @@ SENTENCES = (
     (r"NOT RUN: no application host has Filebeat", "未実行: Filebeat のあるアプリケーションホストがありません"),
     (r"No check has run: no host of this inventory has a part of the logging pipeline, or none responded\. The groups are ",
      "チェックを 1 件も実行していません。ログ基盤のホストがインベントリにないか、応答がありません。グループ: "),
+    # The report of a backup.
+    (r"^Date: ", "日時: "),
+    (r"^Database: (?=[SF])", "データベース: "),
+    (r"^Logical dump: (?=[SF])", "論理ダンプ: "),
+    (r"^Files: (?=[SF])", "ファイル: "),
+    (r"^Configuration: (?=[SF])", "設定: "),
+    (r": SUCCESS\b", ": 成功"),
+    (r": SKIPPED\b", ": 対象外"),
+    (r": FAILED\b", ": 失敗"),
+    (r" \(full, ", "(フル、"),
+    (r", restored and verified\)", "、リストアして検証済み)"),
+    (r"^Total size: ", "合計サイズ: "),
+    (r"^Location: ", "保存先: "),
     (r" ?\(did you mean (\S+)\?\)", r"(\1 の誤りではありませんか)"),
 )  # fmt: skip
 

@@ -13,6 +13,7 @@ RELEASE_JA = "バージョン 2.1.0(リリース 20260101T000000Z-abc)"
 CUTOVER, PREFLIGHT = "module_utils/shiftmaster/release/cutover.py", "roles/preflight/tasks/main.yml"
 VARIABLES, ABORT = "plugins/action/shiftmaster_variables.py", "roles/release/tasks/abort.yml"
 LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/acquire.yml"
+BACKUP = "module_utils/shiftmaster/backup/report.py"
 REPORT = "The report above shows the actions."
 # The file, a part of its sentence, that sentence as it is printed, and in Japanese.
 CASES = [
@@ -73,7 +74,7 @@ CASES = [
     ("plugins/action/shiftmaster_source.py", "there is no tag, branch or commit %s in the repository (%s, %s); %s",
      "there is no tag, branch or commit 9 in the repository (2 tags)",
      "リポジトリにタグ・ブランチ・コミット 9 がありません (2 tags)"),
-    ("group_vars/all/topology.yml", "There is no tag {{ item }}; there are ", "There is no tag a; there are b, c",
+    ("group_vars/all/preflight.yml", r"There is no tag \1; there are ", "There is no tag a; there are b, c",
      "タグ a はありません。指定できるタグ: b, c"),
     ("roles/tls/vars/preflight.yml", "set tls_site_mode to acme or selfsigned",
      "tls_x: there is no file /a.crt. Copy the site's certificate there; for a site without one, set tls_site_mode to acme"
@@ -91,6 +92,14 @@ CASES = [
     ("roles/verify/tasks/report.yml", "No check has run: no host of this inventory has a part of the logging pipeline",
      "No check has run: no host of this inventory has a part of the logging pipeline, or none responded. The groups are a.",
      "チェックを 1 件も実行していません。ログ基盤のホストがインベントリにないか、応答がありません。グループ: a."),
+    (BACKUP, "Date: %s", "Date: 2026-01-01 09:00:00 JST", "日時: 2026-01-01 09:00:00 JST"),
+    (BACKUP, ", restored and verified", "Database: SUCCESS (full, 3.0 MiB, restored and verified)",
+     "データベース: 成功(フル、3.0 MiB、リストアして検証済み)"),
+    (BACKUP, '"Logical dump"', "Logical dump: SKIPPED", "論理ダンプ: 対象外"),
+    (BACKUP, '"Files"', "Files: FAILED: disk full", "ファイル: 失敗: disk full"),
+    (BACKUP, '"Configuration"', "Configuration: SUCCESS (1.0 MiB)", "設定: 成功 (1.0 MiB)"),
+    (BACKUP, "Total size: %s", "Total size: 3.0 MiB", "合計サイズ: 3.0 MiB"),
+    (BACKUP, "Location: %s", "Location: /var/backups", "保存先: /var/backups"),
 ]  # fmt: skip
 
 
