@@ -13,5 +13,5 @@ DOCUMENTATION = """
 name: ansible_version
 short_description: Reject a version of Ansible that is too old
 description:
-  - It becomes nobody. It is here because Ansible loads it before the playbooks.
+  - No task uses it. It is here because Ansible loads it before the playbooks.
 """

@@ -297,7 +297,7 @@ def test_an_unreachable_host_is_named_and_lines_are_japanese_on_request(site):
 def test_a_known_cause_is_japanese_and_a_play_without_hosts_has_the_zone_of_the_site(site):
     shown, failed = "x: NOT RUN: no host has it", "Nothing was changed. Version 2.0.0 is still live."
     text = json.loads(play({"ansible.builtin.debug": {"msg": shown}}, {"ansible.builtin.fail": {"msg": failed}}))
-    empty = {"name": "Empty", "hosts": "nobody", "gather_facts": False, "tasks": [TASK]}
+    empty = {"name": "Empty", "hosts": "absent", "gather_facts": False, "tasks": [TASK]}
     code, lines = site.run(json.dumps([empty, *text]), "deploy.yml", "--limit", "a", SHIFTMASTER_LANGUAGE="ja")
     assert code == 2 and "a: 何も変更していません。 バージョン 2.0.0 が引き続き稼働しています。" in lines, lines
     assert "  x: 未実行: このグループのホストがありません" in lines, lines
