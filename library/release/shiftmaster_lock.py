@@ -41,7 +41,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: In check mode no lock is taken; a held one is reported.
+    description: In check mode no lock is taken; RV(acquired) shows whether it could be.
   diff_mode:
     support: none
     description: A lock is no configuration.
@@ -100,7 +100,9 @@ def run(params, check_mode):
         return {"changed": False, "holder": lock.read(path) or {}}
     if state == "query" or check_mode:
         holder = lock.read(path)
-        outcome, stale = lock.Outcome(False, holder, None), bool(holder) and lock.expired(holder)
+        stale = bool(holder) and lock.expired(holder)
+        free = not holder or stale or holder.get("run_id") in (params["run_id"], params["interrupted_run_id"] or None)
+        outcome = lock.Outcome(state == "present" and free, holder, None)
     else:
         words = ("owner", "run_id", "operation", "controller", "ttl_seconds", "wait_seconds", "interrupted_run_id")
         outcome, stale = lock.acquire(path, *(params[word] for word in words)), False

@@ -55,8 +55,9 @@ options:
     type: path
     default: ""
   root:
-    description: The application's directory. RV(facts) then shows what is there of an earlier run, C(locked) for a
-      deploy's lock, C(page) for a maintenance page, and C(old_names) for directories of a version before 1.0.0.
+    description: The application's directory. RV(facts) then shows what is there of an earlier run, C(lockable) for the
+      directory of the lock, C(locked) for a deploy's lock, C(page) for a maintenance page, and C(old_names) for
+      directories of a version before 1.0.0.
     type: path
     default: ""
   packages:
@@ -430,6 +431,7 @@ def run(params):
     report.facts["deployed"] = os.path.exists("/etc/shiftmaster/cutover.json")
     if params["root"]:
         layout = Layout(params["root"])
+        report.facts["lockable"] = os.path.isdir(layout.state)
         report.facts["locked"] = os.path.lexists(os.path.join(layout.state, "lock.json"))
         report.facts["page"] = os.path.lexists(os.path.join(layout.shared, "maintenance", "on"))
         report.facts["old_names"] = bool(legacy.old_directories(layout))

@@ -11,22 +11,16 @@ import zoneinfo
 from pathlib import Path
 
 import ansible.module_utils
-import ansible.release
 from ansible import constants, context
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
 from ansible.utils.display import Display
 
-# Another one on the PATH would end in errors of plugins, which name no cause.
-if tuple(map(int, ansible.release.__version__.split(".")[:2])) < (2, 19):
-    raise SystemExit(
-        f"ERROR: This is ansible-core {ansible.release.__version__}; 2.19 or later is needed. Run `make bootstrap`, "
-        "then ./shiftmaster or .venv/bin/ansible-playbook."
-    )
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.health.text import CATALOG, SUDO
 from ansible.module_utils.shiftmaster.host.action import runnable
+from ansible.module_utils.shiftmaster.reports.causes import japanese
 
 DOCUMENTATION = """
 name: phases
@@ -98,7 +92,13 @@ HINTS = (
     (r"[Nn]o python interpreters? found|python3?: ([a-z]+ )?not found|module interpreter .*not found",
      "install Python: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
      "Python の導入: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'"),
-    (r"Docker daemon|No such container|[Cc]ontainer .* is not running|docker:? command not found",
+    (r"Docker daemon|docker:? command not found|docker.*No such file",
+     "start Docker, where the demo's container {name} runs, then `make demo`; for other hosts name their inventory "
+     "(./shiftmaster -E NAME, or -i inventory/NAME)",
+     "デモのコンテナー {name} には Docker が必要です。Docker を起動し、make demo を実行してください。"
+     "他のホストはインベントリを指定してください"
+     "(./shiftmaster -E 名前、または -i inventory/名前)"),
+    (r"No such container|[Cc]ontainer .* is not running",
      "{name} is a container that is not running: `make demo` starts the demo; for other hosts name their inventory "
      "(./shiftmaster -E NAME, or -i inventory/NAME)",
      "コンテナー {name} が起動していません。デモは make demo で起動します。"
@@ -220,9 +220,12 @@ def message_lines(result: dict) -> list[str]:
     if result.get("failed_modules"):
         return list(dict.fromkeys(line for item in result["failed_modules"].values() for line in message_lines(item)))
     message = result.get("msg") or ""
-    lines = [part for line in (message if isinstance(message, list) else [message]) for part in lines_of(line)]
     # A module that did not start: the reason is what the connection or the interpreter printed.
-    lines += lines_of(str(result.get("module_stderr") or "").strip())[-5:]
+    printed = lines_of(str(result.get("module_stderr") or "").strip())[-5:]
+    if any(printed) and str(message).startswith("Module result deserialization failed"):
+        message = ""
+    lines = [part for line in (message if isinstance(message, list) else [message]) for part in lines_of(line)]
+    lines += printed
     if result.get("rc") and "cmd" in result:
         lines += lines_of(str(result.get("stderr") or "").strip() or str(result.get("stdout") or "").strip())[-5:]
     return [line for line in lines if line]
@@ -388,6 +391,10 @@ class CallbackModule(Default):
         english, japanese = TEXTS.get(key, (key, key))
         return (japanese if self.language == "ja" else english).format(**values)
 
+    def line(self, line: str) -> str:
+        """A line of a message, in the language of the run where it is a known sentence."""
+        return japanese(line) if self.language == "ja" else line
+
     def _duration(self, seconds: float) -> str:
         whole = int(seconds + 0.5)
         if whole < 60:
@@ -441,7 +448,7 @@ class CallbackModule(Default):
                 self.screen.line(*((f"✘ {line}", "red") if failed else (f"✔ {line}", "green")))
             indent = "" if self.playbook in REPORTS or phase["key"] == "summary" else "  "
             for message in phase["messages"]:
-                self.screen.line(indent + message)
+                self.screen.line(indent + self.line(message))
         self.closed = []
 
     # Events: each goes to the log through the default callback, too.
@@ -483,7 +490,8 @@ class CallbackModule(Default):
         """run_language and base_timezone of the inventory, where they are plain values."""
         manager = play.get_variable_manager()
         try:
-            hosts = manager._inventory.get_hosts(play.hosts)
+            # The first play can be for a group that has no host.
+            hosts = manager._inventory.get_hosts(play.hosts) or manager._inventory.get_hosts("all")
             values = manager.get_vars(play=play, host=hosts[0] if hosts else None, include_hostvars=False)
         except Exception as error:  # noqa: BLE001 - a broken variable is the preflight's to report
             self.broken = str(error)
@@ -624,7 +632,7 @@ class CallbackModule(Default):
         if warnings:
             self.screen.line(self.text("warnings", n=warnings))
         if self.found:
-            self.screen.line(self.text("found", text="\n           ".join(self.found)), "yellow")
+            self.screen.line(self.text("found", text="\n           ".join(map(self.line, self.found))), "yellow")
         if failed and self.failures:
             self._report_failures()
         if self._display.path:
@@ -640,6 +648,7 @@ class CallbackModule(Default):
             hosts = ", ".join(sorted(failure["hosts"]))
             lines = [line for line in failure["lines"] if line not in seen]
             seen += lines
+            lines = list(map(self.line, lines))
             shown += [f"{self.text('on', hosts=hosts)}{line}" if not n else f"  {line}" for n, line in enumerate(lines)]
         limit = len(shown) if first["preflight"] else LINES_OF_A_FAILURE
         rest = max(0, len(shown) - limit) + max(0, len(self.failures) - 2)

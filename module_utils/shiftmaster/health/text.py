@@ -20,7 +20,7 @@ CATALOG = {
     "title": ("=== ShiftMaster System Health Report ===", "=== ShiftMaster システムヘルスレポート ==="),
     "generated": ("Report generated: {time}", "作成日時: {time}"),
     "host": ("Host: {host}", "ホスト: {host}"),
-    "overall": ("Overall health: {healthy}/{total} services healthy", "全体の健全性: {healthy}/{total} サービスが正常"),
+    "overall": ("Overall health: {healthy}/{total} services healthy", "総合判定: {total} 項目中 {healthy} 項目が正常"),
     "overall_hosts": (
         "Hosts: {healthy}/{total} healthy, {unreachable} unreachable",
         "ホスト: {healthy}/{total} 台が正常、{unreachable} 台が接続不能",

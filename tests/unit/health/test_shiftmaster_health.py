@@ -646,7 +646,7 @@ def test_the_report_has_the_guides_form():
 
 def test_the_report_in_japanese():
     text = "\n".join(engine.report_lines(report("ja"), "ja"))
-    assert "✅ WEB: 正常" in text and "❌ DATABASE: 停止" in text and "全体の健全性: 1/4 サービスが正常" in text
+    assert "✅ WEB: 正常" in text and "❌ DATABASE: 停止" in text and "総合判定: 4 項目中 1 項目が正常" in text
     assert "systemctl start postgresql" in text
 
 

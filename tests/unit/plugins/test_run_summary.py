@@ -8,6 +8,7 @@ import shutil
 
 import inventories
 import pytest
+from ansible.module_utils.shiftmaster.release import cutover
 from ansible.plugins.loader import init_plugin_loader
 from rendered import render
 from support import ROOT
@@ -43,10 +44,11 @@ def test_the_summary_covers_what_the_tags_set_up(tmp_path, tags, extra, present,
     assert [text for text in present if text not in out] == [] and [text for text in absent if text in out] == []
 
 
-@pytest.mark.parametrize(("language", "expected"), [("en", "the rollback: "), ("ja", "元に戻すには: ")])
+@pytest.mark.parametrize(("language", "expected"), [("en", "to roll back: "), ("ja", "元に戻すには: ")])
 def test_the_summary_of_a_release_has_the_language_of_its_reader(language, expected):
     facts = {
-        "version": "2.1.0", "name": "r2", "revision": "0" * 40, "changed": True, "timings": {"build": 2.0},
+        "version": "2.1.0", "name": "r2", "revision": "0" * 40, "changed": True,
+        "timings": {"static_files": 2.0, "until_switched": 1.0},
         "previous": {"version": "2.0.0", "name": "r1"}, "watched": {"requests": 9, "errors": 0, "p95_ms": 5},
     }  # fmt: skip
     init_plugin_loader()
@@ -56,5 +58,13 @@ def test_the_summary_of_a_release_has_the_language_of_its_reader(language, expec
         shiftmaster_run={"operation": "deploy", "started": 0},
     )  # fmt: skip
     assert any(line.startswith(expected) and line.endswith("rollback.yml") for line in text.splitlines())
+    assert ("静的ファイル 2.0 秒、切り替えまで 1.0 秒" in text) == (language == "ja"), text
     words = [re.search(r"[a-z]{2,} [a-z]{2,}", line) for line in text.splitlines() if line and expected not in line]
     assert any(words) == (language == "en"), text
+
+
+def test_every_step_of_a_build_and_phase_of_a_cutover_has_its_japanese():
+    template = (ROOT / "roles/release/templates/summary.txt.j2").read_text(encoding="utf-8")
+    names = re.findall(r"(?m)^  '(\w+)': '[^']*[^\x00-\x7f][^']*',$", template)
+    steps = re.findall(r"(?m)^ {16}self\.(\w+),$", (ROOT / "module_utils/shiftmaster/release/releases.py").read_text())
+    assert len(steps) > 8 and {*steps, *cutover.PHASES, "until_switched"} == set(names)

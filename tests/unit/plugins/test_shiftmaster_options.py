@@ -180,7 +180,7 @@ def test_playbooks_begin_with_the_check_of_their_options(name):
     assert names["run_once"] is check["run_once"] is True and names["shiftmaster_variables"]["extra_only"] is True
     assert check["shiftmaster_options"] == {
         "options": "{{ run_options[preflight_playbook] }}", "playbook": "{{ preflight_playbook }}",
-        "problems": "{{ __preflight_extra.problems }}",
+        "problems": "{{ __preflight_extra.problems + preflight_option_problems }}",
     }  # fmt: skip
     tagged = [play for play in plays if "tags" in play or any("tags" in task for task in play.get("tasks", []))]
     assert "always" in first.get("tags", []) if tagged else "tags" not in first
@@ -218,6 +218,12 @@ def test_tags_and_limits_do_not_skip_it(tmp_path):
     done = play("deploy.yml", tmp_path, "--tags", "release", "--limit", "absent", **options)
     assert done.returncode == 2 and "is not of the form of" in done.stdout and "UNREACHABLE" not in done.stdout
     assert "shiftmaster_vershun (did you mean shiftmaster_version?)" in done.stdout
+
+
+def test_a_misspelt_tag_is_found_before_a_host_is_reached(tmp_path):
+    done = play("deploy.yml", tmp_path, "--tags", "relase,nginx")
+    assert done.returncode == 2 and "There is no tag relase; there are base, " in done.stdout, done.stdout
+    assert "UNREACHABLE" not in done.stdout and "no tag nginx" not in done.stdout
 
 
 def test_a_valid_value_is_passed_to_the_hosts(tmp_path):

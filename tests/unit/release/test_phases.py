@@ -20,6 +20,7 @@ import pytest
 from support import ROOT
 
 SECRET = "not-for-the-log"
+UNREADABLE = "Module result deserialization failed"
 # Needs no start of Python for each host, as a module does.
 TASK = {"ansible.builtin.group_by": {"key": "done"}, "changed_when": False}
 DEPLOY = """
@@ -116,13 +117,6 @@ def callback():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def test_an_old_ansible_is_named_with_what_makes_the_right_one(monkeypatch):
-    monkeypatch.setattr("ansible.release.__version__", "2.14.18")
-    spec = importlib.util.spec_from_file_location("phases", ROOT / "plugins/callback/phases.py")
-    with pytest.raises(SystemExit, match=r"2\.14\.18.*make bootstrap"):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def test_phases_are_those_of_roles_files_and_plays_that_exist(callback):
@@ -276,6 +270,7 @@ def test_the_reason_why_a_module_did_not_start_is_shown_where_facts_are_gathered
     }.items():
         code, lines = site.run(facts, "deploy.yml", "--limit", "a", *options, ANSIBLE_PIPELINING="true")
         assert code and lines[-1].startswith("Next:") and fault in lines[-1], lines
+        assert not any("deserialization" in line for line in lines), lines
 
 
 def test_a_lock_of_another_run_is_waited_for_and_usual_warnings_are_not_counted(site):
@@ -297,6 +292,17 @@ def test_an_unreachable_host_is_named_and_lines_are_japanese_on_request(site):
     assert code == 4 and phases(lines) == ["✘ Play、失敗"]
     assert any("a: 接続できません" in line for line in lines) and any(line.startswith("ログ:") for line in lines)
     assert lines[-1].startswith("次の操作:") and lines[-1].endswith("ssh -p 1 127.0.0.1 true")
+
+
+def test_a_known_cause_is_japanese_and_a_play_without_hosts_has_the_zone_of_the_site(site):
+    shown, failed = "x: NOT RUN: no host has it", "Nothing was changed. Version 2.0.0 is still live."
+    text = json.loads(play({"ansible.builtin.debug": {"msg": shown}}, {"ansible.builtin.fail": {"msg": failed}}))
+    empty = {"name": "Empty", "hosts": "absent", "gather_facts": False, "tasks": [TASK]}
+    code, lines = site.run(json.dumps([empty, *text]), "deploy.yml", "--limit", "a", SHIFTMASTER_LANGUAGE="ja")
+    assert code == 2 and "a: 何も変更していません。 バージョン 2.0.0 が引き続き稼働しています。" in lines, lines
+    assert "  x: 未実行: このグループのホストがありません" in lines, lines
+    hour = int(re.match(r"\d{8}T(\d\d)", site.log().name)[1])
+    assert (hour - time.gmtime(site.log().stat().st_mtime).tm_hour) % 24 in (8, 9), site.log().name
 
 
 def test_commands_that_a_run_shows_reach_its_hosts_and_a_diagnosis_does_not_advise_itself(site):
@@ -341,7 +347,8 @@ def test_a_phase_that_only_decides_has_no_line(site):
         ("Missing sudo password", "--ask-become-pass"),
         ("Premature end of stream waiting for become success. sudo: a password is required", "--ask-become-pass"),
         ("/bin/sh: 1: /usr/bin/python3: not found", "apt-get -y install python3"),
-        ("docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "make demo"),
+        ("docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "Docker"),
+        ("Error response from daemon: No such container: shiftmaster-demo", "make demo"),
     ],
 )  # fmt: skip
 def test_a_known_cause_names_the_next_command(callback, message, expected):
@@ -385,6 +392,11 @@ def test_the_language(callback, option, environment, expected):
         ({"censored": "x", "msg": "secret"}, []),
         ({"msg": "a\x1b]0;title\x07b\r\x9bc"}, ["a?]0;title?b??c"]),
         ({"results": [{"failed": True, "msg": "a"}, {"msg": "fine"}, {"failed": True, "msg": "a"}], "msg": "m"}, ["a"]),
+        ({"msg": "Module result deserialization failed: x", "module_stderr": "sudo: no\n"}, ["sudo: no"]),
+        (
+            {"msg": "Module result deserialization failed: x", "module_stderr": ""},
+            ["Module result deserialization failed: x"],
+        ),
         ({"msg": "non-zero return code", "rc": 1, "cmd": ["x"], "stderr": "why"}, ["non-zero return code", "why"]),
     ],
 )

@@ -463,3 +463,17 @@ def test_shell_in_the_documents_is_shell():
             if not language and not text.startswith("==="):
                 done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
                 assert done.returncode == 0, f"{name_of(path)}: {done.stderr}"
+
+
+def test_a_japanese_sentence_is_not_divided_by_a_line_break():
+    """Browsers show a line break inside of a paragraph as a space."""
+    japanese, block = re.compile("[ぁ-ヿ一-龥]"), re.compile(r"\s*([-*|#><]|\d+\.)")
+    found = []
+    for path in [*ROOT.glob("*.ja.md"), *ROOT.glob("docs/**/*.ja.md")]:
+        lines = re.sub(r"(?ms)^```.*?^```$", "", path.read_text(encoding="utf-8")).splitlines()
+        found += [
+            f"{name_of(path)}: {below}"
+            for above, below in zip(lines, lines[1:], strict=False)
+            if japanese.search(above) and japanese.search(below) and not block.match(below) and above[:1] not in "|#<"
+        ]
+    assert found == []

@@ -26,17 +26,17 @@ COVERED = {
     "key that the host does not accept": "release/test_phases.py::test_a_known_cause_names_the_next_command",
     "password of sudo": "release/test_phases.py::test_a_known_cause_names_the_next_command",
     "another working directory": "repository/test_mistakes.py::test_another_working_directory",
-    "old ansible-core": "release/test_phases.py::test_an_old_ansible_is_named",
+    "old ansible-core": "repository/test_mistakes.py::test_an_old_ansible_is_named",
     "no Ansible": "repository/test_wrapper.py::test_without_the_virtual_environment_it_names",
     "no Python on the host": "release/test_phases.py::test_the_reason_why_a_module_did",
     "another locale than UTF-8": "repository/test_wrapper.py::test_the_vault_password_and_the_locale_are_set",
     "another type than a list": "plugins/test_shiftmaster_variables.py::test_another_type_than_a_list_is_one_problem",
     "another type of a role's variable": "plugins/test_shiftmaster_variables.py::test_everything_wrong_is_reported",
-    "a second deploy at the same time": "release/test_held.py::test_a_running_operation_is_named",
+    "a second deploy at the same time": "release/test_acquire.py::test_a_running_operation_is_named",
     "verify.yml without a logging pipeline": "repository/test_mistakes.py::test_a_verification_that_checked_nothing",
     "sources of people on a single host": "roles/test_group_variables.py::test_the_monitoring_of_a_single_host",
     "misspelt variable": "plugins/test_shiftmaster_options.py::test_tags_and_limits_do_not_skip_it",
-    "misspelt tag": "roles/test_group_variables.py::test_unknown_hosts_alerts_tags_and_modes",
+    "misspelt tag": "plugins/test_shiftmaster_options.py::test_a_misspelt_tag_is_found",
     "misspelt command or option": "repository/test_wrapper.py::test_an_unknown_option_or_command_is_named",
     "misspelt environment": "repository/test_wrapper.py::test_the_environment_is_a_choice",
     "version that does not exist": "plugins/test_shiftmaster_source.py::test_an_unknown_version_is_one_sentence",
@@ -71,6 +71,14 @@ def test_another_working_directory(tmp_path):
     for path in (ROOT / "playbooks").glob("*.yml"):
         first = re.search(r"_role:\n +name: .*", path.read_text(encoding="utf-8"))
         assert "# Not found? cd to the repository" in first[0], path.name
+
+
+def test_an_old_ansible_is_named_before_it_reads_a_playbook(tmp_path, here):
+    """ansible-core alone does not know the modules of collections, which it reports as a misspelling."""
+    (tmp_path / "sitecustomize.py").write_text("import ansible.release\nansible.release.__version__ = '2.16.9'\n")
+    (tmp_path / "play.yml").write_text("- {hosts: all, tasks: [{community.none.module: }]}\n")
+    code, end = run("-i", "localhost,", tmp_path / "play.yml", PYTHONPATH=str(tmp_path), **here)
+    assert code == 1 and re.search(r"2\.16\.9; .*make bootstrap", end) and "resolve" not in end, end
 
 
 def test_the_status_of_a_host_that_nothing_was_deployed_to(tmp_path, here):

@@ -163,16 +163,18 @@ def test_without_the_virtual_environment_it_names_the_command_that_creates_it(co
     assert done.returncode == 1 and "make bootstrap" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_ctrl_c_ends_the_playbook_and_then_shows_what_is_live(copy):
+@pytest.mark.parametrize(("language", "words"), [("", "finishes or reverts"), ("ja", "完了するか元に戻します")])
+def test_ctrl_c_ends_the_playbook_and_then_shows_what_is_live(copy, language, words):
     run = subprocess.Popen(
-        [copy.root / "shiftmaster", "deploy", "2.1.0"], env=copy.environment(WAIT="1"), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [copy.root / "shiftmaster", "deploy", "2.1.0"],
+        env=copy.environment(WAIT="1", SHIFTMASTER_LANGUAGE=language),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert run.stdout.readline() == "waiting\n"
     time.sleep(0.2)
     os.killpg(run.pid, signal.SIGINT)
     _, err = run.communicate(timeout=60)
-    assert run.returncode == 99 and "Traceback" not in err and "finishes or reverts" in err
+    assert run.returncode == 99 and "Traceback" not in err and words in err
     assert [call[1][0] for call in copy.calls()] == ["deploy.yml", "playbooks/status.yml"]
 
 

@@ -283,7 +283,6 @@ def test_the_page_is_probed_on_the_host_that_serves_it(site, demo):
     [
         ({"monitoring_container_hosts": ["one", "tow"]}, "monitoring_container_hosts: no host is called tow"),
         ({"monitoring_alerts_left_out": ["BackupMissing", "BackupMisses"]}, "no alert is called BackupMisses"),
-        ({"ansible_run_tags": ["relase", "nginx"]}, "There is no tag relase"),
         ({"tls_site_mode": "letsencrypt"}, "tls_site_mode=letsencrypt is none of"),
         ({"shiftmaster_domain": "https://shift.test/"}, "the domain https://shift.test/ is no host name"),
         ({"monitoring_container_hosts": ["one"], "monitoring_alerts_left_out": ["BackupMissing"]}, None),

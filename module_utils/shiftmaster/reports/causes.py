@@ -1,0 +1,80 @@
+"""Japanese for the sentences that end a run most often. What programs print stays as it is."""
+
+from __future__ import annotations
+
+import re
+
+_RELEASE = r"version (\S+) \(release (\S+)\)"
+# A regular expression of the English sentence, and its Japanese; applied one after the other.
+SENTENCES = (
+    (r"the health check (\S+) of " + _RELEASE + r" failed (\d+) times: ",
+     r"バージョン \2(リリース \3)のヘルスチェック \1 が \4 回失敗しました: "),
+    (_RELEASE + " does not start: ", r"バージョン \1(リリース \2)が起動しません: "),
+    (r"the Celery worker of " + _RELEASE + " does not start", r"バージョン \1(リリース \2)の Celery ワーカーが起動しません"),
+    (r"the Celery worker of " + _RELEASE + " does not respond",
+     r"バージョン \1(リリース \2)の Celery ワーカーが応答しません"),
+    (r"(.+) failed for version (\S+) \(the complete output is in (\S+)\):",
+     r"バージョン \2 のビルドで \1 に失敗しました(出力全体: \3):"),
+    (_RELEASE + " broke under traffic: ", r"バージョン \1(リリース \2)は切り替え後に問題が起きました: "),
+    (_RELEASE + " is live again", r"バージョン \1(リリース \2)が再び稼働しています"),
+    (r"There is no earlier release to go back to", "戻せる以前のリリースがありません"),
+    (r"(\d+) of (\d+) requests got a 5xx response \((\S+ %), (\w+): (\S+)\); (\S+): (\d+) of (\d+), "
+     r"in the version before (\d+) of (\d+)",
+     r"\2 件中 \1 件のリクエストが 5xx 応答でした(\3、\4: \5)。\6: \8 件中 \7 件、以前のバージョンでは \10 件中 \9 件"),
+    (r"the 95th percentile of the response time is (\S+ ms) \((\w+): (\S+)\), in the version before (\S+ ms)",
+     r"応答時間の 95 パーセンタイルが \1 です(\2: \3)。以前のバージョンでは \4"),
+    (r"there is too little room for the pre-migration dump in (\S+): (.+) free, (.+) needed",
+     r"マイグレーション前のダンプを保存する空き容量が \1 にありません(空き \2、必要 \3)"),
+    (r"Version (\S+) is still live\.", r"バージョン \1 が引き続き稼働しています。"),
+    (r"Version (\S+) is live\.", r"バージョン \1 が稼働しています。"),
+    (r"No version is live here: version (\S+) \((\S+)\) does not run\. Its log: ",
+     r"稼働中のバージョンがありません。バージョン \1(\2)は停止しています。ログ: "),
+    (r"No version is live yet\.", "稼働中のバージョンはまだありません。"),
+    (r"The live release is unknown\.", "稼働中のリリースは不明です。"),
+    (r"Users see the maintenance page\.", "利用者にはメンテナンス画面が表示されています。"),
+    (r"The old version stays live\.", "旧バージョンが引き続き稼働しています。"),
+    (r"(\S+) holds the lock for its (\w+) since (.+?); it expires at (.+?) \(run (\S+)\)",
+     r"\1 が \2 のためにロックを保持しています(\3 から、期限 \4、実行 \5)"),
+    (r"No release was touched\. Run it again when that one has ended\. If you know that it is dead: (\S+ \S+)",
+     r"リリースは変更していません。その実行の終了後に再実行してください。終了していることを確認済みの場合: \1"),
+    (r"Its process is gone: the lock is taken over\.", "そのプロセスは終了しているため、ロックを引き継ぎます。"),
+    (r"Waiting for it up to (\d+) s\.", r"最大 \1 秒待ちます。"),
+    (r"Nothing was changed\. What is wrong:", "何も変更していません。問題点:"),
+    (r"Nothing was changed\.", "何も変更していません。"),
+    (r"there is no variable (\S+)", r"変数 \1 はありません"),
+    (r"there is no tag, branch or commit (\S+) in the repository", r"リポジトリにタグ・ブランチ・コミット \1 がありません"),
+    (r"There is no tag (\S+); there are ", r"タグ \1 はありません。指定できるタグ: "),
+    (r"variable (\S+) is not set", r"変数 \1 が設定されていません"),
+    (r": there is no file (\S+)\. Copy the site's (?:certificate|key) there; for a site without one, set tls_site_mode to "
+     r"acme or selfsigned",
+     r": ファイル \1 がありません。サイトの証明書・秘密鍵を置くか、tls_site_mode を acme または selfsigned に設定してください"),
+    (r"(\w+) is a list: -e ", r"\1 はリストで指定します: -e "),
+    (r"(\w+) is a mapping: -e ", r"\1 はマッピングで指定します: -e "),
+    (r"Unhealthy: (.*)\. The report above shows the actions\.", r"異常: \1。対処は上のレポートを参照してください"),
+    (r"(.*)\. The report above shows the actions\.", r"\1。対処は上のレポートを参照してください"),
+    (r"\bit could not be checked", "チェックできませんでした"),
+    (r"NOT RUN: no host has it", "未実行: このグループのホストがありません"),
+    (r"NOT RUN: no application host has Filebeat", "未実行: Filebeat のあるアプリケーションホストがありません"),
+    (r"No check has run: no host of this inventory has a part of the logging pipeline, or none responded\. The groups are ",
+     "チェックを 1 件も実行していません。ログ基盤のホストがインベントリにないか、応答がありません。グループ: "),
+    # The report of a backup.
+    (r"^Date: ", "日時: "),
+    (r"^Database: (?=[SF])", "データベース: "),
+    (r"^Logical dump: (?=[SF])", "論理ダンプ: "),
+    (r"^Files: (?=[SF])", "ファイル: "),
+    (r"^Configuration: (?=[SF])", "設定: "),
+    (r": SUCCESS\b", ": 成功"),
+    (r": SKIPPED\b", ": 対象外"),
+    (r": FAILED\b", ": 失敗"),
+    (r" \(full, ", "(フル、"),
+    (r", restored and verified\)", "、リストアして検証済み)"),
+    (r"^Total size: ", "合計サイズ: "),
+    (r"^Location: ", "保存先: "),
+    (r" ?\(did you mean (\S+)\?\)", r"(\1 の誤りではありませんか)"),
+)  # fmt: skip
+
+
+def japanese(line: str) -> str:
+    for pattern, text in SENTENCES:
+        line = re.sub(pattern, text, line)
+    return line

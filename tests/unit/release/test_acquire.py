@@ -1,0 +1,92 @@
+"""A deploy that another run's lock rejects ends before it changes anything (roles/release/tasks/acquire.yml)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from support import ROOT
+
+HOLDER = {"owner": "nurse@elsewhere", "operation": "deploy", "run_id": "r1", "since": 0, "controller": {}}
+TASK = {"ansible.builtin.import_role": {"name": "release", "tasks_from": "acquire", "rolespec_validate": False}}
+
+
+def run(tmp_path, expires, options=None, tasks=(TASK,), words=()):
+    path = tmp_path / "shared/state/lock.json"
+    path.parent.mkdir(parents=True)
+    if expires is not None:
+        path.write_text(json.dumps({**HOLDER, "expires": time.time() + expires, "ttl_seconds": 3600}))
+    play = tmp_path / "play.yml"
+    play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": list(tasks)}]))
+    given = {
+        "shiftmaster_root": str(tmp_path), "shiftmaster_lock_wait_seconds": 1, "shiftmaster_lock_host": "localhost",
+        "shiftmaster_run": {"id": "r2", "who": "me", "operation": "deploy"},
+        "__release_options": {"root": str(tmp_path), "run_id": "r2", "who": "me"}, **(options or {}),
+    }  # fmt: skip
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", play,
+         "-e", json.dumps(given), *words],
+        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "SHIFTMASTER_LOG_DIR": ""}, text=True,
+        capture_output=True, timeout=600, check=False,
+    )  # fmt: skip
+    return done, json.loads(path.read_text()) if path.exists() else {}
+
+
+@pytest.mark.parametrize(
+    ("expires", "options", "words", "code", "owner"),
+    [
+        (3600, {}, [], 2, "r1"), (-1, {}, [], 0, "r2"), (3600, {"shiftmaster_lock_take_over": "r1"}, [], 0, "r2"),
+        (None, {}, [], 0, "r2"), (3600, {}, ["--check"], 2, "r1"), (-1, {}, ["--check"], 0, "r1"),
+        (None, {}, ["--check"], 0, None),
+    ],
+    ids=["held", "expired", "taken over", "no lock", "check: held", "check: expired", "check: no lock"],
+)  # fmt: skip
+def test_a_running_operation_is_named(tmp_path, expires, options, words, code, owner):
+    done, holder = run(tmp_path, expires, options, words=words)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("nurse@elsewhere holds the lock" in done.stdout) == (code == 2 or "take_over" in str(options))
+    assert ("shiftmaster_lock_take_over=r1" in "\n".join(done.stdout.splitlines()[-15:])) == (code == 2)
+    assert holder.get("run_id") == owner
+
+
+def test_the_phase_of_the_release_extends_what_the_preflight_has_acquired(tmp_path):
+    """It forgets neither that another run held the lock nor whose it was, and records that once."""
+    role, seconds = TASK["ansible.builtin.import_role"], {"shiftmaster_lock_ttl_seconds": 60}
+    first = {"ansible.builtin.include_role": role, "vars": seconds}
+    content = "{{ [__release_taken_over.run_id, __release_other_run, __release_lock.holder.expires] | to_json }}"
+    facts = {"ansible.builtin.copy": {"dest": str(tmp_path / "facts"), "content": content}}
+    done, holder = run(tmp_path, -1, tasks=[first, TASK, facts])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "facts").read_text()) == ["r1", True, holder["expires"]]
+    assert 14000 < holder["expires"] - time.time() <= 14400
+    events = [json.loads(line) for line in (tmp_path / "shared/state/audit.jsonl").read_text().splitlines()]
+    assert [(one["event"], "nurse@elsewhere" in one["reason"]) for one in events] == [("lock_taken_over", True)]
+
+
+def test_a_deploy_takes_the_lock_before_it_changes_hosts_and_keeps_it_for_minutes_if_it_fails(tmp_path):
+    plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
+    first = next(play for play in plays if play["name"] == "Preflight")
+    task = first["tasks"][-1]
+    assert task["ansible.builtin.include_role"]["tasks_from"] == "acquire"
+    assert plays.index(first) < min(n for n, play in enumerate(plays) if play["tags"] != ["always"])
+    assert 60 < task["vars"]["shiftmaster_lock_ttl_seconds"] <= 600
+    # Where there is a directory for it: in a run that changes the host before the release, or where there is one.
+    cases = {
+        (True, False, True): True, (True, True, False): True, (False, False, True): False, (True, False, False): False,
+    }  # fmt: skip
+    values = [
+        {"preflight_found": {"facts": {"lockable": lockable, "locked": locked}},
+         "preflight_roles_here": ["preflight", "shiftmaster", *["base"] * base], "run_asks_for_a_release": True,
+         "shiftmaster_lock_host": "localhost"}
+        for lockable, locked, base in cases
+    ]  # fmt: skip
+    tasks = [{"ansible.builtin.debug": {"msg": f"case-{n}"}, "when": task["when"], "vars": one}
+             for n, one in enumerate(values)]  # fmt: skip
+    done, _ = run(tmp_path, None, tasks=tasks)
+    assert [f"case-{n}" in done.stdout for n in range(len(cases))] == list(cases.values()), done.stdout

@@ -1,0 +1,115 @@
+"""The sentences that end a run, in Japanese (module_utils/shiftmaster/reports/causes.py)."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from ansible.module_utils.shiftmaster.reports import causes
+from support import ROOT
+
+RELEASE = "version 2.1.0 (release 20260101T000000Z-abc)"
+RELEASE_JA = "バージョン 2.1.0(リリース 20260101T000000Z-abc)"
+CUTOVER, PREFLIGHT = "module_utils/shiftmaster/release/cutover.py", "roles/preflight/tasks/main.yml"
+VARIABLES, ABORT = "plugins/action/shiftmaster_variables.py", "roles/release/tasks/abort.yml"
+LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/acquire.yml"
+BACKUP = "module_utils/shiftmaster/backup/report.py"
+REPORT = "The report above shows the actions."
+# The file, a part of its sentence, that sentence as it is printed, and in Japanese.
+CASES = [
+    (CUTOVER, "the health check %s of %s failed %d times: %s",
+     f"the health check /health/deep/ of {RELEASE} failed 5 times: HTTP 503",
+     f"{RELEASE_JA}のヘルスチェック /health/deep/ が 5 回失敗しました: HTTP 503"),
+    (CUTOVER, "%s does not start: %s", f"{RELEASE} does not start: x", f"{RELEASE_JA}が起動しません: x"),
+    (CUTOVER, "the Celery worker of %s does not %s", f"the Celery worker of {RELEASE} does not start",
+     f"{RELEASE_JA}の Celery ワーカーが起動しません"),
+    (CUTOVER, '"start" if died else "respond"', f"the Celery worker of {RELEASE} does not respond",
+     f"{RELEASE_JA}の Celery ワーカーが応答しません"),
+    ("module_utils/shiftmaster/release/releases.py", "%s failed for version %s (the complete output is in %s):",
+     "installing the requirements failed for version 2.1.0 (the complete output is in /var/log/b.log):",
+     "バージョン 2.1.0 のビルドで installing the requirements に失敗しました(出力全体: /var/log/b.log):"),
+    ("module_utils/shiftmaster/release/watch.py", "%d of %d requests got a 5xx response (%.1f %%, ",
+     "12 of 340 requests got a 5xx response (3.5 %, shiftmaster_watch_error_percent: 1);"
+     " /roster/: 12 of 50, in the version before 0 of 40",
+     "340 件中 12 件のリクエストが 5xx 応答でした(3.5 %、shiftmaster_watch_error_percent: 1)。"
+     "/roster/: 50 件中 12 件、以前のバージョンでは 40 件中 0 件"),
+    ("module_utils/shiftmaster/release/watch.py", "the 95th percentile of the response time is %.0f ms",
+     "the 95th percentile of the response time is 900 ms (shiftmaster_watch_p95_ms: 500), in the version before 90 ms",
+     "応答時間の 95 パーセンタイルが 900 ms です(shiftmaster_watch_p95_ms: 500)。以前のバージョンでは 90 ms"),
+    ("library/release/shiftmaster_release.py", "%s broke under traffic: %s. %s",
+     f"{RELEASE} broke under traffic: x. {RELEASE} is live again",
+     f"{RELEASE_JA}は切り替え後に問題が起きました: x. {RELEASE_JA}が再び稼働しています"),
+    ("library/release/shiftmaster_release.py", "There is no earlier release to go back to",
+     "There is no earlier release to go back to", "戻せる以前のリリースがありません"),
+    ("library/release/shiftmaster_dump.py", "there is too little room for the pre-migration dump in %s: %s free, %s needed",
+     "there is too little room for the pre-migration dump in /var/b: 1.0 MiB free, 9.0 MiB needed; free some",
+     "マイグレーション前のダンプを保存する空き容量が /var/b にありません(空き 1.0 MiB、必要 9.0 MiB); free some"),
+    (ABORT, "still live.", "Version 2.0.0 is still live.", "バージョン 2.0.0 が引き続き稼働しています。"),
+    (ABORT, "'live.'", "Version 2.0.0 is live.", "バージョン 2.0.0 が稼働しています。"),
+    (ABORT, "No version is live here: version ", "No version is live here: version 2 (r) does not run. Its log: journalctl",
+     "稼働中のバージョンがありません。バージョン 2(r)は停止しています。ログ: journalctl"),
+    (ABORT, "No version is live yet.", "No version is live yet.", "稼働中のバージョンはまだありません。"),
+    (ABORT, "The live release is unknown.", "The live release is unknown.", "稼働中のリリースは不明です。"),
+    (ABORT, "Users see the maintenance page.", "Users see the maintenance page.",
+     "利用者にはメンテナンス画面が表示されています。"),
+    ("roles/release/tasks/migrate.yml", "The old version stays live.", "The old version stays live.",
+     "旧バージョンが引き続き稼働しています。"),
+    (LOCK, "%s holds the lock for its %s since %s; it expires at %s (run %s)",
+     "a@b holds the lock for its deploy since 2026-01-01 10:00:00 JST; it expires at 2026-01-01 14:00:00 JST (run r1)",
+     "a@b が deploy のためにロックを保持しています(2026-01-01 10:00:00 JST から、期限 2026-01-01 14:00:00 JST、実行 r1)"),
+    (ACQUIRE, "No release was touched. Run it again when that one has ended. If you know that it is",
+     "No release was touched. Run it again when that one has ended. If you know that it is dead: -e x=r1",
+     "リリースは変更していません。その実行の終了後に再実行してください。終了していることを確認済みの場合: -e x=r1"),
+    (ACQUIRE, "Its process is gone: the lock is taken over.", "Its process is gone: the lock is taken over.",
+     "そのプロセスは終了しているため、ロックを引き継ぎます。"),
+    (ACQUIRE, "Waiting for it up to ", "Waiting for it up to 60 s.", "最大 60 秒待ちます。"),
+    (PREFLIGHT, "Nothing was changed. What is wrong:", "Nothing was changed. What is wrong:", "何も変更していません。問題点:"),
+    ("roles/release/tasks/rollback.yml", "Nothing was changed.", "Nothing was changed.", "何も変更していません。"),
+    (VARIABLES, "there is no variable %s%s", "there is no variable a_b (did you mean a_c?)",
+     "変数 a_b はありません(a_c の誤りではありませんか)"),
+    (VARIABLES, " (did you mean %s?)", "x (did you mean y?)", "x(y の誤りではありませんか)"),
+    (VARIABLES, "%s is a %s: -e '", "a_b is a list: -e '{}'", "a_b はリストで指定します: -e '{}'"),
+    (VARIABLES, '"mapping"', "a_b is a mapping: -e '{}'", "a_b はマッピングで指定します: -e '{}'"),
+    (VARIABLES, "is not set", "variable a_b is not set: in the vault", "変数 a_b が設定されていません: in the vault"),
+    ("plugins/action/shiftmaster_source.py", "there is no tag, branch or commit %s in the repository (%s, %s); %s",
+     "there is no tag, branch or commit 9 in the repository (2 tags)",
+     "リポジトリにタグ・ブランチ・コミット 9 がありません (2 tags)"),
+    ("group_vars/all/preflight.yml", r"There is no tag \1; there are ", "There is no tag a; there are b, c",
+     "タグ a はありません。指定できるタグ: b, c"),
+    ("roles/tls/vars/preflight.yml", "set tls_site_mode to acme or selfsigned",
+     "tls_x: there is no file /a.crt. Copy the site's certificate there; for a site without one, set tls_site_mode to acme"
+     " or selfsigned",
+     "tls_x: ファイル /a.crt がありません。サイトの証明書・秘密鍵を置くか、tls_site_mode を acme または selfsigned に設定してください"),
+    ("roles/health/tasks/main.yml", "Unhealthy: ", f"Unhealthy: web, redis. {REPORT}",
+     "異常: web, redis。対処は上のレポートを参照してください"),
+    ("roles/diagnosis/tasks/main.yml", REPORT, f"a: full. {REPORT}", "a: full。対処は上のレポートを参照してください"),
+    ("roles/health/vars/main.yml", "it could not be checked", "it could not be checked", "チェックできませんでした"),
+    ("plugins/filter/verify_report.py", "NOT RUN: no host has it", "kibana: NOT RUN: no host has it",
+     "kibana: 未実行: このグループのホストがありません"),
+    ("plugins/filter/verify_report.py", "NOT RUN: no application host has Filebeat",
+     "canary: NOT RUN: no application host has Filebeat",
+     "canary: 未実行: Filebeat のあるアプリケーションホストがありません"),
+    ("roles/verify/tasks/report.yml", "No check has run: no host of this inventory has a part of the logging pipeline",
+     "No check has run: no host of this inventory has a part of the logging pipeline, or none responded. The groups are a.",
+     "チェックを 1 件も実行していません。ログ基盤のホストがインベントリにないか、応答がありません。グループ: a."),
+    (BACKUP, "Date: %s", "Date: 2026-01-01 09:00:00 JST", "日時: 2026-01-01 09:00:00 JST"),
+    (BACKUP, ", restored and verified", "Database: SUCCESS (full, 3.0 MiB, restored and verified)",
+     "データベース: 成功(フル、3.0 MiB、リストアして検証済み)"),
+    (BACKUP, '"Logical dump"', "Logical dump: SKIPPED", "論理ダンプ: 対象外"),
+    (BACKUP, '"Files"', "Files: FAILED: disk full", "ファイル: 失敗: disk full"),
+    (BACKUP, '"Configuration"', "Configuration: SUCCESS (1.0 MiB)", "設定: 成功 (1.0 MiB)"),
+    (BACKUP, "Total size: %s", "Total size: 3.0 MiB", "合計サイズ: 3.0 MiB"),
+    (BACKUP, "Location: %s", "Location: /var/backups", "保存先: /var/backups"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "part", "english", "expected"), CASES)
+def test_a_sentence_of_the_code_has_its_japanese(path, part, english, expected):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert re.sub(r"\s+", " ", part) in re.sub(r"\s+", " ", text), f"{path} has another sentence by now"
+    assert causes.japanese(english) == expected
+
+
+def test_every_pattern_has_a_case_and_other_lines_stay():
+    unused = [pattern for pattern, _ in causes.SENTENCES if not any(re.search(pattern, case[2]) for case in CASES)]
+    assert unused == [] and causes.japanese("[ERROR] django.request: /x") == "[ERROR] django.request: /x"
