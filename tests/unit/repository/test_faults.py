@@ -78,6 +78,15 @@ def test_messages_of_a_fault(fault):
         assert (pages, house) == (expected(fault, timestamp), fault["messages"]), timestamp
 
 
+def test_a_failed_backup_notifies_without_a_page():
+    """Its own notification comes at the hour of the backup."""
+    of_runs = catalogue_of.load(ROOT / "roles/notify/defaults/main.yml")["notify_routes"]["backup"]
+    of_the_host = catalogue_of.load(ROOT / "group_vars/all/backup.yml")["backup_notify"]["routes"]
+    for routes in (of_runs, of_the_host):
+        assert routes["failed"] == routes["warning"] == ["slack", "email"]
+        assert "pagerduty" not in str(routes)
+
+
 REPEATED = [
     # an alert, the days that it lasts, messages to Slack and email, messages to PagerDuty
     ("HostCertificateExpiresSoon db1", 21, 3, 0),
