@@ -41,8 +41,8 @@ from ansible.module_utils.shiftmaster.host.action import ControllerAction
 
 # In the order in which they are made: each finds what it names.
 KINDS = tuple(
-    "organization credential_type credential execution_environment project inventory inventory_source "
-    "notification_template label job_template workflow_job_template workflow_job_template_node schedule team role".split()
+    "organization credential_type credential execution_environment project inventory inventory_source label "
+    "notification_template job_template workflow_job_template workflow_job_template_node schedule team role".split()
 )
 PLAIN = KINDS[1:9]
 # What can be removed, and where its names are among the words.

@@ -107,10 +107,8 @@ def test_a_second_application_plans_and_does_nothing(applied):
     again = applied.run()
     assert (again.returncode, again.changed) == (0, 0), again.stdout[-3000:]
     # Channels are created, and configured where they are there.
-    calls = [
-        [call["options"] for call in run.calls if call["kind"] not in ("notification_template", "inventory_source_update")]
-        for run in (applied.first, again)
-    ]
+    others = ("notification_template", "inventory_source_update")
+    calls = [[call["options"] for call in run.calls if call["kind"] not in others] for run in (applied.first, again)]
     assert calls[0] == calls[1]
     assert {call["changed"] for call in again.calls} == {False}
     assert "inventory_source_update" not in {call["kind"] for call in planned.calls + again.calls}
