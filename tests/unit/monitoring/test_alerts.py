@@ -13,6 +13,7 @@ from pathlib import Path
 import messages
 import offenders
 import pytest
+import rendered
 import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -635,6 +636,32 @@ def test_the_web_server_of_an_application_host_silences_nothing_of_the_site():
     assert ("WebsiteDown", "edge1") in sent(firing)
     firing.pop()
     assert sent(firing) == [("AvailabilityBudgetBurnFast", ""), ("NginxDown", "app2")]
+
+
+def tasks(items):
+    """Every task of a file, in its order."""
+    for task in items:
+        yield task
+        yield from tasks(task.get("block", []) + task.get("rescue", []))
+
+
+def test_a_planned_reboot_is_silenced_on_its_host_alone():
+    """The matchers of role notify, with the values that role patch gives it."""
+    found = list(tasks(yaml.safe_load((ROOT / "roles/patch/tasks/main.yml").read_text(encoding="utf-8"))))
+    (reboot,) = [number for number, task in enumerate(found) if "ansible.builtin.reboot" in task]
+    silence = found[reboot - 1]
+    assert silence["ansible.builtin.include_role"]["tasks_from"] == "silence" and silence["when"] == found[reboot]["when"]
+    templar = rendered.templar("notify", **rendered.trusted(silence["vars"]), inventory_hostname="db1")
+    matchers = templar.template(rendered.trust_as_template("{{ __notify_matchers }}"))
+    matchers = [f'{one["name"]}{one["operator"]}"{one["value"]}"' for one in matchers]
+    silent = {
+        (name, instance)
+        for name in ("HostDown", "HostRebooted", "ShiftMasterDown", "DatabaseConnectionError")
+        for instance in ("db1", "db10")
+        if messages.fits(matchers, fired(name, instance=instance))
+    }
+    assert silent == {("HostDown", "db1"), ("HostRebooted", "db1")}
+    assert templar.template(rendered.trust_as_template("{{ notify_silence_site_alerts }}")) == []
 
 
 def test_watchdog_always_fires():
