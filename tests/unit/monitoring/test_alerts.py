@@ -650,7 +650,9 @@ def test_a_planned_reboot_is_silenced_on_its_host_alone():
     found = list(tasks(yaml.safe_load((ROOT / "roles/patch/tasks/main.yml").read_text(encoding="utf-8"))))
     (reboot,) = [number for number, task in enumerate(found) if "ansible.builtin.reboot" in task]
     silence = found[reboot - 1]
-    assert silence["ansible.builtin.include_role"]["tasks_from"] == "silence" and silence["when"] == found[reboot]["when"]
+    assert (
+        silence["ansible.builtin.include_role"]["tasks_from"] == "silence" and silence["when"] == found[reboot]["when"]
+    )
     templar = rendered.templar("notify", **rendered.trusted(silence["vars"]), inventory_hostname="db1")
     matchers = templar.template(rendered.trust_as_template("{{ __notify_matchers }}"))
     matchers = [f'{one["name"]}{one["operator"]}"{one["value"]}"' for one in matchers]
