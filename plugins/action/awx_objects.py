@@ -41,15 +41,15 @@ from ansible.module_utils.shiftmaster.host.action import ControllerAction
 
 # In the order in which they are made: each finds what it names.
 KINDS = tuple(
-    "organization credential_type credential execution_environment project inventory inventory_source "
+    "organization credential_type credential execution_environment project inventory inventory_source label "
     "notification_template job_template workflow_job_template workflow_job_template_node schedule team role".split()
 )
-PLAIN = KINDS[1:8]
+PLAIN = KINDS[1:9]
 # What can be removed, and where its names are among the words.
 REMOVABLE = {"job_template": "jobs", "workflow_job_template": "workflows", "schedule": "schedules", "team": "teams"}
 # Options that name an object of ours, and of which kind that is. A list is read as several.
 REFERENCES = {kind: kind for kind in ("inventory", "project", "execution_environment")}
-REFERENCES.update(source_project="project", credentials="credential")
+REFERENCES.update(source_project="project", credentials="credential", labels="label")
 REFERENCES.update(
     ("notification_templates_" + event, "notification_template")
     for event in ("started", "success", "error", "approvals")

@@ -12,6 +12,7 @@ collection's. As the real ones, for that is what idempotence hangs on:
 - kind of an inventory that is not given differs from the stored '', and is written in each run
 - in check mode a node, a schedule or a right of a template that is not there ends the module
 - service_key of PagerDuty is shown in clear
+- inventory_source_update posts and counts each time, in check mode too
 - a right is held or not; state absent revokes it, and removes other objects
 
 The file holds the secrets themselves, as AWX's database does; what is compared is what AWX shows.
@@ -40,7 +41,9 @@ REFERENCES = {
     "inventory": "inventory",
     "execution_environment": "execution_environment",
     "credentials": "credential",
+    "labels": "label",
     "notification_templates_error": "notification_template",
+    "notification_templates_success": "notification_template",
     "notification_templates_approvals": "notification_template",
     "workflow_job_template": "workflow_job_template",
     "job_templates": "job_template",
@@ -151,6 +154,7 @@ class ActionModule(ActionBase):
             changed = there is not None
         else:
             changed = differs(there, options, params) or bool(check and params.get("update_project"))
+            changed = changed or KIND == "inventory_source_update"
         with open(os.path.join(directory, "calls.jsonl"), "a", encoding="utf-8") as stream:
             login = {name: params.get(name) for name in LOGIN}
             call = {"kind": KIND, "options": options, "login": login, "changed": changed, "check": check}

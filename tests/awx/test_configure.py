@@ -89,6 +89,9 @@ def applied(tmp_path_factory):
 def test_the_repositorys_own_data_fit_the_recorded_options(applied):
     """Each call passed the stub, which has the recorded options; the calls are compared here."""
     kinds = [call["kind"] for call in applied.first.calls]
+    # The new inventory is filled before a template uses it; a second run leaves that to the jobs.
+    assert kinds[kinds.index("inventory_source_update") - 1] == "inventory_source"
+    kinds.remove("inventory_source_update")
     assert [kind for kind in awx_objects.KINDS if kind not in kinds and not kind.startswith("workflow")] == []
     assert sorted(kinds, key=awx_objects.KINDS.index) == kinds
     assert [fault for call in applied.first.calls for fault in table_faults(call["kind"], call["options"])] == []
@@ -104,12 +107,22 @@ def test_a_second_application_plans_and_does_nothing(applied):
     again = applied.run()
     assert (again.returncode, again.changed) == (0, 0), again.stdout[-3000:]
     # Channels are created, and configured where they are there.
-    calls = [
-        [call["options"] for call in run.calls if call["kind"] != "notification_template"]
-        for run in (applied.first, again)
-    ]
+    others = ("notification_template", "inventory_source_update")
+    calls = [[call["options"] for call in run.calls if call["kind"] not in others] for run in (applied.first, again)]
     assert calls[0] == calls[1]
     assert {call["changed"] for call in again.calls} == {False}
+    assert "inventory_source_update" not in {call["kind"] for call in planned.calls + again.calls}
+
+
+def test_a_registry_instance_groups_and_success_are_settings(applied):
+    given = {"awx_registry_credential": "registry", "awx_instance_groups": ["dmz"], "awx_success_channels": ["mail"]}
+    changed = [(call["kind"], call["options"]) for call in applied.run("--check", **given).calls if call["changed"]]
+    templates = [options for kind, options in changed if kind == "job_template"]
+    assert [options["credential"] for kind, options in changed if kind == "execution_environment"] == ["registry"]
+    assert len(templates) == len(data()["awx_jobs"]) and all(one["instance_groups"] == ["dmz"] for one in templates)
+    informed = {one["name"] for one in templates if one.get("notification_templates_success")}
+    names = ("deploy", "deploy everything", "roll back", "roll back to")
+    assert informed == {f"ShiftMaster single: {name}" for name in names}
 
 
 def data():

@@ -20,10 +20,19 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def disk(setting) -> dict:
-    """Space and inodes of every real filesystem."""
+    """Space and inodes of every real filesystem, and the disks of each array."""
     mounts = probe.disk_usage(setting.proc, timeout=4.0)
     _name_what_lies_there(mounts, setting)
-    return {"mounts": mounts}
+    return {"mounts": mounts, "arrays": parse_mdstat(read(setting.proc, "mdstat"))}
+
+
+def parse_mdstat(text: str) -> list:
+    """Return of each redundant array of /proc/mdstat how many disks it has, and of how many it is made."""
+    found = re.findall(r"^(md\S*) : (.*)\n.* \[(\d+)/(\d+)\] \[[U_]+\]", text, re.M)
+    return [
+        {"device": device, "disks": int(active), "of": int(total), "members": members[:200]}
+        for device, members, total, active in found
+    ]
 
 
 def _name_what_lies_there(mounts: list, setting) -> None:

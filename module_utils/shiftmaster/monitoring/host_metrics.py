@@ -6,6 +6,7 @@ For node exporter's textfile collector.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import re
@@ -23,6 +24,7 @@ CERTIFICATE = "shiftmaster_host_certificate_end_timestamp_seconds"
 TASK_SUCCESS, TASK_MAX_AGE = "shiftmaster_host_task_success_timestamp_seconds", "shiftmaster_host_task_max_age_seconds"
 MAIL_SERVER, NAME_SERVER = "shiftmaster_host_mail_server_up", "shiftmaster_host_name_server_up"
 ADDRESS = "shiftmaster_host_virtual_address_held"
+FILESYSTEM_ERRORS = "shiftmaster_host_filesystem_errors"
 HELP = {
     ADDRESS: "Whether this web server holds the address that users reach.",
     "shiftmaster_host_reboot_required": "Whether an upgrade asks for a reboot.",
@@ -31,6 +33,7 @@ HELP = {
     CHECKED: "When they were counted; once an hour.",
     NAME_SERVER: "Whether a name server of /etc/resolv.conf responds.",
     MAIL_SERVER: "Whether a mail server greets.",
+    FILESYSTEM_ERRORS: "Errors that the kernel has found in an ext4 file system since its last check by fsck.",
     TASK_SUCCESS: "When a scheduled task of the application last succeeded.",
     TASK_MAX_AGE: "How old that may be.",
     CERTIFICATE: "End of a certificate: as the service presents it, and in its file.",
@@ -149,6 +152,15 @@ def task_ages(path_of=str) -> dict:
     return found
 
 
+def filesystem_errors(path_of=str) -> dict:
+    """Return {device: errors since the last fsck} of the ext4 file systems."""
+    found = {}
+    for path in glob.glob(path_of("/sys/fs/ext4/*/errors_count")):
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as stream:
+            found[os.path.basename(os.path.dirname(path))] = int(stream.read())
+    return found
+
+
 # --- all of it -------------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +194,8 @@ def collect(config: dict, before: str) -> dict:
 
     for task, (success, age) in task_ages().items():
         found[TASK_SUCCESS, label("task", task)], found[TASK_MAX_AGE, label("task", task)] = success, age
+    for device, errors in filesystem_errors().items():
+        found[FILESYSTEM_ERRORS, label("device", device)] = errors
     if config.get("virtual_address"):
         found[ADDRESS, label("address", config["virtual_address"])] = int(redundancy.holds(config["virtual_address"]))
     calls = [(updates,)] + [(of_listener, one) for one in config["listeners"]]

@@ -238,9 +238,8 @@ QUICK = {
 }  # fmt: skip
 LASTING = {
     "CertificateExpiresSoon": lambda hosts: (service_faults.certificate_near_its_end(hosts.app, 20), SENT, "", 540),
-    # One and the same: there are no workers, and a task waits for them.
-    "CeleryWorkersDown": lambda hosts: (contextlib.nullcontext(), EVERYBODY, "", 300),
-    "CeleryQueueOld": lambda hosts: (service_faults.workers_stopped(hosts.app, 660), SENT, "", 420),
+    # The task that waits for them is CeleryQueueOld, which is not sent meanwhile.
+    "CeleryWorkersDown": lambda hosts: (service_faults.workers_stopped(hosts.app, 660), EVERYBODY, "", 300),
     "BackupMissing": lambda hosts: (service_faults.backups_missing(hosts.app), SENT, "", 1200),
 }
 FAULTS = {**QUICK, **LASTING}

@@ -61,6 +61,7 @@ ELSEWHERE = re.compile(r"\bshiftmaster_(log_canary_|filebeat_|logstash_|elastics
 NOT_HERE = {
     "node_md_": "containers have no RAID",
     "node_edac_": "containers have no memory controller",
+    "shiftmaster_host_filesystem_errors": "the machine may have no ext4",
     "alertmanager_cluster_members": "one Alertmanager is no cluster",
     'job="blackbox-external"': "there is no other site",
     'up{job=~"redis|nginx|grafana"} offset 1h': "a job that was there an hour ago and is gone: promtool's case has it",

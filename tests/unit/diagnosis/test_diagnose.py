@@ -685,6 +685,30 @@ def test_complete_disks_alone_are_counted():
     assert set(found) == {"sda", "nvme0n1", "vda", "dm-0"} and found["sda"] == (700, 15, 100)
 
 
+def test_the_disks_of_arrays_are_counted():
+    """As the kernel writes it: complete, with a failed disk, without redundancy, being rebuilt."""
+    text = """Personalities : [raid1] [raid0] [raid6]
+md0 : active raid1 sdb1[1] sda1[0]
+      1046528 blocks super 1.2 [2/2] [UU]
+
+md1 : active raid1 sdb2[1](F) sda2[0]
+      9760384 blocks super 1.2 [2/1] [U_]
+      bitmap: 1/1 pages [4KB], 65536KB chunk
+
+md2 : active raid0 sdd1[1] sdc1[0]
+      20952064 blocks super 1.2 512k chunks
+
+md3 : active raid6 sdh1[4] sdg1[2] sdf1[1] sde1[0]
+      20952064 blocks level 6, 512k chunk, algorithm 2 [4/3] [UUU_]
+      [==>..................]  recovery = 12.6% (1319680/10476032) finish=0.6min speed=219946K/sec
+
+unused devices: <none>
+"""
+    found = disk.parse_mdstat(text)
+    assert [(one["device"], one["disks"], one["of"]) for one in found] == [("md0", 2, 2), ("md1", 1, 2), ("md3", 3, 4)]
+    assert found[1]["members"] == "active raid1 sdb2[1](F) sda2[0]" and disk.parse_mdstat("") == []
+
+
 # --- logs --------------------------------------------------------------------------------------------------------------
 
 

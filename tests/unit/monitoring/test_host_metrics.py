@@ -158,6 +158,21 @@ def test_the_file_is_in_prometheus_format(tmp_path, elsewhere):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+# --- file systems ----------------------------------------------------------------------------------------------------
+
+
+def test_errors_of_a_file_system_are_exported(tmp_path, monkeypatch, elsewhere):
+    for device, errors in {"sda1": "0\n", "dm-0": "7\n", "features": None, "sdb1": "\n"}.items():
+        (tmp_path / "sys/fs/ext4" / device).mkdir(parents=True)
+        if errors is not None:
+            (tmp_path / "sys/fs/ext4" / device / "errors_count").write_text(errors)
+    found = host_metrics.filesystem_errors(lambda path: str(tmp_path) + path)
+    assert found == {"sda1": 0, "dm-0": 7}
+    monkeypatch.setattr(host_metrics, "filesystem_errors", lambda: found)
+    text = host_metrics.text_of(host_metrics.collect(NONE, ""))
+    assert '\nshiftmaster_host_filesystem_errors{device="dm-0"} 7\n' in text
+
+
 # --- scheduled tasks -------------------------------------------------------------------------------------------------
 
 

@@ -70,7 +70,36 @@ def expected(fault, timestamp):
 @offenders.each(FAULTS, lambda fault: fault["fault"])
 def test_messages_of_a_fault(fault):
     assert set(fault) <= {"fault", "env", "independent", "alerts", "pages", "day", "night", "messages"}
+    most = fault.get("independent", 1)
+    assert max(len(fault.get(when, [])) for when in ("pages", "day", "night")) <= most, "more than one page"
     alerts = [alert(text) for text in fault["alerts"]]
     for timestamp in (DAY, NIGHT):
         pages, house = incidents_and_messages(messages.sent(config(), alerts, timestamp))
         assert (pages, house) == (expected(fault, timestamp), fault["messages"]), timestamp
+
+
+def test_a_failed_backup_notifies_without_a_page():
+    """Its own notification comes at the hour of the backup."""
+    of_runs = catalogue_of.load(ROOT / "roles/notify/defaults/main.yml")["notify_routes"]["backup"]
+    of_the_host = catalogue_of.load(ROOT / "group_vars/all/backup.yml")["backup_notify"]["routes"]
+    for routes in (of_runs, of_the_host):
+        assert routes["failed"] == routes["warning"] == ["slack", "email"]
+        assert "pagerduty" not in str(routes)
+
+
+REPEATED = [
+    # an alert, the days that it lasts, messages to Slack and email, messages to PagerDuty
+    ("HostCertificateExpiresSoon db1", 21, 3, 0),
+    ("DiskSpaceWarning db1 mountpoint=/", 7, 7, 0),
+    # Six of these days are those of weekends.
+    ("CertificateNearlyExpired web1 notify=business_hours", 21, 21, 15),
+    ("RedisDown cache1 notify=page", 1, 24, 24),
+]
+
+
+@offenders.each(REPEATED, lambda case: case[0])
+def test_an_alert_that_lasts_is_repeated_by_its_urgency(case):
+    text, days, house, pages = case
+    found = messages.sent(config(), [alert(text)], NIGHT, days * 86400)
+    sent = [one.receiver == "critical-pagerduty" for one in found]
+    assert (sent.count(False), sent.count(True)) == (house, pages)

@@ -142,7 +142,8 @@ def watched(directory, environment="production", hosts=HOSTS, **extra) -> dict:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    return watched(tmp_path_factory.mktemp("site"), grafana_apt_url="https://mirror.example.test/grafana")
+    given = {"monitoring_other_sites": {"kyoto": "https://kyoto.example.test/health/"}}
+    return watched(tmp_path_factory.mktemp("site"), grafana_apt_url="https://mirror.example.test/grafana", **given)
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +277,15 @@ def test_hosts_watch_the_certificates_of_their_services_and_their_mail_servers(t
 def test_the_page_is_probed_on_the_host_that_serves_it(site, demo):
     assert instances(site["mon1"], "blackbox-http") == ["edge1"]
     assert instances(demo["mon1"], "blackbox-http") == ["shift.example.test"]
+
+
+def test_the_page_of_another_site_is_probed_from_each_monitoring_host(site, demo):
+    for host in ("mon1", "mon2"):
+        (job,) = [one for one in site[host]["prometheus_jobs"] if one["name"] == "blackbox-external"]
+        assert job["probe"] == {"address": "localhost:9115", "module": "http"}
+        labels = {"env": "production", "instance": "kyoto", "role": "external"}
+        assert job["targets"] == [{"address": "https://kyoto.example.test/health/", "labels": labels}]
+    assert instances(demo["mon1"], "blackbox-external") == []
 
 
 @pytest.mark.parametrize(
