@@ -276,7 +276,7 @@ pending_changes:
   type: list
   elements: str
 migrated:
-  description: Whether the live release reports, in the check C(migrations) of its health response, that none is pending.
+  description: Whether the live release reports in its health response (check C(migrations)) that none is pending.
   returned: for query with O(revision)
   type: bool
 """
@@ -307,7 +307,7 @@ class Refused(Exception):
 
 
 def migrated(body):
-    """Whether a health response reports that no migration is pending. An application that reports a lie harms itself."""
+    """Whether a health response reports that no migration is pending; one that lies harms its application alone."""
     try:
         check = json.loads(body)["checks"]["migrations"]
         return check["status"] == "healthy" and not check.get("pending")
