@@ -157,9 +157,11 @@ def test_grow_writes_the_inventory_and_shows_the_plan(copy):
     shutil.copy(ROOT / "scripts/grow_inventory.py", copy.root / "scripts")
     (copy.root / ".venv/bin/python").symlink_to(sys.executable)
     hosts = copy.root / "inventory/single/hosts.yml"
-    assert copy.run("-E", "single", "grow", "database", "db1").returncode == 0
+    assert copy.run("-E", "single", "grow", "database", "db1", "192.0.2.21").returncode == 0
     assert copy.run("-E", "single", "grow", "database", "db1", "-e", "confirm=db1").returncode == 0
-    assert list(yaml.safe_load(hosts.read_text())["all"]["children"]["database"]["hosts"]) == ["db1"]
+    children = yaml.safe_load(hosts.read_text())["all"]["children"]
+    assert list(children["database"]["hosts"]) == ["db1"]
+    assert children["single"]["hosts"]["db1"] == {"ansible_host": "192.0.2.21"}
     expected = ["playbooks/grow.yml", "-e", "to=db1"]
     assert [one[1] for one in copy.calls()] == [expected, [*expected, "-e", "confirm=db1"]]
     # What cannot be written is not run.
