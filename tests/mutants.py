@@ -427,7 +427,7 @@ def tests_of_line(source: bytes, line: int, called: dict) -> set | None:
 def isolate() -> None:
     """As root, start again where temporary directories are the only ones that can be written to.
 
-    A wrong edit may do anything: one put a link in the place of /dev/null.
+    A wrong edit may do anything, also to the files of this machine.
     """
     if os.geteuid() or os.environ.get("MUTANTS_ISOLATED"):
         return

@@ -56,8 +56,8 @@ options:
     default: ""
   root:
     description: The application's directory. RV(facts) then shows what is there of an earlier run, C(lockable) for the
-      directory of the lock, C(locked) for a deploy's lock, C(page) for a maintenance page, and C(old_names) for
-      directories of a version before 1.0.0.
+      directory of the lock, C(locked) for a deploy's lock, C(page) for a maintenance page, C(media) for uploaded files,
+      and C(old_names) for directories of a version before 1.0.0.
     type: path
     default: ""
   packages:
@@ -433,6 +433,8 @@ def run(params):
         layout = Layout(params["root"])
         report.facts["lockable"] = os.path.isdir(layout.state)
         report.facts["locked"] = os.path.lexists(os.path.join(layout.state, "lock.json"))
+        # Only whether there are any: the names are the users'.
+        report.facts["media"] = bool(names_in(os.path.join(layout.shared, "media")))
         report.facts["page"] = os.path.lexists(os.path.join(layout.shared, "maintenance", "on"))
         report.facts["old_names"] = bool(legacy.old_directories(layout))
     check_disk(report, params["disk"])

@@ -199,8 +199,8 @@ class Move:
         if not server:
             return found
         control = server.control()
-        # Begun and not ended, it is no cluster yet: it does not start at boot.
-        complete = server.automatic and control
+        # A copy that was begun and not ended is no cluster yet. One that has been left for good is disabled.
+        complete = server.start_mode != "manual" and control
         found.update(
             version=server.version, running=server.running, standby=server.standby,
             system_id=control.get("Database system identifier", "") if complete else "",
@@ -231,6 +231,8 @@ class Move:
     def copy(self):
         """Replace the cluster by a copy of the primary. Returns whether anything had to be done."""
         server, params = self.server, self.params
+        if not params["system_id"]:
+            raise Failed("the other host has no cluster that could be copied")
         if server.standby and server.automatic:
             if server.control().get("Database system identifier") == params["system_id"]:
                 # What cannot follow any more is copied again.
@@ -238,7 +240,11 @@ class Move:
                     server.start_server()
                     self.wait_until_it_streams()
                     return False
-        elif server.control().get("Database system identifier") == params["system_id"] and server.automatic:
+        elif (
+            not server.standby
+            and server.start_mode != "manual"
+            and server.control().get("Database system identifier") == params["system_id"]
+        ):
             # The two servers were one, and this one is a primary: it may have rows that the other one lacks.
             raise Failed("the cluster here is a primary with the data of the other host: it is not replaced")
         # Until the copy is complete a reboot starts nothing here.

@@ -66,13 +66,18 @@ class Cluster:
         return os.path.lexists(self.configuration + "/postgresql.conf")
 
     @property
-    def automatic(self):
-        """Return whether it starts at boot: it is the live one."""
+    def start_mode(self):
+        """Return auto, manual or disabled; "" where there is none."""
         try:
             lines = safe_files.read_text(self.start_file, 4096).splitlines()
         except FileNotFoundError:
-            return False
-        return "auto" in [line.strip() for line in lines]
+            return ""
+        return next((line.strip() for line in lines if line.strip() in ("auto", "manual", "disabled")), "")
+
+    @property
+    def automatic(self):
+        """Return whether it starts at boot: it is the live one."""
+        return self.start_mode == "auto"
 
     def set_start(self, mode):
         text = "# Written by module postgresql_upgrade: auto, manual or disabled.\n%s\n" % mode

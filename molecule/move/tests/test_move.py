@@ -27,6 +27,8 @@ def test_what_cannot_be_done_is_one_list(old, new):
     ), run.output[-3000:]
     run = old.move("prepare", to="nosuch-host")
     assert run.code == 2 and run.prints("nosuch-host cannot be reached"), run.output[-3000:]
+    run = old.move("prepare", to="move-bookworm")
+    assert run.code == 2 and run.prints("has PostgreSQL 17, move-bookworm would get 15"), run.output[-3000:]
 
 
 def test_the_plan_changes_nothing(old, new):

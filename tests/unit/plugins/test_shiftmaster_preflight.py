@@ -248,13 +248,15 @@ def test_remains_of_earlier_runs_are_reported(tmp_path, monkeypatch):
 
     def facts():
         found = preflight.run({**defaults(), "root": str(tmp_path)})["facts"]
-        return [found[name] for name in ("lockable", "locked", "page", "old_names")]
+        return [found[name] for name in ("lockable", "locked", "page", "media", "old_names")]
 
-    assert facts() == [False, False, False, False]
-    for name in ("shared/state/lock.json", "shared/maintenance/on", "colours/blue"):
+    assert facts() == [False] * 5
+    (tmp_path / "shared/media").mkdir(parents=True)
+    assert facts() == [False] * 5
+    for name in ("shared/state/lock.json", "shared/maintenance/on", "shared/media/plan.txt", "colours/blue"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert facts() == [True, True, True, True]
+    assert facts() == [True] * 5
 
 
 def test_without_requirements_there_is_no_problem(monkeypatch):

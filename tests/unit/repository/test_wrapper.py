@@ -152,7 +152,25 @@ def test_a_command_of_ansible_runs_in_the_environment(copy):
     assert environment["ANSIBLE_INVENTORY"] == str(copy.root / "inventory/production")
 
 
-@pytest.mark.parametrize("words", [["checklist"], ["maintenance"], ["deploi"], ["-E"], []])
+def test_grow_writes_the_inventory_and_shows_the_plan(copy):
+    (copy.root / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/grow_inventory.py", copy.root / "scripts")
+    (copy.root / ".venv/bin/python").symlink_to(sys.executable)
+    hosts = copy.root / "inventory/single/hosts.yml"
+    assert copy.run("-E", "single", "grow", "database", "db1", "192.0.2.21").returncode == 0
+    assert copy.run("-E", "single", "grow", "database", "db1", "-e", "confirm=db1").returncode == 0
+    children = yaml.safe_load(hosts.read_text())["all"]["children"]
+    assert list(children["database"]["hosts"]) == ["db1"]
+    assert children["single"]["hosts"]["db1"] == {"ansible_host": "192.0.2.21"}
+    expected = ["playbooks/grow.yml", "-e", "to=db1"]
+    assert [one[1] for one in copy.calls()] == [expected, [*expected, "-e", "confirm=db1"]]
+    # What cannot be written is not run.
+    assert copy.run("-E", "single", "grow", "app", "app2").returncode == 1 and len(copy.calls()) == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["checklist"], ["maintenance"], ["deploi"], ["-E"], [], ["grow"], ["grow", "-e", "to=db1"]]
+)
 def test_wrong_usage_runs_nothing(copy, words):
     assert copy.run(*words).returncode == 2 and copy.calls() == []
 

@@ -20,7 +20,7 @@ class Server:
 
     def __init__(self, wal, standby=False):
         self.wal, self.marked, self.promoted, self.other = wal, standby, False, None
-        self.running, self.automatic, self.version, self.checkpoint = True, True, 17, wal
+        self.running, self.start_mode, self.version, self.checkpoint = True, "auto", 17, wal
         self.unit, self.data, self.configuration, self.signal = "unit", "/nonexistent", "/nonexistent", "/nonexistent/s"
         self.state, self.system, self.rows = "in production", SYSTEM, {}
 
@@ -56,7 +56,11 @@ class Server:
         self.marked = True
 
     def set_start(self, mode):
-        self.automatic = mode == "auto"
+        self.start_mode = mode
+
+    @property
+    def automatic(self):
+        return self.start_mode == "auto"
 
     def start(self):
         self.start_server()
@@ -191,12 +195,21 @@ def test_a_server_that_crashed_is_not_demoted(pair, step):
     assert not old.standby
 
 
-def test_a_primary_with_the_same_data_is_not_replaced(pair, step):
+@pytest.mark.parametrize("mode", ["auto", "disabled"])
+def test_a_primary_with_the_same_data_is_not_replaced(pair, step, mode):
     _old, new = pair
-    new.marked = False
+    new.marked, new.start_mode = False, mode
     with pytest.raises(move.Failed, match="is a primary with the data"):
         step(new, "copied")
     assert new.running
+
+
+def test_nothing_is_replaced_by_a_cluster_that_is_not_known(pair, step):
+    _old, new = pair
+    new.marked = False
+    with pytest.raises(move.Failed, match="has no cluster that could be copied"):
+        step(new, "copied", system_id="")
+    assert new.running and new.start_mode == "auto"
 
 
 def test_a_copy_that_was_killed_is_begun_again(pair, step, monkeypatch):

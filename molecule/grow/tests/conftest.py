@@ -1,0 +1,60 @@
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from support import ROOT, Operations
+
+SCENARIO = Path(__file__).resolve().parents[1]
+# Where the site's inventory is, which the tests extend.
+INVENTORY = ROOT / ".cache/grow/inventory"
+
+
+# What a site has in its group_vars; those of the demo would win over the inventory's.
+DEMO = yaml.safe_load((SCENARIO / "inventory/hosts.yml").read_text())["all"]["children"]["demo"]
+SETTINGS = {name: one for name, one in DEMO["hosts"]["grow-trixie"].items() if not name.startswith("container_")}
+
+
+class Host(Operations):
+    def command(self, playbook: str, extra: dict, *arguments: str) -> list:
+        return super().command(playbook, {**SETTINGS, **extra}, *arguments)
+
+    def sql(self, statement: str, database: str = "shiftmaster") -> str:
+        return self.shell(f"cd /; runuser -u postgres -- psql -XqAt -d {database}", stdin=statement).strip()
+
+    def primary(self) -> bool:
+        query = "cd /; runuser -u postgres -- psql -XqAt -c 'SELECT pg_is_in_recovery()'"
+        return self.shell(query, check=False).strip() == "f"
+
+    def active(self, *units: str) -> list:
+        return self.shell(f"systemctl is-active {' '.join(units)}; true").split()
+
+
+@pytest.fixture(scope="session")
+def site():
+    INVENTORY.mkdir(parents=True, exist_ok=True)
+    shutil.copy(SCENARIO / "inventory/hosts.yml", INVENTORY)
+    # What the hosts must know of this machine.
+    (INVENTORY / "controller.py").unlink(missing_ok=True)
+    (INVENTORY / "controller.py").symlink_to(ROOT / "inventory/demo/controller.py")
+    hosts = {name: Host(INVENTORY, f"grow-{name}") for name in ("trixie", "data", "app2")}
+    hosts["app1"] = hosts["trixie"]
+    assert hosts["app1"].live_version(60), "the host does not serve"
+    hosts["app1"].manage("seed_demo")
+    hosts["app1"].shell("cd /var/www/shiftmaster/shared/media && echo plan > plan.txt && chown shiftmaster: plan.txt")
+    return SimpleNamespace(**hosts)
+
+
+@pytest.fixture(scope="session")
+def grow():
+    """Write a host into the inventory as `./shiftmaster grow` does."""
+
+    def write(functions: str, host: str) -> None:
+        subprocess.run(
+            [ROOT / ".venv/bin/python", ROOT / "scripts/grow_inventory.py", INVENTORY / "hosts.yml", functions, host],
+            check=True,
+        )
+
+    return write
