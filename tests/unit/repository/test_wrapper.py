@@ -20,6 +20,9 @@ from support import ROOT
 STUB = """#!{python}
 import json, os, sys, time
 if "--help" in sys.argv:
+    # As Ansible, which needs a locale that this machine has.
+    if os.environ["LC_ALL"] != "C.UTF-8":
+        sys.exit(1)
     sys.exit(print("--check --diff --forks --ask-become-pass"))
 with open("{out}", "a") as file:
     file.write(json.dumps([os.path.basename(sys.argv[0]), sys.argv[1:], os.getcwd(), dict(os.environ)]) + "\\n")
@@ -142,6 +145,8 @@ def test_an_unknown_option_or_command_is_named_with_the_nearest_one(copy):
     for words, near in ((["deploy", "--chek"], "--check"), (["diagnoze"], "diagnose")):
         done = copy.run(*words)
         assert (done.returncode, copy.calls(), done.stdout) == (2, [], "") and near in done.stderr
+    done = copy.run("deploy", "--chek", LC_ALL="ja_JP.eucJP")
+    assert (done.returncode, copy.calls()) == (2, []) and "--check" in done.stderr
     assert copy.run("deploy", "--forks", "5", "--ask-become").returncode == 0
 
 
