@@ -310,8 +310,8 @@ def migrated(body):
     """Whether a health response reports that no migration is pending; one that lies harms its application alone."""
     try:
         check = json.loads(body)["checks"]["migrations"]
-        return check["status"] == "healthy" and not check.get("pending")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return check["status"] == "healthy" and check.get("pending") in (None, [])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

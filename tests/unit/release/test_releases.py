@@ -154,6 +154,8 @@ def test_a_host_with_the_requested_live_release_has_nothing_to_do(pending_change
         ('{"checks": {"database": {"status": "healthy"}}}', False),
         ('{"checks": {"migrations": "healthy"}}', False),
         ('{"checks": ["migrations"]}', False),
+        ('{"checks": {"migrations": {"status": "healthy", "pending": 0}}}', False),
+        ("[" * 60000, False),
         ("OK", False),
         ("", False),
     ],
