@@ -220,8 +220,10 @@ def edited(setting, seconds: float = 6.0) -> list:
         deployed = os.stat(os.path.join(layout.state, "state.json")).st_mtime + 30
     with contextlib.suppress(OSError):
         lately = max(lately, os.stat(setting.path(configuration.STAMP)).st_mtime + 30)
+    found = []
     # A configuration may have been tried for long; a release is never changed, whenever it was built.
-    found = _newer([setting.path(one) for one in _CONFIGURATION], max(lately, deployed), end)
+    with contextlib.suppress(probe.ProbeError):
+        found = _newer([setting.path(one) for one in _CONFIGURATION], max(lately, deployed), end)
     release = os.path.realpath(os.path.join(layout.active, "release"))
     tops = [os.path.join(release, part) for part in ("source", "static", "venv", "site")]
     inside = []

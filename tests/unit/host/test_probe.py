@@ -387,6 +387,10 @@ def test_redis_that_takes_no_writes_of_the_user():
         assert probe.redis_ping(target(address, password="x"))["write_error"].startswith("OOM")
         # Without a login nothing is known of a user's rights.
         assert "write_error" not in probe.redis_ping(target(address))
+    # A login that is limited to its own keys writes to those.
+    limited = b"-NOPERM No permissions to access one of the keys used as arguments\r\n"
+    with server(redis_server(dict(responses, LPUSHX=limited))[0]) as address:
+        assert probe.redis_ping(target(address, password="x"))["write_error"] == ""
     # CLIENT PAUSE WRITE: there is no response to it.
     with server(redis_server(dict(responses, LPUSHX=b""))[0]) as address:
         assert probe.redis_ping(target(address, password="x"), timeout=1.0)["write_error"].startswith("no response")
