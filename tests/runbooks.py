@@ -105,17 +105,18 @@ READERS = frozenset(
 VERBS = {
     "ansible": r".* -m ansible\.builtin\.(ping$|(command|raw|shell) .*-a )",
     "chronyc": r"(-n )?(sources|tracking)",
+    "dpkg": r"--audit$",
     "docker": r"(info|inspect|logs|network ls|ps|stats --no-stream)\b",
     "filebeat": r"test ",
     "journalctl": r"(?!.*--(vacuum|rotate|flush))",
     "nft": r"(--handle )?list ",
-    "nginx": r"-t$",
+    "nginx": r"(-t|-T .*)$",
     "openssl": r"(x509|s_client) ",
     "patronictl": r"-c \S+ (history|list)$",
     "pgbackrest": r"(\S+ )*info$",
     "promtool": r"check ",
     "psql": r"(?!.*pg_(terminate|cancel)_backend|.*pg_wal_replay_(resume|pause)).*(-c (SELECT|SHOW|\\)|-l$)",
-    "redis-cli": r".*(--bigkeys|INFO( \w+)?|(CLIENT|ACL) LIST|sentinel ckquorum shiftmaster)$",
+    "redis-cli": r".*(--bigkeys|INFO( \w+)?|(CLIENT|ACL) LIST|TYPE \S+|sentinel ckquorum shiftmaster)$",
     "shiftmasterctl": r"status$",
     "sysctl": r"(?!-w)",
     "systemctl": r"(status|show|cat|list-\S+|is-\S+|--failed)\b",
@@ -123,12 +124,14 @@ VERBS = {
 # They change something, and are meant to.
 CHANGERS = re.compile(
     r"ansible-playbook |(CREATE|REINDEX) INDEX CONCURRENTLY"
-    r"|apt-get clean$|certbot renew$|chronyc makestep$|docker (container prune|restart|start|stop)\b"
+    r"|apt-get (clean$|install --reinstall )|dpkg --configure -a$|echo THAWED > |redis-cli .* RENAME "
+    r"|certbot renew$|chronyc makestep$|docker (container prune|restart|start|stop)\b"
     r"|gzip |journalctl --vacuum-size|kill \d|logrotate --force|mount (--all|-o remount)"
     r"|ch(mod|own) |echo .* >> /etc/hosts|mv --backup=numbered |psql .*ALTER |sysctl -w |systemctl enable\b"
     r"|mv /var/www/shiftmaster/shared/state/state\.json |nft delete |psql .*pg_(terminate|cancel)_backend"
     r"|patronictl .* (pause|reinit|resume|switchover)\b"
-    r"|psql .*pg_wal_replay_resume|renice |systemctl (kill|reload|restart|start|stop|thaw)\b|systemd-tmpfiles --clean$"
+    r"|psql .*pg_wal_replay_resume|renice |systemctl (kill|reload|restart|start|stop|thaw|unmask)\b"
+    r"|systemd-tmpfiles --clean$"
     r"|vacuumdb |ansible .*-a '?(systemctl|kill) |ansible .* 'if systemctl is-enabled"
 )
 

@@ -21,8 +21,11 @@ each = offenders.each(commands, lambda command: f"{command.source}: {command.tex
 OF_CASES = {"one", "db1"}
 # Next to those of the alerts.
 KNOWN = {
+    "apt-get",
     "chmod",
     "chown",
+    "cut",
+    "dpkg",
     "echo",
     "getent",
     "gzip",
@@ -34,6 +37,7 @@ KNOWN = {
     "pgbackrest",
     "psql",
     "renice",
+    "sort",
     "sysctl",
     "tc",
     "timedatectl",
