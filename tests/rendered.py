@@ -8,7 +8,9 @@ from pathlib import Path
 
 import yaml
 from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
+from ansible.utils.collection_loader import AnsibleCollectionConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +27,8 @@ def trusted(value):
 
 def templar(role: str, **variables) -> Templar:
     """Return what templates as a play with this role would."""
+    if AnsibleCollectionConfig.collection_finder is None:
+        init_plugin_loader()
     known = {"ansible_managed": "Ansible managed", "ansible_facts": {}, "inventory_hostname": "host1"}
     for part in ("defaults", "vars"):
         path = ROOT / "roles" / role / part / "main.yml"
@@ -52,8 +56,9 @@ def action(name: str):
     return module
 
 
-def problems(role: str, templar: Templar) -> list[str]:
-    """Return what the role's own rules find, without its name before each."""
+def problems(role: str, templar: Templar, rules: list | None = None) -> list[str]:
+    """Return what the role's own rules find, or these, without its name before each."""
     variables = action("shiftmaster_variables")
     place = {"ansible_search_path": [str(ROOT / "roles" / role)]}
-    return variables.rule_problems(variables.rules_of(role), templar, {**templar.available_variables, **place})
+    rules = variables.rules_of(role) if rules is None else rules
+    return variables.rule_problems(rules, templar, {**templar.available_variables, **place})

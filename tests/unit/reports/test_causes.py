@@ -11,6 +11,7 @@ from support import ROOT
 RELEASE = "version 2.1.0 (release 20260101T000000Z-abc)"
 RELEASE_JA = "バージョン 2.1.0(リリース 20260101T000000Z-abc)"
 CUTOVER, PREFLIGHT = "module_utils/shiftmaster/release/cutover.py", "roles/preflight/tasks/main.yml"
+HOST = "library/release/shiftmaster_preflight.py"
 VARIABLES, ABORT = "plugins/action/shiftmaster_variables.py", "roles/release/tasks/abort.yml"
 LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/acquire.yml"
 BACKUP = "module_utils/shiftmaster/backup/report.py"
@@ -80,6 +81,49 @@ CASES = [
      "tls_x: there is no file /a.crt. Copy the site's certificate there; for a site without one, set tls_site_mode to acme"
      " or selfsigned",
      "tls_x: ファイル /a.crt がありません。サイトの証明書・秘密鍵を置くか、tls_site_mode を acme または selfsigned に設定してください"),
+    (HOST, "%s has room for %d %s, and %d are needed for %s",
+     "app1: / has room for 90 MiB, and 1500 are needed for /a and /b; free some (journalctl --vacuum-size, apt-get clean,"
+     " old files), or make the disk larger",
+     "app1: / の空きが 90 MiB です(/a and /b に必要: 1500 MiB)。不要なファイルを削除するか(journalctl --vacuum-size,"
+     " apt-get clean, old files)、ディスクを拡張してください"),
+    (HOST, "port %d is in use by %s",
+     "port 80 is in use by apache2 (process 7); stop it and disable its service; nginx is to listen there",
+     "ポート 80 は apache2 (process 7) が使用中です。停止してサービスを無効にしてください(本来のプログラム: nginx)"),
+    (HOST, "stop it and disable its service", "port 80 is in use by a; stop it and disable its service",
+     "ポート 80 は a が使用中です。停止してサービスを無効にしてください"),
+    (HOST, "the host's clock is %d s %s the controller's", "the host's clock is 90 s behind the controller's; set both by NTP "
+     "(timedatectl, chronyc makestep); certificates and tokens depend on it",
+     "ホストと制御端末の時計が 90 秒ずれています。両方を NTP で合わせてください(timedatectl, chronyc makestep)。"
+     "証明書とトークンに影響します"),
+    (HOST, "%s (process %d) is installing packages",
+     "apt-get (process 9) is installing packages; wait until it has ended, or see why it does not",
+     "apt-get(プロセス 9)がパッケージをインストール中です。終了を待つか、終わらない原因を調べてください"),
+    (HOST, "an earlier installation of packages was interrupted",
+     "an earlier installation of packages was interrupted (nginx); run `dpkg --configure -a`, then `apt-get --fix-broken "
+     "install`",
+     "以前のパッケージのインストールが中断されています (nginx)。`dpkg --configure -a`、続いて `apt-get --fix-broken install` "
+     "を実行してください"),
+    (HOST, "%s is none of the systems that this was verified on (%s)",
+     "Debian 11 is none of the systems that this was verified on (debian 12); set allow_untested_os=true to go on all the same",
+     "Debian 11 は検証済みの OS(debian 12)ではありません。それでも続ける場合は allow_untested_os=true を設定してください"),
+    (HOST, "the host's Python is %s, and %s is the oldest supported version",
+     "the host's Python is 3.7.1, and 3.9 is the oldest supported version; install a newer python3",
+     "ホストの Python は 3.7.1 です。3.9 以降をインストールするか、ansible_python_interpreter を設定してください"),
+    (HOST, "the host's first process is %s, not systemd", "the host's first process is sh, not systemd; take a host",
+     "ホストの最初のプロセスが systemd ではなく sh です。systemd で起動するホストを使ってください"),
+    (HOST, "%s=%s: a user other than root can exchange it, since that user can write to %s",
+     "a_dir=/a/b: a user other than root can exchange it, since that user can write to /a; give /a to root",
+     "a_dir=/a/b: root 以外のユーザーが /a に書き込めるため、差し替えられます。/a の所有者を root、モードを 0755 にするか、"
+     "別のディレクトリを指定してください"),
+    (HOST, "nothing is deployed here, which monitoring would report as five faults",
+     "nothing is deployed here, which monitoring would report as five faults; run deploy.yml without --tags first",
+     "まだデプロイされていません。先に --tags なしで deploy.yml を実行してください"),
+    ("roles/tls/vars/preflight.yml", "the provided certificate is self-signed, and no host trusts it: ",
+     "the provided certificate is self-signed, and no host trusts it: set a",
+     "指定された証明書は自己署名で、どのホストも信頼しません。tls_site_mode を selfsigned にするか、この証明書を "
+     "base_extra_ca_certificates に加えてください"),
+    (VARIABLES, "%s=%s is out of its range: %s to %s%s", "a_days=0 is out of its range: 1 to 9, or 77",
+     "a_days=0 は範囲外です(1 から 9, or 77)"),
     ("roles/health/tasks/main.yml", "Unhealthy: ", f"Unhealthy: web, redis. {REPORT}",
      "異常: web, redis。対処は上のレポートを参照してください"),
     ("roles/diagnosis/tasks/main.yml", REPORT, f"a: full. {REPORT}", "a: full。対処は上のレポートを参照してください"),

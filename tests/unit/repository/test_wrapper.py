@@ -232,6 +232,18 @@ def test_init_writes_inventory_variables_and_an_encrypted_vault(copy):
     assert copy.run("-E", "web", "init", responses=responses).returncode == 2
 
 
+def test_init_asks_in_the_language_of_the_person(copy):
+    (copy.root / ".venv/bin/ansible-vault").symlink_to(Path(sys.executable).with_name("ansible-vault"))
+    responses = "bad host!\n\napp1.example.jp\nshift.example.org\nhttps://git.example.org/s.git\n2.1.0\n"
+    # With a locale that the machine lacks, too.
+    done = copy.run("-E", "hospital", "init", responses=responses, LANG="ja_JP.UTF-8", LC_ALL="")
+    assert done.returncode == 0, done.stderr
+    expected = ("ssh で接続するホスト", "使用できません。", "入力してください。", "vault のパスワード: ", "次の手順:")
+    assert [text for text in expected if text not in done.stdout] == []
+    assert not re.search(r"Written|Next:|Domain|needed", done.stdout), done.stdout
+    assert all(f".secrets/hospital/shiftmaster.{end}" in done.stdout for end in ("crt", "key"))
+
+
 def test_init_ends_without_input_and_writes_nothing(copy):
     (copy.root / ".venv/bin/ansible-vault").symlink_to(Path(sys.executable).with_name("ansible-vault"))
     assert copy.run("-E", "hospital", "init").returncode == 1

@@ -333,6 +333,25 @@ def test_a_renewal_reaches_the_site_only_where_acme_is_its_source(mode):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("issuer", "variables", "expected"),
+    [
+        ("shift.test", {}, 1),
+        ("Hospital CA", {}, 0),
+        ("shift.test", {"base_extra_ca_certificates": [{"name": "own", "content": "x"}]}, 0),
+        ("shift.test", {"tls_provided_trusted_content": "x"}, 0),
+        ("shift.test", {"tls_provided_verify_chain": False}, 0),
+        ("shift.test", {"tls_mode": "selfsigned"}, 0),
+    ],
+)
+def test_a_self_signed_certificate_is_rejected_before_a_host_is_changed(issuer, variables, expected):
+    leaf = {"subject_ordered": [["commonName", "shift.test"]], "issuer_ordered": [["commonName", issuer]]}
+    # Of the rules about one certificate this one alone: the others need a real certificate.
+    (rule,) = [one for one in rendered.action("shiftmaster_variables").rules_of("tls") if "self-signed" in one["msg"]]
+    known = templar("tls", __tls_leaf=leaf, **{"tls_mode": "provided", **variables})
+    assert len(rendered.problems("tls", known, [rule])) == expected
+
+
 def test_the_verification_requests_a_name_that_a_wildcard_covers():
     assert value("tls", "__tls_name", tls_names=["*.shift.test"]) == "www.shift.test"
     assert value("tls", "__tls_name", tls_names=["shift.test", "*.shift.test"]) == "shift.test"
