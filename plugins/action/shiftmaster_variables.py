@@ -105,7 +105,7 @@ def type_problems(role, options, values):
 
 def shape_problem(name, kind):
     word, shape = ("list", '["..."]') if kind == "list" else ("mapping", '{"...": "..."}')
-    return "%s is a %s: -e '{\"%s\": %s}'" % (name, word, name, shape)
+    return "%s is a %s: %s, with -e '{\"%s\": %s}'" % (name, word, shape, name, shape)
 
 
 def range_of(name, ranges):

@@ -20,6 +20,7 @@ from ansible.utils.display import Display
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.health.text import CATALOG, SUDO
 from ansible.module_utils.shiftmaster.host.action import runnable
+from ansible.module_utils.shiftmaster.host.printable import printable_tree as printable
 from ansible.module_utils.shiftmaster.reports.causes import japanese
 
 DOCUMENTATION = """
@@ -194,15 +195,6 @@ def phase_of(role: str, stem: str) -> str | None:
 def phase_of_play(name: str) -> str:
     """The phase of a play's tasks that belong to no role: that of its roles where it is named so, else its name."""
     return PLAYS.get(name) or next((key for key in ROLES.values() if TEXTS[key][0] == name), name)
-
-
-def printable(value):
-    """Data without control characters: a release or a host must not write to the terminal what it likes."""
-    if isinstance(value, dict):
-        return {key: printable(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [printable(inner) for inner in value]
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", value) if isinstance(value, str) else value
 
 
 def lines_of(text) -> list[str]:
