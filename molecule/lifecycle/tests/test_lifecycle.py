@@ -8,6 +8,7 @@ FACT = "/etc/ansible/facts.d/shiftmaster.fact"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMq1hM9TmM8lq1zBt3oXJ0G3oJ3C8z5k0u8YcXv2l6xQ kato"
 NEW, FORMER = "shift.example.test", "former.example.test"
 DOMAIN = {"shiftmaster_domain": NEW, "topology_former_domains": [FORMER]}
+ZONE = {"base_timezone": "Europe/Helsinki"}
 
 
 def request(operations, name: str) -> str:
@@ -83,17 +84,20 @@ def test_scheduled_tasks_run_and_mark_their_success(operations):
     assert operations.shell("systemctl list-units --all --no-legend 'shiftmaster-task-*'") == ""
 
 
-def test_the_domain_changes_and_the_earlier_one_leads_there(operations):
+def test_the_domain_and_the_time_zone_change_and_the_earlier_domain_leads_there(operations):
     run = operations.run("deploy.yml", "--tags", "release", **DOMAIN)
     assert run.code == 0, run.output[-3000:]
     assert operations.live_version(30) == "2.0.0", "nginx still leads there by the earlier name"
-    run = operations.run("deploy.yml", **DOMAIN)
+    run = operations.run("deploy.yml", **DOMAIN, **ZONE)
     assert run.code == 0, run.output[-3000:]
+    assert operations.shell("readlink /etc/localtime").strip() == "/usr/share/zoneinfo/Europe/Helsinki"
+    zone = operations.python("from django.conf import settings; print(settings.TIME_ZONE)").strip()
+    assert zone == ZONE["base_timezone"]
     assert request(operations, NEW).split()[0] == "200"
     status, target = request(operations, FORMER).split()
     assert status == "301" and target.startswith(f"https://{NEW}") and target.endswith("/health/")
     assert json.loads(operations.shell(f"cat {FACT}"))["version"] != "0.9.0", "a complete run records its version"
-    again = operations.run("deploy.yml", **DOMAIN)
+    again = operations.run("deploy.yml", **DOMAIN, **ZONE)
     assert again.code == 0 and again.changed == 0, again.output[-3000:]
 
 

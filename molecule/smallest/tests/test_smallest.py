@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 from support import load
@@ -49,3 +50,16 @@ def test_a_deploy_and_a_backup_under_load_fit(operations, capsys):
     assert current.summary["failed"] == 0, current.summary
     # A third of the host remains for the page cache, in which the database's pages are.
     assert 500 * MIB < memory.most < 2700 * MIB, f"{memory.most // MIB} MiB"
+
+
+def test_an_uninstall_makes_a_last_backup_that_is_verified(operations):
+    manifests = "/var/backups/shiftmaster/manifests"
+    before = set(operations.shell(f"ls {manifests}").split())
+    run = operations.run("playbooks/uninstall.yml", confirm="localhost", timeout=1800)
+    assert run.code == 0, run.output[-3000:]
+    (last,) = set(operations.shell(f"ls {manifests}").split()) - before
+    made = json.loads(operations.shell(f"cat {manifests}/{last}"))
+    results = {name: part["result"] for name, part in made["parts"].items()}
+    assert made["result"] == "succeeded" and set(results.values()) <= {"succeeded", "skipped"}, made
+    assert any(one["how"] == "restore_test" and one["good"] for one in made["parts"]["database"]["verified"])
+    assert operations.shell("ls -d /var/www/shiftmaster/releases || true") == ""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
+import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -477,3 +479,27 @@ def test_a_japanese_sentence_is_not_divided_by_a_line_break():
             if japanese.search(above) and japanese.search(below) and not block.match(below) and above[:1] not in "|#<"
         ]
     assert found == []
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=name_of)
+def test_the_vault_is_encrypted_with_a_new_password_by_the_commands_of_the_guide(guide, tmp_path):
+    (commands,) = [text for _, text in blocks(guide) if "--new-vault-password-file" in text]
+    password, vault = tmp_path / ".shiftmaster.vault-password", tmp_path / "group_vars/single/vault.yml"
+    password.write_text("former\n")
+    vault.parent.mkdir(parents=True)
+    vault.write_text("vault_x: secret\n")
+    bin_dir = Path(sys.executable).parent
+    environment = {"HOME": str(tmp_path), "PATH": f"{bin_dir}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+
+    def run(text):
+        words = ["bash", "-euc", text]
+        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    assert run(f"ansible-vault encrypt --vault-password-file {password} {vault}").returncode == 0
+    former = tmp_path / "former"
+    former.write_text("former\n")
+    done = run(commands)
+    assert done.returncode == 0, done.stderr
+    assert "secret" in run(f"ansible-vault view --vault-password-file {password} {vault}").stdout
+    assert run(f"ansible-vault view --vault-password-file {former} {vault}").returncode != 0
+    assert password.stat().st_mode & 0o777 == 0o600 and len(password.read_text().strip()) == 64
