@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -178,3 +179,45 @@ def test_results_of_roles_are_no_unknown_variables_of_a_second_preflight():
         known |= set(next(iter(entries.values())).get("options", {}))
     checked = tuple(f"{role}_" for role in settings["preflight_roles"])
     assert sorted(name for name in results - known if name.startswith(checked)) == []
+
+
+@functools.cache
+def documented():
+    """{module of this repository: its options}."""
+    found = {}
+    for path in (ROOT / "library").glob("*/*.py"):
+        text = re.search(r'DOCUMENTATION = r?"""(.*?)"""', path.read_text(encoding="utf-8"), re.S)
+        found |= {path.stem: yaml.safe_load(text[1]).get("options") or {}} if text else {}
+    return found
+
+
+def unknown_options(value, options, where=""):
+    """The keys of a dictionary, at any depth, that the documentation does not have."""
+    if isinstance(value, list):
+        return [name for one in value for name in unknown_options(one, options, where)]
+    if not isinstance(value, dict):
+        return []
+    known = options | {alias: {} for option in options.values() for alias in option.get("aliases", [])}
+    return [where + key for key in value if key not in known] + [
+        name
+        for key, inner in value.items()
+        if (below := known.get(key, {}).get("suboptions"))
+        for name in unknown_options(inner, below, f"{where}{key}.")
+    ]
+
+
+@offenders.each(ROLES)
+def test_options_of_the_modules_exist_also_where_a_variable_holds_them(role):
+    # ansible-lint sees those only that a task itself has.
+    held = {}
+    for path in sorted((ROOT / "roles" / role).glob("vars/*.yml")):
+        held |= load(path) or {}
+    wrong = []
+    for path in [*(ROOT / "roles" / role).glob("tasks/*.yml"), *(ROOT / "roles" / role).glob("handlers/*.yml")]:
+        for task in tasks_of(load(path)):
+            for module in documented().keys() & task.keys():
+                value = task[module]
+                if isinstance(value, str) and (name := re.match(r"\{\{ (\w+)", value)):
+                    value = held.get(name[1], {})
+                wrong += [f"{path.name}: {module}: {one}" for one in unknown_options(value, documented()[module])]
+    assert wrong == []
