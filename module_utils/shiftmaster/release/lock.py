@@ -53,11 +53,11 @@ def expired(holder: dict) -> bool:
 def _write(path: str, content: dict, place) -> None:
     """Write a lock with its content aside, and put it in its place by link() or rename()."""
     fresh = "%s.%s.new" % (path, content["run_id"])
-    with open(fresh, "w", encoding="utf-8") as stream:
-        json.dump(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
     try:
+        with open(fresh, "w", encoding="utf-8") as stream:
+            json.dump(content, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
         place(fresh, path)
     finally:
         with contextlib.suppress(FileNotFoundError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -61,6 +62,16 @@ def test_another_run_reports_the_holder_of_the_lock(path):
 def test_the_lock_of_another_run_is_not_released(path):
     take(path, "one")
     assert lock.release(path, "two") is False and lock.read(path)["run_id"] == "one"
+
+
+def test_a_full_disk_leaves_no_file(path, monkeypatch):
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lock.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        take(path, "one")
+    assert os.listdir(os.path.dirname(path)) == []
 
 
 def test_acquiring_again_extends_the_expiry(path):
