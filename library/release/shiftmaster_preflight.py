@@ -427,11 +427,11 @@ def run(params):
         check_interpreter(report, params["interpreter"])
     check_systemd(report, read("/proc/1/comm").strip(), os.path.isdir("/run/systemd/system"))
     report.facts["move"] = other_host(read(MOVE_FACT))
-    # What each application host has from the first run on.
-    report.facts["deployed"] = os.path.exists("/etc/shiftmaster/cutover.json")
     if params["root"]:
         layout = Layout(params["root"])
         report.facts["lockable"] = os.path.isdir(layout.state)
+        # Of a version before 1.1.0 no fact is left on the host; a first deploy that failed is no earlier version.
+        report.facts["deployed"] = os.path.lexists(layout.active)
         report.facts["locked"] = os.path.lexists(os.path.join(layout.state, "lock.json"))
         # Only whether there are any: the names are the users'.
         report.facts["media"] = bool(names_in(os.path.join(layout.shared, "media")))

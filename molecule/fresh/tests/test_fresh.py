@@ -20,6 +20,7 @@ def test_check_mode_on_an_empty_host(operations):
     assert run.code == 0, run.output[-6000:]
     assert run.prints("would be a new release of version 2.0.0")
     assert run.prints("/etc/nginx/sites-available/shiftmaster", "shiftmaster-web@.service")
+    assert run.prints("/etc/systemd/system/shiftmaster-backup.timer")
     # It watches itself.
     assert run.prints("/etc/prometheus/prometheus.yml", "/etc/prometheus/alertmanager.yml", "prometheus-node-exporter")
     assert run.changed > 20

@@ -248,15 +248,18 @@ def test_remains_of_earlier_runs_are_reported(tmp_path, monkeypatch):
 
     def facts():
         found = preflight.run({**defaults(), "root": str(tmp_path)})["facts"]
-        return [found[name] for name in ("lockable", "locked", "page", "media", "old_names")]
+        return [found[name] for name in ("lockable", "locked", "page", "media", "old_names", "deployed")]
 
-    assert facts() == [False] * 5
-    (tmp_path / "shared/media").mkdir(parents=True)
-    assert facts() == [False] * 5
+    assert facts() == [False] * 6
+    # A first deploy that failed leaves a release, and no link to it.
+    for name in ("shared/media", "releases/20260101T000000Z-abcdefa"):
+        (tmp_path / name).mkdir(parents=True)
+    assert facts() == [False] * 6
+    (tmp_path / "active").symlink_to("slots/blue")
     for name in ("shared/state/lock.json", "shared/maintenance/on", "shared/media/plan.txt", "colours/blue"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert facts() == [True] * 5
+    assert facts() == [True] * 6
 
 
 def test_without_requirements_there_is_no_problem(monkeypatch):
