@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 from . import catalogue
 from . import manifest as manifests
@@ -62,5 +63,7 @@ def listing(host: Host) -> list:
     for manifest in (one for one in found.manifests if one["ended"]):
         run = {name: manifest[name] for name in ("started", "release", "result")}
         parts = {name: listed(part) for name, part in manifest["parts"].items()}
-        runs.append(dict(run, run=manifest["run_id"], parts=parts))
+        # In the zone of the host, as reports and logs.
+        at = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(manifests.seconds_of(manifest["started"])))
+        runs.append(dict(run, run=manifest["run_id"], at=at, parts=parts))
     return runs + [{"damaged": problem} for problem in found.problems]
