@@ -146,7 +146,8 @@ def test_the_list_names_what_is_damaged_and_a_copy_once(program, capsys):
     assert "r2.json is damaged" in listed[1]["damaged"]
     shown = Path(__file__).resolve().parents[3] / "roles/restore/templates/backups.txt.j2"
     lines = rendering.render("backup", shown, restore_runs=listed).splitlines()
-    assert re.match(r"1970-01-01 \d\d:\d\d:\d\d \S+  r1$", lines[0].rstrip()) and lines[-1] == f"DAMAGED: {listed[1]['damaged']}"
+    assert re.match(r"1970-01-01 \d\d:\d\d:\d\d \S+  r1$", lines[0].rstrip())
+    assert lines[-1] == f"DAMAGED: {listed[1]['damaged']}"
 
 
 def test_extracted_tables_expire_and_an_empty_directory_is_removed_at_once(program, monkeypatch):
