@@ -72,6 +72,8 @@ PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary",
 REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml", "status.yml", "history.yml"}
 # With the lines after them, the cause is in the last 15. What the preflight found is shown completely.
 LINES_OF_A_FAILURE = 8
+# Of a longer failure the first lines and the last ones are shown: hints and the outcome of the run come last.
+FIRST_LINES_OF_A_FAILURE = 3
 # Actions that decide and report only: a phase of nothing else has no line.
 CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
 # Warnings about what a new host lacks: they are in the log, and are not counted.
@@ -642,13 +644,18 @@ class CallbackModule(Default):
             seen += lines
             lines = list(map(self.line, lines))
             shown += [f"{self.text('on', hosts=hosts)}{line}" if not n else f"  {line}" for n, line in enumerate(lines)]
-        limit = len(shown) if first["preflight"] else LINES_OF_A_FAILURE
-        rest = max(0, len(shown) - limit) + max(0, len(self.failures) - 2)
+        rest, last_lines = max(0, len(self.failures) - 2), []
+        if len(shown) > LINES_OF_A_FAILURE and not first["preflight"]:
+            rest += len(shown) - LINES_OF_A_FAILURE
+            last_lines = shown[FIRST_LINES_OF_A_FAILURE - LINES_OF_A_FAILURE :]
+            shown = shown[:FIRST_LINES_OF_A_FAILURE]
         self.screen.line()
-        for line in shown[:limit]:
+        for line in shown:
             self.screen.line(line, "red")
         if rest:
             self.screen.line(f"  ({self.text('more', n=rest)})")
+        for line in last_lines:
+            self.screen.line(line, "red")
         self.screen.line(self.text("at", text=f"{first['name']} ({first['path']})"))
         if self.facts.get("current_version"):
             self.screen.line(self.text("live", text=self.facts["current_version"]))

@@ -163,6 +163,11 @@ def test_the_cause_is_in_the_last_lines_and_a_preflight_is_complete(site):
     text = play({"ansible.builtin.fail": {"msg": ["the cause", *(f"evidence {number}" for number in range(20))]}})
     code, lines = site.run(text, "deploy.yml", "--limit", "a")
     assert code == 2 and "a: the cause" in lines[-15:], lines
+    # Hints are at the end of a message.
+    assert [line for line in lines if "evidence" in line or "more lines" in line] == [
+        "  evidence 0", "  evidence 1", "  (13 more lines or failures in the log)",
+        *(f"  evidence {number}" for number in range(15, 20)),
+    ]  # fmt: skip
     code, lines = site.run(text.replace('"Play"', '"Preflight"'), "deploy.yml", "--limit", "a")
     assert code == 2 and {"a: the cause", "  evidence 19"} <= set(lines), lines
 
