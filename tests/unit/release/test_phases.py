@@ -140,7 +140,7 @@ def test_a_failed_deploy_is_its_phases_and_the_failure_once_at_the_end(site):
     assert code == 2
     assert phases(lines) == [
         "✔ Preflight, 2 changes", "✔ What a role renamed belongs to, nothing changed",
-        "✔ Lock and plan, nothing changed", "✘ Build, FAILED", "✘ Revert, FAILED",
+        "✔ Lock and plan, nothing changed", "✘ Build, FAILED",
     ]  # fmt: skip
     text = "\n".join(lines)
     assert len(lines) <= 20 and text.count("WARNING: read this") == 1 and "rescued is no failure" not in text
@@ -157,6 +157,27 @@ def test_a_failed_deploy_is_its_phases_and_the_failure_once_at_the_end(site):
     # In the zone of the site, nine hours east of UTC.
     hour = int(re.search(r"^(\d\d):\d\d:\d\d PLAY", log, re.M)[1])
     assert (hour - time.gmtime(site.log().stat().st_mtime).tm_hour) % 24 in (8, 9)
+
+
+def test_a_revert_that_reports_the_failure_is_not_shown_as_failed(site):
+    assert "{{ 'The revert is not finished, " in (ROOT / "roles/release/tasks/abort.yml").read_text(encoding="utf-8")
+    abort = site.path / "roles/release/tasks/abort.yml"
+    change = "- {name: Switch back, ansible.builtin.group_by: {key: done}, changed_when: %s}\n"
+    end = "- ansible.builtin.fail: {msg: [no compiler, '%s']}"
+    _, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
+    assert phases(lines)[-1] == "✘ Build, FAILED" and not any("Revert" in line for line in lines)
+    for changed, last, shown in (
+        ("false", "Version 2.0.0 is live.", "✘ Build, FAILED"),
+        ("true", "Version 2.0.0 is live.", "✔ Revert, 1 change"),
+        ("true", "The revert is not finished, the next deploy.yml finishes it: x", "✘ Revert, FAILED"),
+    ):
+        abort.write_text(change % changed + end % last)
+        _, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
+        assert phases(lines)[-1] == shown and any(last in line for line in lines), lines
+    # A task of it that fails is a failure of its own.
+    abort.write_text("- {name: Switch back, ansible.builtin.command: 'false'}")
+    _, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
+    assert phases(lines)[-1] == "✘ Revert, FAILED", lines
 
 
 def test_the_cause_is_in_the_last_lines_and_a_preflight_is_complete(site):
