@@ -70,6 +70,8 @@ RELEASE_FILES.update(plan="lock", rollback="choose", batch="cutover", abort="rev
 PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary", "Status": "status"}
 # They end with an error where they found something, which is what they are for.
 REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml", "status.yml", "history.yml"}
+# Their lines are columns, each of them in the language of the run already.
+TABLES = {"status.yml", "history.yml"}
 # With the lines after them, the cause is in the last 15. What the preflight found is shown completely.
 LINES_OF_A_FAILURE = 8
 # Of a longer failure the first lines and the last ones are shown: hints and the outcome of the run come last.
@@ -445,7 +447,7 @@ class CallbackModule(Default):
                 self.screen.line(*((f"✘ {line}", "red") if failed else (f"✔ {line}", "green")))
             indent = "" if self.playbook in REPORTS or phase["key"] == "summary" else "  "
             for message in phase["messages"]:
-                self.screen.line(indent + self.line(message))
+                self.screen.line(indent + (message if self.playbook in TABLES else self.line(message)))
         self.closed = []
 
     # Events: each goes to the log through the default callback, too.

@@ -331,6 +331,20 @@ def test_a_known_cause_is_japanese_and_a_play_without_hosts_has_the_zone_of_the_
     assert (hour - time.gmtime(site.log().stat().st_mtime).tm_hour) % 24 in (8, 9), site.log().name
 
 
+def test_the_columns_of_a_report_are_not_taken_for_one_sentence(callback):
+    shown, end = [], callback.CallbackModule()
+    end.screen, end.language = SimpleNamespace(line=lambda text, *_: shown.append(text)), "ja"
+    row = "10:00:00 JST r2 requirements failed for version 2 (the complete output is in /b.log)"
+    translated = callback.japanese(row)
+    assert translated != row
+    for end.playbook, expected in (("history.yml", row), ("verify.yml", translated)):
+        end.closed = [{"key": "status", "begin": 0, "end": 0, "changed": 0, "results": 0, "messages": [row],
+                       "stopped": False, "reported": False}]  # fmt: skip
+        shown.clear()
+        end._show_closed()
+        assert shown[-1] == expected
+
+
 def test_commands_that_a_run_shows_reach_its_hosts_and_a_diagnosis_does_not_advise_itself(site):
     text = play(
         {"ansible.builtin.debug": {"msg": "Fix it: ansible-playbook deploy.yml --tags tls, or\n"
