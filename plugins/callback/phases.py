@@ -70,8 +70,14 @@ RELEASE_FILES.update(plan="lock", rollback="choose", batch="cutover", abort="rev
 PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary", "Status": "status"}
 # They end with an error where they found something, which is what they are for.
 REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml", "status.yml", "history.yml"}
+# Their lines are columns, each of them in the language of the run already.
+TABLES = {"status.yml", "history.yml"}
 # With the lines after them, the cause is in the last 15. What the preflight found is shown completely.
 LINES_OF_A_FAILURE = 8
+# Of a longer failure the first lines and the last ones are shown: hints and the outcome of the run come last.
+FIRST_LINES_OF_A_FAILURE = 3
+# Where a line of the report of a failed release begins so, the revert has failed, too (roles/release/tasks/abort.yml).
+REVERT_FAILED = "The revert is not finished"
 # Actions that decide and report only: a phase of nothing else has no line.
 CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
 # Warnings about what a new host lacks: they are in the log, and are not counted.
@@ -413,7 +419,7 @@ class CallbackModule(Default):
             self.phase = self.closed.pop()
             return
         self.phase = {"key": key, "begin": time.time(), "changed": 0, "results": 0, "seen": False, "messages": [],
-                      "stopped": False}  # fmt: skip
+                      "stopped": False, "reported": False}  # fmt: skip
         self.facts["cutover"] = self.facts.get("cutover") or key == "cutover"
         self.screen.refresh()
 
@@ -427,7 +433,8 @@ class CallbackModule(Default):
         return any(failure["phase"] == phase["begin"] for failure in self.failures)
 
     def _has_line(self, phase: dict) -> bool:
-        return bool(phase["results"] or phase["changed"] or phase["messages"] or self._failed_in(phase))
+        done = phase["results"] and not phase["reported"]
+        return bool(done or phase["changed"] or phase["messages"] or self._failed_in(phase))
 
     def _show_closed(self) -> None:
         for phase in self.closed:
@@ -440,7 +447,7 @@ class CallbackModule(Default):
                 self.screen.line(*((f"✘ {line}", "red") if failed else (f"✔ {line}", "green")))
             indent = "" if self.playbook in REPORTS or phase["key"] == "summary" else "  "
             for message in phase["messages"]:
-                self.screen.line(indent + self.line(message))
+                self.screen.line(indent + (message if self.playbook in TABLES else self.line(message)))
         self.closed = []
 
     # Events: each goes to the log through the default callback, too.
@@ -569,6 +576,9 @@ class CallbackModule(Default):
             self.found += [line for line in lines if line not in self.found]
             return
         path = os.path.relpath(result.task.get_path() or "", os.getcwd())
+        report = self._is_report(result, lines)
+        if self.phase and report:
+            self.phase["reported"] = True
         for failure in self.failures:
             if failure["lines"] == lines:
                 if result.host.get_name() not in failure["hosts"]:
@@ -576,10 +586,17 @@ class CallbackModule(Default):
                 return
         self.failures.append(
             {"hosts": [result.host.get_name()], "lines": lines, "path": path, "name": result.task.get_name(),
-             "phase": self.phase["begin"] if self.phase else 0, "address": self._address(result.host),
+             "phase": self.phase["begin"] if self.phase and not report else 0, "address": self._address(result.host),
              "unreachable": result.is_unreachable(), "preflight": bool(self.phase) and self.phase["key"] == "preflight",
              "release": bool(self.phase) and self.phase["key"] in RELEASE_FILES.values()}
         )  # fmt: skip
+
+    def _is_report(self, result, lines: list[str]) -> bool:
+        """Whether a rescue ends with the failure that it was for: no other task of its phase has failed."""
+        task = result.task
+        if not self.failures or task.action.rpartition(".")[2] != "fail" or not after_failure(task):
+            return False
+        return not any(line.startswith(REVERT_FAILED) for line in lines)
 
     def _rescued(self, result) -> None:
         """A host that continues after a failure, and not in the rescue of it, has none."""
@@ -642,13 +659,18 @@ class CallbackModule(Default):
             seen += lines
             lines = list(map(self.line, lines))
             shown += [f"{self.text('on', hosts=hosts)}{line}" if not n else f"  {line}" for n, line in enumerate(lines)]
-        limit = len(shown) if first["preflight"] else LINES_OF_A_FAILURE
-        rest = max(0, len(shown) - limit) + max(0, len(self.failures) - 2)
+        rest, last_lines = max(0, len(self.failures) - 2), []
+        if len(shown) > LINES_OF_A_FAILURE and not first["preflight"]:
+            rest += len(shown) - LINES_OF_A_FAILURE
+            last_lines = shown[FIRST_LINES_OF_A_FAILURE - LINES_OF_A_FAILURE :]
+            shown = shown[:FIRST_LINES_OF_A_FAILURE]
         self.screen.line()
-        for line in shown[:limit]:
+        for line in shown:
             self.screen.line(line, "red")
         if rest:
             self.screen.line(f"  ({self.text('more', n=rest)})")
+        for line in last_lines:
+            self.screen.line(line, "red")
         self.screen.line(self.text("at", text=f"{first['name']} ({first['path']})"))
         if self.facts.get("current_version"):
             self.screen.line(self.text("live", text=self.facts["current_version"]))

@@ -59,6 +59,8 @@ MAX_QUEUES, MAX_TASKS = 100, 10_000
 # What a manifest has of what a build was given.
 _NOTED = ("version", "revision", "config_sha256", "celery_application", "who", "run_id")
 # A cache that all builds could write to, of hosts that were set up before 2026-12.
+# pip's attempts that another one follows.
+_RETRIES = re.compile(r"(?m)^ *WARNING: Retrying \(.*\n(?= *WARNING: Retrying \()")
 _OLD_PIP_CACHE = "/var/cache/shiftmaster/pip"
 # Run by the build's user in its own tree: links in it lead root nowhere.
 _LINK_DIRECTORIES = """
@@ -277,7 +279,7 @@ class Build:
             output, hint = done.stderr or done.stdout, ""
             if "CERTIFICATE_VERIFY_FAILED" in output:
                 hint = "\nA proxy's own certificate authority is trusted through base_extra_ca_certificates."
-            words = (what, self.spec["version"], self.log, tail(output), hint)
+            words = (what, self.spec["version"], self.log, tail(_RETRIES.sub("", output)), hint)
             raise BuildError("%s failed for version %s (the complete output is in %s):\n%s%s" % words)
 
     def _code(self, what: str, commands) -> None:

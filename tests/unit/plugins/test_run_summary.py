@@ -63,6 +63,21 @@ def test_the_summary_of_a_release_has_the_language_of_its_reader(language, expec
     assert any(words) == (language == "en"), text
 
 
+@pytest.mark.parametrize(("language", "then", "now"), [("en", "then:   ", "now:    "), ("ja", "変更後: ", "稼働中: ")])
+@pytest.mark.parametrize("name", ["r1", "r2", ""])
+def test_the_summary_of_a_check_shows_what_would_be_live(language, then, now, name):
+    facts = {"version": "2.0.0", "name": name, "revision": "0" * 40, "changed": name != "r2",
+             "previous": {"version": "2.1.0", "name": "r2"}}  # fmt: skip
+    init_plugin_loader()
+    lines = render(
+        "release", "summary.txt.j2", release_facts=facts, release_summary_language=language, ansible_check_mode=True,
+        shiftmaster_source={}, shiftmaster_run={"operation": "deploy", "started": 0},
+    ).splitlines()  # fmt: skip
+    live = [line for line in lines if line.startswith((then, now))]
+    assert len(live) == 1 and "2.0.0" in live[0] and live[0].startswith(now if name == "r2" else then), lines
+    assert not [line for line in lines if "rollback.yml" in line], lines
+
+
 def test_every_step_of_a_build_and_phase_of_a_cutover_has_its_japanese():
     template = (ROOT / "roles/release/templates/summary.txt.j2").read_text(encoding="utf-8")
     names = re.findall(r"(?m)^  '(\w+)': '[^']*[^\x00-\x7f][^']*',$", template)

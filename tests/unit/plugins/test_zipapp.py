@@ -82,7 +82,9 @@ def test_a_program_starts_with_its_archive_alone(program, python, tmp_path):
     assert done.returncode == 0, done.stderr
     done = subprocess.run([python, "-IS", path], capture_output=True, text=True, check=False)
     assert "ImportError" not in done.stderr and "ModuleNotFoundError" not in done.stderr, done.stderr
-    assert not {name.split("/")[1] for name in names[1:]} & {"diagnosis", "reports", "health", "awx"}
+    # The Japanese of reasons is for both.
+    both = {"shiftmaster/reports/__init__.py", "shiftmaster/reports/causes.py"}
+    assert not {name.split("/")[1] for name in set(names[1:]) - both} & {"diagnosis", "reports", "health", "awx"}
     assert path.read_bytes().startswith((ROOT / program).read_bytes().splitlines()[0] + b"\n")
 
 

@@ -140,7 +140,7 @@ def test_a_failed_deploy_is_its_phases_and_the_failure_once_at_the_end(site):
     assert code == 2
     assert phases(lines) == [
         "✔ Preflight, 2 changes", "✔ What a role renamed belongs to, nothing changed",
-        "✔ Lock and plan, nothing changed", "✘ Build, FAILED", "✘ Revert, FAILED",
+        "✔ Lock and plan, nothing changed", "✘ Build, FAILED",
     ]  # fmt: skip
     text = "\n".join(lines)
     assert len(lines) <= 20 and text.count("WARNING: read this") == 1 and "rescued is no failure" not in text
@@ -159,10 +159,36 @@ def test_a_failed_deploy_is_its_phases_and_the_failure_once_at_the_end(site):
     assert (hour - time.gmtime(site.log().stat().st_mtime).tm_hour) % 24 in (8, 9)
 
 
+def test_a_revert_that_reports_the_failure_is_not_shown_as_failed(site):
+    assert "{{ 'The revert is not finished, " in (ROOT / "roles/release/tasks/abort.yml").read_text(encoding="utf-8")
+    abort = site.path / "roles/release/tasks/abort.yml"
+    change = "- {name: Switch back, ansible.builtin.group_by: {key: done}, changed_when: %s}\n"
+    end = "- ansible.builtin.fail: {msg: [no compiler, '%s']}"
+    _, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
+    assert phases(lines)[-1] == "✘ Build, FAILED" and not any("Revert" in line for line in lines)
+    for changed, last, shown in (
+        ("false", "Version 2.0.0 is live.", "✘ Build, FAILED"),
+        ("true", "Version 2.0.0 is live.", "✔ Revert, 1 change"),
+        ("true", "The revert is not finished, the next deploy.yml finishes it: x", "✘ Revert, FAILED"),
+    ):
+        abort.write_text(change % changed + end % last)
+        _, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
+        assert phases(lines)[-1] == shown and any(last in line for line in lines), lines
+    # A task of it that fails is a failure of its own.
+    abort.write_text("- {name: Switch back, ansible.builtin.command: 'false'}")
+    _, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
+    assert phases(lines)[-1] == "✘ Revert, FAILED", lines
+
+
 def test_the_cause_is_in_the_last_lines_and_a_preflight_is_complete(site):
     text = play({"ansible.builtin.fail": {"msg": ["the cause", *(f"evidence {number}" for number in range(20))]}})
     code, lines = site.run(text, "deploy.yml", "--limit", "a")
     assert code == 2 and "a: the cause" in lines[-15:], lines
+    # Hints are at the end of a message.
+    assert [line for line in lines if "evidence" in line or "more lines" in line] == [
+        "  evidence 0", "  evidence 1", "  (13 more lines or failures in the log)",
+        *(f"  evidence {number}" for number in range(15, 20)),
+    ]  # fmt: skip
     code, lines = site.run(text.replace('"Play"', '"Preflight"'), "deploy.yml", "--limit", "a")
     assert code == 2 and {"a: the cause", "  evidence 19"} <= set(lines), lines
 
@@ -303,6 +329,20 @@ def test_a_known_cause_is_japanese_and_a_play_without_hosts_has_the_zone_of_the_
     assert "  x: 未実行: このグループのホストがありません" in lines, lines
     hour = int(re.match(r"\d{8}T(\d\d)", site.log().name)[1])
     assert (hour - time.gmtime(site.log().stat().st_mtime).tm_hour) % 24 in (8, 9), site.log().name
+
+
+def test_the_columns_of_a_report_are_not_taken_for_one_sentence(callback):
+    shown, end = [], callback.CallbackModule()
+    end.screen, end.language = SimpleNamespace(line=lambda text, *_: shown.append(text)), "ja"
+    row = "10:00:00 JST r2 requirements failed for version 2 (the complete output is in /b.log)"
+    translated = callback.japanese(row)
+    assert translated != row
+    for end.playbook, expected in (("history.yml", row), ("verify.yml", translated)):
+        end.closed = [{"key": "status", "begin": 0, "end": 0, "changed": 0, "results": 0, "messages": [row],
+                       "stopped": False, "reported": False}]  # fmt: skip
+        shown.clear()
+        end._show_closed()
+        assert shown[-1] == expected
 
 
 def test_commands_that_a_run_shows_reach_its_hosts_and_a_diagnosis_does_not_advise_itself(site):

@@ -260,6 +260,21 @@ def test_an_authority_that_is_not_trusted_is_hinted_at(layout, state, tmp_path, 
     assert message in str(caught.value) and ("base_extra_ca_certificates" in str(caught.value)) is hint
 
 
+def test_repeated_attempts_of_pip_are_one_line_of_the_message(layout, state, tmp_path):
+    spec = {"version": "2.0.0", "stamp": "", "revision": "1" * 40, "log_dir": str(tmp_path)}
+    build = releases.Build(layout, state, spec)
+    build.log = str(tmp_path / "log")
+    retry = "WARNING: Retrying (Retry(total=%d, connect=None)) after connection broken by 'SSLError(1)': /simple/x/\n"
+    output = "Looking in indexes\n%sERROR: No matching distribution found for x\n" % "".join(
+        retry % left for left in (4, 3, 2, 1, 0)
+    )
+    with pytest.raises(releases.BuildError) as caught:
+        build._check("pip", releasecode.Completed(1, "", output))
+    expected = ["Looking in indexes", retry.strip() % 0, "ERROR: No matching distribution found for x"]
+    assert str(caught.value).splitlines()[1:] == expected
+    assert (tmp_path / "log").read_text().count("Retrying") == 5
+
+
 # ------------------------------------------------------------------------------------------------------------- finding
 
 

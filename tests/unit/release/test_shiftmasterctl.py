@@ -52,6 +52,26 @@ def test_columns_are_below_one_another_in_japanese(program, tmp_path, capsys, mo
     assert len(set(ends)) == 1
 
 
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_history_has_a_reason_in_its_column_alone(program, tmp_path, capsys, monkeypatch, language):
+    monkeypatch.setenv("SHIFTMASTER_LANGUAGE", language)
+    what = "a run that died in its phase watch had already switched to r2, which is healthy: finished"
+    failed = "requirements failed for version 2.1.0 (the complete output is in /b.log):\nERROR: x"
+    entries = [{"event": "build_failed", "release": "r3", "version": "2.1.0", "reason": failed},
+               {"event": "recovered", "what": what, "who": "root@vm"}]  # fmt: skip
+    entries = [dict(one, time="2026-11-29T20:46:00Z") for one in entries]
+    (tmp_path / "audit.jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
+    program.history(SimpleNamespace(state=str(tmp_path)), {})
+    _, build, recovered = capsys.readouterr().out.splitlines()
+    assert build.startswith("2026-11-30 05:46:00 JST") and recovered.startswith("2026-11-30 05:46:00 JST")
+    before, _, reason = build.partition(" r3 ")
+    assert "2.1.0" in before
+    sentences = [failed.split(":\n")[0], what]
+    if language == "ja":
+        sentences = [program.japanese(one) for one in sentences]
+    assert reason.strip() == sentences[0] and recovered.split("root@vm")[1].strip() == sentences[1]
+
+
 def test_history_shows_whose_access_was_changed(program, tmp_path, capsys):
     access = {"event": "access", "reason": "app1: revoked kato", "who": "sato@vm", "time": "2026-11-29T20:46:00Z"}
     (tmp_path / "audit.jsonl").write_text(json.dumps(access) + "\n")

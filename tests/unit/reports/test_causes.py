@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+import ansible
 import pytest
 from ansible.module_utils.shiftmaster.reports import causes
 from support import ROOT
@@ -14,6 +16,9 @@ CUTOVER, PREFLIGHT = "module_utils/shiftmaster/release/cutover.py", "roles/prefl
 HOST = "library/release/shiftmaster_preflight.py"
 VARIABLES, ABORT = "plugins/action/shiftmaster_variables.py", "roles/release/tasks/abort.yml"
 LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/acquire.yml"
+NGINX, RESTORE = "roles/nginx/vars/main.yml", "roles/restore/tasks/main.yml"
+PLAN, TARGET = "module_utils/shiftmaster/backup/restore.py", "module_utils/shiftmaster/backup/target.py"
+ANSIBLE = Path(ansible.__file__).parent
 BACKUP = "module_utils/shiftmaster/backup/report.py"
 REPORT = "The report above shows the actions."
 # The file, a part of its sentence, that sentence as it is printed, and in Japanese.
@@ -29,6 +34,21 @@ CASES = [
     ("module_utils/shiftmaster/release/releases.py", "%s failed for version %s (the complete output is in %s):",
      "installing the requirements failed for version 2.1.0 (the complete output is in /var/log/b.log):",
      "バージョン 2.1.0 のビルドで installing the requirements に失敗しました(出力全体: /var/log/b.log):"),
+    (CUTOVER, "had already switched to %s, which is healthy: finished",
+     "a run that died in its phase watch had already switched to r2, which is healthy: finished",
+     "段階 watch で中断した実行は r2 に切り替え済みで、r2 は正常です: 完了しました"),
+    (CUTOVER, "had switched to %s, which is not healthy: reverted to %s",
+     "a run that died in its phase watch had switched to r2, which is not healthy: reverted to r1",
+     "段階 watch で中断した実行は r2 に切り替え済みでしたが、r2 は正常ではありません: r1 に切り戻しました"),
+    (CUTOVER, "left %s started next to the traffic: stopped",
+     "a run that died in its phase gate left r2 started next to the traffic: stopped",
+     "段階 gate で中断した実行の r2 が、切り替え前のまま起動していました: 停止しました"),
+    (CUTOVER, "was reverted: %s is live", "a run that died in its phase revert was reverted: r1 is live",
+     "段階 revert で中断した実行を切り戻しました: r1 が稼働しています"),
+    (CUTOVER, "the run died in its phase %s", "the run died in its phase switch", "実行が段階 switch で中断しました"),
+    (CUTOVER, "the link %s was gone; it leads to %s again, which served",
+     "the link /a/active was gone; it leads to r1 again, which served",
+     "リンク /a/active がありませんでした。稼働していた r1 を再び指しています"),
     ("module_utils/shiftmaster/release/watch.py", "%d of %d requests got a 5xx response (%.1f %%, ",
      "12 of 340 requests got a 5xx response (3.5 %, shiftmaster_watch_error_percent: 1);"
      " /roster/: 12 of 50, in the version before 0 of 40",
@@ -83,6 +103,91 @@ CASES = [
      "tls_x: there is no file /a.crt. Copy the site's certificate there; for a site without one, set tls_site_mode to acme"
      " or selfsigned",
      "tls_x: ファイル /a.crt がありません。サイトの証明書・秘密鍵を置くか、tls_site_mode を acme または selfsigned に設定してください"),
+    ("library/release/shiftmaster_release.py", "there is no older release to go back to: nothing that is still here and not",
+     "there is no older release to go back to: nothing that is still here and not bad served before the one that is live; "
+     "there are: r1, r2. -e to=<version> names one of them",
+     "戻せる以前のリリースがありません。残っている正常なリリースに、現在のものより前に稼働したものがありません"
+     "(あるもの: r1, r2)。指定する場合: -e to=<バージョン>"),
+    ("library/release/shiftmaster_release.py", "there is no release %s on this host; there are: %s",
+     "there is no release 9 on this host; there are: r1", "このホストにリリース 9 はありません。あるもの: r1"),
+    ("module_utils/shiftmaster/release/migrations.py", "The live code now may not work after %s. Run it in maintenance mode",
+     "The live code now may not work after a.0003_drop (contract: x). Run it in maintenance mode with contract migrations "
+     "allowed, or split it into a release that only adds and a later one that removes. Nothing was changed.",
+     "稼働中のコードは、次の適用後に動作しない可能性があります: a.0003_drop (contract: x)。contract のマイグレーションを許可して"
+     "メンテナンス画面を表示して実行するか、追加だけのリリースと後で削除するリリースに分けてください。 何も変更していません。"),
+    ("roles/release/tasks/migrate.yml", "Deploy with -e shiftmaster_allow_contract=true to run them in maintenance mode",
+     "Deploy with -e shiftmaster_allow_contract=true to run them in maintenance mode, or annotate the migration "
+     "(docs/operations-guide.md, chapter on migrations).",
+     "メンテナンス画面を表示して実行するには -e shiftmaster_allow_contract=true を付けてデプロイします。または、"
+     "マイグレーションに注釈を付けます(docs/operations-guide.ja.md のマイグレーションの章)。"),
+    (NGINX, "since this run", "w1 shows the maintenance page to everybody (since this run); health pages still respond.",
+     "w1 は利用者全員にメンテナンス画面を表示します(この実行から)。ヘルスチェックのページは応答します。"),
+    (NGINX, "shows the maintenance page to everybody",
+     "w1 shows the maintenance page to everybody but 10.0.0.0/8, ::1 (as before); health pages still respond.",
+     "w1 は 10.0.0.0/8, ::1 を除く利用者全員にメンテナンス画面を表示します(変更なし)。ヘルスチェックのページは応答します。"),
+    (NGINX, "nothing would change", "w1 serves the application (nothing would change).",
+     "w1 はアプリケーションを表示します(変更なし)。"),
+    (NGINX, "a run without --check would do so", "w1 serves the application (a run without --check would do so).",
+     "w1 はアプリケーションを表示します(--check なしの実行で切り替わります)。"),
+    (NGINX, " serves the application (", "w1 serves the application (since this run).",
+     "w1 はアプリケーションを表示します(この実行から)。"),
+    (NGINX, "The page announces its end at ",
+     "The page announces its end at 2026-11-25 14:30 JST, and does not end by itself.",
+     "画面に表示する終了予定は 2026-11-25 14:30 JST です。自動では終了しません。"),
+    (NGINX, "To end it: ", "To end it: x -e state=off", "解除: x -e state=off"),
+    (NGINX, "state must be on or off, not ",
+     'state must be on or off, not "onn". A reason is missing; users read it on the page.',
+     'state には on か off を指定してください(指定: "onn")。 理由(reason)がありません。画面で利用者に示すものです。'),
+    (NGINX, "A reason is missing; users read it on the page.", "A reason is missing; users read it on the page.",
+     "理由(reason)がありません。画面で利用者に示すものです。"),
+    (NGINX, "The end is missing: -e end=14:30, in the time of the host.",
+     "The end is missing: -e end=14:30, in the time of the host.", "終了予定がありません: -e end=14:30(ホストの時刻)。"),
+    (RESTORE, "', on ' ~ restore_host ~ ':'", "Into here, on db1:", "リストア先: db1 の元の場所"),
+    (RESTORE, "a scratch directory that is removed afterwards",
+     "Into a scratch directory that is removed afterwards, on db1:",
+     "リストア先: db1 の作業用ディレクトリ(終了後に削除します)"),
+    (RESTORE, "'Into ' ~ (restore_into if restore_into != 'scratch'", "Into /root/a, on db1:", "リストア先: db1 の /root/a"),
+    (RESTORE, "') into a file'", "Tables (a,b) into a file, on db1:", "リストア先: db1 のファイル(テーブル: a,b)"),
+    (PLAN, "%s, from backup %s (%s%s)", "database: everything in the archive, from backup 1F (3.0 MiB)",
+     "データベース: アーカイブのすべて、バックアップ 1F から (3.0 MiB)"),
+    (PLAN, ", its test restore took %d s",
+     "database: everything in the archive, from backup 1F (3.0 MiB, its test restore took 4 s)",
+     "データベース: アーカイブのすべて、バックアップ 1F から (3.0 MiB、検証のリストアは 4 秒)"),
+    (TARGET, "everything in the archive", "database: everything in the archive, from backup 1F",
+     "データベース: アーカイブのすべて、バックアップ 1F から"),
+    (TARGET, "the verified end of the backup of %s",
+     "database: the verified end of the backup of 2026-01-01T00:00:00Z, from backup 1F",
+     "データベース: 2026-01-01T00:00:00Z のバックアップの検証済みの終点まで、バックアップ 1F から"),
+    (TARGET, "what was committed before %s",
+     "database: what was committed before 2026-01-01 00:00:00+00, from backup 1F",
+     "データベース: 2026-01-01 00:00:00+00 より前にコミットされたもの、バックアップ 1F から"),
+    (PLAN, "as of %s (%s)", "files: as of 2026-01-01T00:00:00Z (1.0 MiB)", "ファイル: 2026-01-01T00:00:00Z の時点 (1.0 MiB)"),
+    (PLAN, '("files", "configuration")', "configuration: as of 2026-01-01T00:00:00Z (1.0 MiB)",
+     "設定: 2026-01-01T00:00:00Z の時点 (1.0 MiB)"),
+    (PLAN, "what has not reached the archive", "Lost: what has not reached the archive",
+     "失われるデータ: アーカイブに届いていないもの"),
+    (PLAN, "what came later", "Lost: what came later", "失われるデータ: それより後のもの"),
+    (PLAN, "what was entered in the last %s", "Lost: what was entered in the last 3 h", "失われるデータ: 直近 3 h に入力されたもの"),
+    (RESTORE, "'Lost: '", "Lost: what came later", "失われるデータ: それより後のもの"),
+    (RESTORE, "Meanwhile users see the maintenance page.", "Meanwhile users see the maintenance page.",
+     "その間、利用者にはメンテナンス画面が表示されます。"),
+    (RESTORE, "The backup is of release ", "The backup is of release 2.1.0", "バックアップのリリース: 2.1.0"),
+    (RESTORE, "To do it: -e confirm=", "Nothing was changed. To do it: -e confirm=db1",
+     "何も変更していません。 実行するには: -e confirm=db1"),
+    (RESTORE, ", but what would be replaced is on ", "confirm is a, but what would be replaced is on b.",
+     "confirm は a ですが、置き換えられるものは b にあります。"),
+    ("roles/restore/templates/backups.txt.j2", "' verified by a restore'", "    database      full 3.0 MiB verified by a restore",
+     "    database      full 3.0 MiB リストアして検証済み"),
+    ("roles/backup/tasks/warn.yml", "no backups are made: set the vault_backup_ secrets in the vault",
+     "WARNING: no backups are made: set the vault_backup_ secrets in the vault",
+     "WARNING: バックアップが作成されません。vault に vault_backup_ の秘密情報を設定してください"),
+    ("roles/backup/tasks/warn.yml", "the backups are kept on the database host alone; a host in the group backup keeps them",
+     "WARNING: the backups are kept on the database host alone; a host in the group backup keeps them when it is lost",
+     "WARNING: バックアップがデータベースホストにしかありません。グループ backup のホストに置くと、その喪失後も残ります"),
+    (f"{ANSIBLE}/plugins/connection/ssh.py", "Missing %s password", "Task failed: Missing sudo password",
+     "Task failed: sudo のパスワードがありません"),
+    (f"{ANSIBLE}/parsing/vault/__init__.py", "Attempting to decrypt but no vault secrets found",
+     "Attempting to decrypt but no vault secrets found", "vault のパスワードがないため復号できません"),
     (HOST, "%s has room for %d %s, and %d are needed for %s",
      "app1: / has room for 90 MiB, and 1500 are needed for /a and /b; free some (journalctl --vacuum-size, apt-get clean,"
      " old files), or make the disk larger",

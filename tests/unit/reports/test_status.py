@@ -1,0 +1,53 @@
+"""The state of the application hosts (roles/shiftmaster/tasks/report.yml), on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+END = "ansible-playbook playbooks/maintenance.yml -e state=off"
+ON = f"users see the maintenance page (edge1); to end it: {END}"
+ON_JA = f"利用者にはメンテナンス画面が表示されています(edge1)。解除: {END}"
+
+
+@pytest.mark.parametrize(
+    ("report", "language", "shown", "expected"),
+    [
+        ("status", "en", True, ON),
+        ("status", "ja", True, ON_JA),
+        ("status", "en", False, ""),
+        ("history", "en", True, ""),
+    ],
+)
+def test_status_shows_which_web_hosts_show_the_maintenance_page(tmp_path, report, language, shown, expected):
+    """One of the web hosts does not respond."""
+    page = tmp_path / "shared/maintenance/on"
+    page.parent.mkdir(parents=True)
+    if shown:
+        page.touch()
+    (tmp_path / "ansible.cfg").write_text(f"[defaults]\nroles_path={ROOT}/roles\ncallback_result_format=yaml\n")
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    lost = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    hosts = {"app": dict.fromkeys(("app1", "app2"), local), "web": {"edge1": local, "edge2": lost}}
+    (tmp_path / "hosts.yml").write_text(json.dumps({name: {"hosts": found} for name, found in hosts.items()}))
+    values = {"shiftmaster_report": report, "run_display_language": language, "shiftmaster_root": str(tmp_path),
+              "shiftmaster_lb_hosts": ["edge1", "edge2"], "shiftmaster_coordinator": "app1"}  # fmt: skip
+    role = {"name": "shiftmaster", "tasks_from": "report", "rolespec_validate": False}
+    tasks = [{"ansible.builtin.import_role": role, "vars": values}]
+    (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "app", "gather_facts": False, "tasks": tasks}]))
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg"), "LC_ALL": "C.UTF-8"}
+    for name in ("ANSIBLE_STDOUT_CALLBACK", "ANSIBLE_CALLBACKS_ENABLED"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "hosts.yml", "play.yml"], cwd=tmp_path, timeout=600,
+        env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    output = " ".join(done.stdout.split())
+    assert output.count("state=off") == bool(expected) and expected in output, done.stdout
