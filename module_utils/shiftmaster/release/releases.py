@@ -58,9 +58,9 @@ _INDEX_VARIABLES = re.compile(
 MAX_QUEUES, MAX_TASKS = 100, 10_000
 # What a manifest has of what a build was given.
 _NOTED = ("version", "revision", "config_sha256", "celery_application", "who", "run_id")
-# A cache that all builds could write to, of hosts that were set up before 2026-12.
 # pip's attempts that another one follows.
 _RETRIES = re.compile(r"(?m)^ *WARNING: Retrying \(.*\n(?= *WARNING: Retrying \()")
+# A cache that all builds could write to, of hosts that were set up before 2026-12.
 _OLD_PIP_CACHE = "/var/cache/shiftmaster/pip"
 # Run by the build's user in its own tree: links in it lead root nowhere.
 _LINK_DIRECTORIES = """
