@@ -76,7 +76,7 @@ TABLES = {"status.yml", "history.yml"}
 LINES_OF_A_FAILURE = 8
 # Of a longer failure the first lines and the last ones are shown: hints and the outcome of the run come last.
 FIRST_LINES_OF_A_FAILURE = 3
-# Where a line of the report of a failed release begins so, the revert has failed, too (roles/release/tasks/abort.yml).
+# Where the report of a failed release contains it, the revert has failed, too (roles/release/tasks/abort.yml).
 REVERT_FAILED = "The revert is not finished"
 # Actions that decide and report only: a phase of nothing else has no line.
 CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
@@ -596,7 +596,7 @@ class CallbackModule(Default):
         task = result.task
         if not self.failures or task.action.rpartition(".")[2] != "fail" or not after_failure(task):
             return False
-        return not any(line.startswith(REVERT_FAILED) for line in lines)
+        return not any(REVERT_FAILED in line for line in lines)
 
     def _rescued(self, result) -> None:
         """A host that continues after a failure, and not in the rescue of it, has none."""

@@ -169,7 +169,7 @@ def test_a_revert_that_reports_the_failure_is_not_shown_as_failed(site):
     for changed, last, shown in (
         ("false", "Version 2.0.0 is live.", "✘ Build, FAILED"),
         ("true", "Version 2.0.0 is live.", "✔ Revert, 1 change"),
-        ("true", "The revert is not finished, the next deploy.yml finishes it: x", "✘ Revert, FAILED"),
+        ("true", "Version 2.0.0 is live. The revert is not finished, deploy.yml finishes it: x", "✘ Revert, FAILED"),
     ):
         abort.write_text(change % changed + end % last)
         _, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
