@@ -10,6 +10,8 @@ description:
   - A client that was taken over chooses every date, host and tag inside of its snapshots. C(restic forget) goes by
     these; with dates in the future it removes all good ones. This module goes by the times of the files, which only the
     server sets.
+  - Before it removes anything, restic reads all data. Nothing is removed where a pack does not hold what an index
+    names.
   - With O(received_after) it moves keys, indexes, locks and snapshots that arrived later into a directory next to the
     repository. The server lets its clients replace nothing, so what is left is the repository as it was at that time.
   - Run it as the user of the server, while the server is stopped.
@@ -75,10 +77,12 @@ def going(listed, arrived, now, keep):
     """Return ids of the snapshots that may go; listed is the output of restic, arrived {id: seconds}."""
     kinds = {}
     for snapshot in listed:
-        database = "database" in (snapshot.get("tags") or ())
-        kinds.setdefault((snapshot["hostname"], database), []).append((arrived[snapshot["id"]], snapshot["id"]))
+        # Each part is a kind of its own: the first snapshot of a month is one of files, and one of the configuration.
+        tags = frozenset(tag for tag in snapshot.get("tags") or () if not tag.startswith("run="))
+        kinds.setdefault((snapshot["hostname"], tags), []).append((arrived[snapshot["id"]], snapshot["id"]))
     found = []
-    for (_host, database), ones in kinds.items():
+    for (_host, tags), ones in kinds.items():
+        database = "database" in tags
         kept = {name for _when, name in sorted(ones)[-NEWEST:]}
         kept |= {name for when, name in ones if when > now - keep["days"] * DAY}
         kept |= set(() if database else retention.first_of_each(ones, now, keep["months"], keep["years"]))
@@ -155,6 +159,9 @@ def main():
         keep = {name: module.params["keep_" + name] for name in ("days", "months", "years")}
         found = going(listed, arrived, time.time(), keep)
         if found and not module.check_mode:
+            # Of two packs that hold the same data, prune removes one. A client that was taken over can add packs of
+            # anything, and an index that names the data of good ones in them.
+            restic("check", "--read-data")
             restic("forget", "--prune", *found)
     except (OSError, KeyError, TypeError, ValueError) as error:
         module.fail_json(msg="%s was not pruned: %s" % (path, error))

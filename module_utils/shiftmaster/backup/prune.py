@@ -6,6 +6,7 @@ Only kinds that were saved in this run are looked at. Nothing is removed by age 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -121,10 +122,14 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
     restic = Restic(host)
     going = []
     if {"files", "configuration"} & set(good):
-        listed = retention.snapshots(restic.run("restic snapshots", "snapshots", "--json").stdout)
-        for (name, tag), items in listed.items():
+        text = restic.run("restic snapshots", "snapshots", "--json").stdout
+        for (name, tag), items in retention.snapshots(text).items():
             if tag in good and name == host.options["host"]:
-                made = retention.plan(items, verifications(found, tag), time.time(), generations, seen=seen)
+                verified = verifications(found, tag)
+                # One that was fetched from the off-site copy has another id than in the manifest.
+                copies = {one["id"]: one["original"] for one in json.loads(text) if one.get("original")}
+                verified.update({one: verified[before] for one, before in copies.items() if before in verified})
+                made = retention.plan(items, verified, time.time(), generations, seen=seen)
                 going += made.remove
                 problems += made.alerts
     if going:

@@ -246,6 +246,17 @@ def test_backups_older_than_their_days_are_removed_for_each_part(host, past):
     assert sorted(removed) == sorted(part + day for part in "Fcfr" for day in OLD)
 
 
+def test_fetched_snapshots_are_kept_as_those_are_that_were_saved_here(host, past):
+    """restic copy gives a snapshot another id, and names the one of before."""
+    for one in host.snapshots:
+        one.update(original=one["id"], id="copy-" + one["id"])
+    removed, problems = past.prune(host)
+    assert problems == []
+    assert sorted(removed) == sorted(
+        [part + day for part in "Fr" for day in OLD] + ["copy-%s%s" % (part, day) for part in "cf" for day in OLD]
+    )
+
+
 @pytest.fixture
 def earlier(host, past, monkeypatch):
     """A stanza of an earlier passphrase; its directories, and how many days ago its last backup ended."""

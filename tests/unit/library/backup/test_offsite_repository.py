@@ -42,6 +42,17 @@ def test_only_the_month_of_the_database_is_kept(weekly):
     assert kept == {"w%d" % week for week in range(7)}
 
 
+def test_each_part_has_a_first_snapshot_of_its_own_in_each_month(weekly):
+    """The configuration arrives a minute before or after the files."""
+    listed, arrived = weekly
+    for offset in (-60, 60):
+        other = {"c" + name: when + offset for name, when in arrived.items()}
+        both = listed + [snapshot(name, tags=["configuration", "run=1"]) for name in other]
+        gone = set(module.going(both, {**arrived, **other}, NOW, KEEP))
+        assert {name for name in gone if name[0] == "w"} == set(module.going(listed, arrived, NOW, KEEP))
+        assert {name[1:] for name in gone if name[0] == "c"} == {name for name in gone if name[0] == "w"}
+
+
 def test_nothing_is_removed_while_nothing_arrives():
     listed = [snapshot("w%d" % week) for week in range(7)]
     arrived = {one["id"]: NOW - (400 + number) * DAY for number, one in enumerate(listed)}
@@ -111,3 +122,43 @@ def test_earlier_passwords_end_where_todays_opens_the_repository(tmp_path, monke
             module.main()
     assert there == ({"1": "earlier", "2": "today"} if check_mode else {"2": "today"})
     assert [one["changed"] for one in results] == [True, check_mode]
+
+
+@pytest.mark.parametrize("intact", [False, True])
+def test_snapshots_are_removed_where_all_data_is_intact_alone(tmp_path, monkeypatch, weekly, intact):
+    listed, arrived = weekly
+    for kind in module.DECIDE:
+        (tmp_path / kind).mkdir()
+    for name, when in arrived.items():
+        (tmp_path / "snapshots" / name).write_text("x")
+        os.utime(tmp_path / "snapshots" / name, (when, when))
+    called = []
+
+    class Module:
+        check_mode = False
+        params = {
+            "path": str(tmp_path), "password": "today", "previous_passwords": [], "received_after": "",
+            **{"keep_" + name: value for name, value in KEEP.items()},
+        }  # fmt: skip
+
+        def __init__(self, **_more):
+            pass
+
+        def run_command(self, words, environ_update):
+            called.append(words[3])
+            if words[3:] == ["check", "--read-data"] and not intact:
+                return 1, "", "pack 1234 contains 1 errors"
+            return 0, module.json.dumps(listed if "snapshots" in words else []), ""
+
+        def exit_json(self, **result):
+            raise SystemExit(0)
+
+        def fail_json(self, msg):
+            assert "nothing was removed" in msg and "pack 1234" in msg
+            raise SystemExit(1)
+
+    monkeypatch.setattr(module, "QuietModule", Module)
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == (0 if intact else 1)
+    assert called[-1] == ("forget" if intact else "check")
