@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import rendered
 import yaml
 from ansible.template import trust_as_template
 from logstash_model import read
@@ -613,3 +614,17 @@ def test_a_retention_that_deletes_logs_at_once_and_an_invalid_name_are_rejected(
 def test_values_that_kibana_would_expand_are_rejected(name):
     assert variables_hold("kibana", **{**KIBANA, name: "$a{b}" + "c" * 32})
     assert not variables_hold("kibana", **{**KIBANA, name: "a${HOME}" + "c" * 32})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "expected"), [(0, 1, 1), (1, 1, 1), (1, 0, 0), (1, -1, 0), (2, 1, 0), (2, 2, 1)]
+)
+def test_more_copies_than_other_nodes_are_rejected(nodes, replicas, expected):
+    """The cluster would stay yellow, and each run would wait for it."""
+    (rule,) = [one for one in rendered.action("shiftmaster_variables").rules_of("elasticsearch")
+               if "elasticsearch_replicas" in one["msg"]]  # fmt: skip
+    known = rendered.templar(
+        "elasticsearch", elasticsearch_nodes={f"log{number}": {} for number in range(nodes)},
+        elasticsearch_replicas=replicas,
+    )  # fmt: skip
+    assert len(rendered.problems("elasticsearch", known, [rule])) == expected
