@@ -109,10 +109,17 @@ def test_only_the_off_site_host_prunes_and_by_the_time_of_arrival(operations, ba
         store.shell(f"touch -d '400 days ago' {REPOSITORY}/snapshots/{name}")
     options = {"offsite_keep_months": 0, "offsite_keep_years": 0}
     for _ in range(8):
-        backups.shell(SETTINGS + "restic backup /etc/hostname --host offsite-trixie --tag files; "
-                      "restic backup /etc/hostname --host offsite-trixie --tag database")  # fmt: skip
+        backups.shell(SETTINGS + "for part in files configuration database; do "
+                      "restic backup /etc/hostname --host offsite-trixie --tag $part; done")  # fmt: skip
     run = operations.run(PRUNE, "--check", **options)
     assert run.code == 0 and run.changed == 1 and run.prints("2 of"), run.output[-3000:]
+    # Packs that do not hold what an index names could be those of an attacker, for which prune removes good ones.
+    pack = store.shell(f"find {REPOSITORY}/data -type f -size +4k | head -n 1").strip()
+    store.shell(f"cp -p {pack} /root/pack; chmod u+w {pack}; printf XXXX | dd of={pack} bs=1 seek=1000 conv=notrunc")
+    run = operations.run(PRUNE, **options)
+    assert run.code == 2 and run.prints("restic check failed, and nothing was removed"), run.output[-3000:]
+    assert set(old) <= set(store.shell(f"ls {REPOSITORY}/snapshots").split())
+    store.shell(f"cp -p /root/pack {pack}")
     run = operations.run(PRUNE, **options)
     assert run.code == 0 and run.prints("2 of"), run.output[-3000:]
     assert not set(old) & set(store.shell(f"ls {REPOSITORY}/snapshots").split())
