@@ -145,6 +145,8 @@ def test_mtail_has_no_port_and_its_socket_is_for_the_web_server_alone():
     assert value("__exporter_url", "mtail") == "http://unix:/run/shiftmaster-mtail/mtail.sock:/metrics"
     assert [word for word in words(text) if "logs=" in word] == ["--logs=/a", "--logs=/b"]
     assert settings(text)["ExecCondition"] == [""], "Debian's asks for a variable that is gone"
+    # The group of the directory is set for the web server after systemd has made it for the program.
+    assert "Type=exec" in text.splitlines()
 
 
 def test_secrets_are_for_the_one_that_needs_them():
