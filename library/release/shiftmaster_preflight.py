@@ -339,8 +339,8 @@ def check_clock(report, controller_time, at):
     if abs(difference) > CLOCK_SECONDS:
         report.problem(
             "clock",
-            "the host's clock is %d s %s the controller's"
-            % (abs(difference), "ahead of" if difference > 0 else "behind"),
+            "the host's clock is %d s %s than the controller's"
+            % (abs(difference), "later" if difference > 0 else "earlier"),
             "set both by NTP (timedatectl, chronyc makestep); certificates and tokens depend on it",
         )
 

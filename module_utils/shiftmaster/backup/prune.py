@@ -123,11 +123,12 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
     going = []
     if {"files", "configuration"} & set(good):
         text = restic.run("restic snapshots", "snapshots", "--json").stdout
-        for (name, tag), items in retention.snapshots(text).items():
+        listed = retention.snapshots(text)
+        # One that was fetched from the off-site copy has another id than in the manifest.
+        copies = {one["id"]: one["original"] for one in json.loads(text) if one.get("original")}
+        for (name, tag), items in listed.items():
             if tag in good and name == host.options["host"]:
                 verified = verifications(found, tag)
-                # One that was fetched from the off-site copy has another id than in the manifest.
-                copies = {one["id"]: one["original"] for one in json.loads(text) if one.get("original")}
                 verified.update({one: verified[before] for one, before in copies.items() if before in verified})
                 made = retention.plan(items, verified, time.time(), generations, seen=seen)
                 going += made.remove

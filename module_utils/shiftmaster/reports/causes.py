@@ -127,7 +127,7 @@ SENTENCES = (
     (r"port (\d+) is in use by (.+); stop it and disable its service",
      r"ポート \1 は \2 が使用中です。停止してサービスを無効にしてください"),
     (r"; (.+) is to listen there", r"(本来のプログラム: \1)"),
-    (r"the host's clock is (\d+) s (?:ahead of|behind) the controller's; set both by NTP \((.+)\); certificates and tokens "
+    (r"the host's clock is (\d+) s (?:later|earlier) than the controller's; set both by NTP \((.+)\); certificates and tokens "
      r"depend on it",
      r"ホストと制御端末の時計が \1 秒ずれています。両方を NTP で合わせてください(\2)。証明書とトークンに影響します"),
     (r"(\S+) \(process (\d+)\) is installing packages; wait until it has ended, or see why it does not",

@@ -139,7 +139,7 @@ def test_a_port_with_an_unknown_owner_is_a_note(report, listener, monkeypatch):
 # ---------------------------------------------------------------------------------------------- clock, names, packages
 
 
-@pytest.mark.parametrize("difference, words", [(10, None), (-10, None), (40, "40 s ahead of"), (-40, "40 s behind")])
+@pytest.mark.parametrize("difference, words", [(10, None), (-10, None), (40, "40 s later"), (-40, "40 s earlier")])
 def test_the_clock(report, difference, words):
     preflight.check_clock(report, 1000.0, 1000.0 + difference)
     assert (words in problems(report)[0]) if words else problems(report) == []
