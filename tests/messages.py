@@ -7,8 +7,10 @@ minutes, by day and by night.
 from __future__ import annotations
 
 import datetime
+import math
 import re
 import zoneinfo
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 MATCHER = re.compile(r'^(\w+)(=~|!~|!=|=)"(.*)"$')
@@ -21,7 +23,18 @@ class Message(NamedTuple):
     # Group: PagerDuty's incident, and what Slack and email put into one message.
     group: tuple
     seconds: float
+    # Those that fire; none: all have ended.
     alerts: tuple[str, ...]
+
+
+class Alert(NamedTuple):
+    labels: dict[str, str]
+    # Seconds from the fault, `for` and `keep_firing_for` included.
+    start: float
+    end: float = math.inf
+
+    def fires(self, at: float) -> bool:
+        return self.start <= at < self.end
 
 
 def matches(matcher: str, labels: dict[str, str]) -> bool:
@@ -93,38 +106,67 @@ def within(name: str, timestamp: datetime.datetime, intervals: list[dict[str, An
     return False
 
 
-def sent(
-    config: dict[str, Any], alerts: list[tuple[float, dict[str, str]]], began: datetime.datetime, lasting: float = 3600
-) -> list[Message]:
-    """The messages for alerts that begin so many seconds after `began` and do not end."""
-    intervals, found = config.get("time_intervals", []), []
-    groups: dict[tuple, tuple[dict[str, Any], list[tuple[float, dict[str, str]]]]] = {}
-    for start, labels in alerts:
-        for route in routes(config["route"], labels, INHERITED):
-            key = (route["path"], *((name, labels.get(name, "")) for name in sorted(route["group_by"])))
-            groups.setdefault(key, (route, []))[1].append((start, labels))
+def sent(config: dict[str, Any], alerts: list[Alert], began: datetime.datetime, lasting: float = 3600) -> list[Message]:
+    """The messages of the first seconds after `began`."""
+    found: list[Message] = []
+    groups: dict[tuple, tuple[dict[str, Any], list[Alert]]] = {}
+    for alert in alerts:
+        for route in routes(config["route"], alert.labels, INHERITED):
+            key = (route["path"], *((name, alert.labels.get(name, "")) for name in sorted(route["group_by"])))
+            groups.setdefault(key, (route, []))[1].append(alert)
     for key, (route, members) in groups.items():
-        reported: set[str] = set()
-        seen, last, at = None, None, min(start for start, _ in members) + seconds(route["group_wait"])
-        while at <= lasting:
-            now, timestamp = at, began + datetime.timedelta(seconds=at)
-            firing = [labels for start, labels in alerts if start <= now]
-            open_now = all(within(name, timestamp, intervals) for name in route["active"])
-            open_now &= not any(within(name, timestamp, intervals) for name in route["mute"])
-            repeat = last is not None and now - last >= seconds(route["repeat_interval"])
-            at += seconds(route["group_interval"])
-            if not repeat and seen == (len(firing), open_now):
-                continue
-            seen = (len(firing), open_now)
-            left = {
-                describe(labels)
-                for start, labels in members
-                if start <= now and not inhibited(labels, firing, config.get("inhibit_rules", []))
-            }
-            if left and open_now and (repeat or not left <= reported):
-                found.append(Message(route["receiver"], key, now, tuple(sorted(left))))
-                reported, last = left, now
+        found += sent_by(config, key, route, members, alerts, began, lasting)
     return sorted(found, key=lambda one: (one.seconds, one.receiver, one.alerts))
+
+
+def sent_by(
+    config: dict[str, Any],
+    key: tuple,
+    route: dict[str, Any],
+    members: list[Alert],
+    alerts: list[Alert],
+    began: datetime.datetime,
+    lasting: float,
+) -> Iterator[Message]:
+    """The messages of one group. It exists from its first alert until a flush after the end of the last one."""
+    intervals = config.get("time_intervals", [])
+    waiting = sorted(members, key=lambda alert: alert.start)
+    group: list[Alert] = []
+    # Those of the last message, as Alertmanager notes them.
+    noted: tuple[list[Alert], list[Alert]] | None = None
+    last, seen, at = None, None, 0.0
+    while waiting or group:
+        if not group:
+            at = max(at, waiting[0].start) + seconds(route["group_wait"])
+        if at > lasting:
+            return
+        group += [alert for alert in waiting if alert.start <= at]
+        waiting = [alert for alert in waiting if alert.start > at]
+        timestamp = began + datetime.timedelta(seconds=at)
+        open_now = all(within(name, timestamp, intervals) for name in route["active"])
+        open_now &= not any(within(name, timestamp, intervals) for name in route["mute"])
+        repeat = last is not None and at - last >= seconds(route["repeat_interval"])
+        changes = (sum(alert.start <= at for alert in alerts), sum(alert.end <= at for alert in alerts), open_now)
+        if repeat or seen != changes:
+            seen = changes
+            active = [alert.labels for alert in alerts if alert.fires(at)]
+            left = [one for one in group if not inhibited(one.labels, active, config.get("inhibit_rules", []))]
+            now = [one for one in left if one.fires(at)], [one for one in left if not one.fires(at)]
+            if left and open_now and changed(now, noted, repeat):
+                yield Message(route["receiver"], key, at, tuple(sorted({describe(one.labels) for one in now[0]})))
+                noted, last = now, at
+            group = [alert for alert in group if alert.fires(at)]
+        at += seconds(route["group_interval"])
+
+
+def changed(now: tuple[list[Alert], list[Alert]], noted: tuple[list[Alert], list[Alert]] | None, repeat: bool) -> bool:
+    """Whether Alertmanager sends: (firing, ended) now, and in the last message."""
+    firing, ended = now
+    if noted is None:
+        return bool(firing)
+    if not firing:
+        return bool(noted[0])
+    return repeat or any(one not in noted[0] for one in firing) or any(one not in noted[1] for one in ended)
 
 
 def describe(labels: dict[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import importlib.util
+import math
 import sys
 import zoneinfo
 from pathlib import Path
@@ -21,6 +22,7 @@ FAULTS = yaml.safe_load((ROOT / "tests/faults.yml").read_text(encoding="utf-8"))
 JAPAN = zoneinfo.ZoneInfo("Asia/Tokyo")
 DAY = datetime.datetime(2026, 11, 30, 10, 0, tzinfo=JAPAN)
 NIGHT = datetime.datetime(2026, 11, 28, 2, 0, tzinfo=JAPAN)
+LASTING = 3600
 OTHER_RECEIVERS = ("critical", "warning", "info")
 CATALOGUE = {alert["name"]: alert for alert in catalogue_of.catalogue()}
 
@@ -38,29 +40,40 @@ def config():
 
 
 def alert(text, env="production"):
-    """(seconds from the fault, labels) of an alert as tests/faults.yml names it."""
+    """An alert as tests/faults.yml names it."""
     name, *words = text.split()
     rule = catalogue_of.rule(CATALOGUE[name])
-    labels, onset = {"alertname": name, **rule["labels"], "env": env}, 15
+    labels, onset, end = {"alertname": name, **rule["labels"], "env": env}, 15, math.inf
     for word in words:
         key, equal, value = word.partition("=")
         if word.startswith("+"):
             onset = int(word[1:])
+        elif word.startswith("-"):
+            end = int(word[1:]) + catalogue_of.seconds(rule.get("keep_firing_for", "0s"))
         elif key == "env":
             labels["env"] = f"{env}-{value}" if value else ""
         else:
             labels["instance" if not equal else key] = value if equal else word
     assert "{{" not in labels.get("notify", ""), f"{text}: notify"
-    return onset + catalogue_of.seconds(rule.get("for", "0s")), labels
+    return messages.Alert(labels, onset + catalogue_of.seconds(rule.get("for", "0s")), end)
 
 
 def incidents_and_messages(found):
-    """(incidents of PagerDuty, messages to Slack and email) in their order."""
-    incidents = {}
+    """(incidents of PagerDuty, messages to Slack and email, number of incidents that stay open) in their order."""
+    incidents, of_group, house = [], {}, []
     for one in found:
         if one.receiver == "critical-pagerduty":
-            incidents[one.group] = " + ".join(one.alerts)
-    return list(incidents.values()), [" + ".join(one.alerts) for one in found if one.receiver in OTHER_RECEIVERS]
+            # A resolved incident stays closed: the next message of its group opens another one.
+            if one.group not in of_group:
+                of_group[one.group] = len(incidents)
+                incidents.append("")
+            if one.alerts:
+                incidents[of_group[one.group]] = " + ".join(one.alerts)
+            else:
+                del of_group[one.group]
+        elif one.receiver in OTHER_RECEIVERS and one.alerts:
+            house.append(" + ".join(one.alerts))
+    return incidents, house, len(of_group)
 
 
 def expected(fault, timestamp):
@@ -74,8 +87,43 @@ def test_messages_of_a_fault(fault):
     assert max(len(fault.get(when, [])) for when in ("pages", "day", "night")) <= most, "more than one page"
     alerts = [alert(text) for text in fault["alerts"]]
     for timestamp in (DAY, NIGHT):
-        pages, house = incidents_and_messages(messages.sent(config(), alerts, timestamp))
+        pages, house, unresolved = incidents_and_messages(messages.sent(config(), alerts, timestamp, LASTING))
         assert (pages, house) == (expected(fault, timestamp), fault["messages"]), timestamp
+        assert not unresolved or max(one.end for one in alerts) > LASTING, f"{unresolved} incidents stay open"
+
+
+def test_an_alert_outlasts_the_pages_that_it_silences():
+    """By two evaluations; else the end of a fault is another page. What one host reports is one incident."""
+
+    def named(matchers, alert):
+        labels = {"alertname": alert["name"], "depends_on": ",".join(sorted(alert.get("depends_on", [])))}
+        return messages.fits([one for one in matchers if one.startswith(tuple(labels))], labels)
+
+    def lasts(alert):
+        return catalogue_of.seconds(alert.get("keep_firing_for", "0s"))
+
+    pairs = [
+        (source, target)
+        for rule in catalogue_of.load(ROOT / "monitoring/inhibitions.yml")["inhibitions"]
+        for source in CATALOGUE.values()
+        for target in CATALOGUE.values()
+        if named(rule["source_matchers"], source)
+        and named(rule["target_matchers"], target)
+        # Those of a host or a site take along everything: their rows of tests/faults.yml show it.
+        and not any(one.startswith("alertname!") for one in rule["target_matchers"])
+        and target["severity"] == "critical"
+        and target["service"] != "host"
+        # Ends earlier by itself: a page needs the address, and an outage that was reported does not count.
+        and not target["name"].startswith("VirtualAddress")
+        and "shiftmaster:outage" not in target["expr"]
+        and source is not target
+    ]
+    assert len(pairs) > 10
+    assert [
+        f"{source['name']} silences {target['name']}"
+        for source, target in pairs
+        if lasts(source) < lasts(target) + 2 * catalogue_of.SECONDS
+    ] == []
 
 
 def test_a_failed_backup_notifies_without_a_page():

@@ -120,7 +120,7 @@ def test_grouping_and_intervals():
     assert (hours["active_time_intervals"], hours["mute_time_intervals"]) == (["business_hours"], [])
     assert hours["continue"] is pager["continue"] is True and pager["repeat_interval"] == "3600s"
     # A disk or a host is a fault of its own.
-    assert pager["routes"][0]["group_by"] == ["alertname", "env", "instance"]
+    assert pager["routes"][0]["group_by"] == ["service", "env", "instance"]
 
 
 def test_business_hours_and_holidays_are_the_sites():
