@@ -306,6 +306,8 @@ def test_valid_inputs_have_no_problem(variables):
         ({"alertmanager_business_hours": {"weekdays": ["monday"], "start": "8:00", "end": "17:00"}}, "business_hours"),
         ({"alertmanager_business_hours": {"weekdays": ["monday"], "start": "17:00", "end": "08:00"}}, "business_hours"),
         ({"alertmanager_holidays": ["2027-5-3"]}, '"2027-5-3" is neither'),
+        ({"alertmanager_holidays": ["02-30"]}, '"02-30" is neither'),
+        ({"alertmanager_pagerduty_url": "pager.example.com/v2"}, "alertmanager_pagerduty_url"),
         ({"alertmanager_retention_hours": 168}, "alertmanager_retention_hours"),
         # Neither amtool nor a reload finds these: the first message is what does not arrive.
         ({"alertmanager_http_proxy": "proxy.example.com:3128"}, "alertmanager_http_proxy"),

@@ -147,6 +147,14 @@ def test_apt_uses_only_a_mirror_or_a_signed_directory(tmp_path, places):
         assert {line.rstrip("/") for line in output.stdout.split()} == set(expected)
 
 
+@pytest.mark.skipif(not Path("/usr/share/zoneinfo/Etc/UTC").is_file(), reason="this machine has no time zones")
+@pytest.mark.parametrize("zone", ["Asia/Tokio", "../../../etc/passwd", ""])
+def test_an_unknown_time_zone_is_reported_before_anything_changes(zone):
+    (problem,) = rendered.problems("base", templar("base", base_timezone=zone))
+    assert f'there is no time zone "{zone}"' in problem
+    assert rendered.problems("base", templar("base", base_timezone="Asia/Tokyo")) == []
+
+
 def test_problems_of_a_directory_are_reported_before_anything_changes(tmp_path):
     def problems(**variables):
         return " ".join(rendered.problems("base", templar("base", **variables)))
