@@ -36,6 +36,9 @@ sys.exit(int(os.environ.get("CODE", "0")))
 """
 
 
+JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠]")
+
+
 class Copy:
     """The wrapper in a repository of its own, with a stub in its virtual environment."""
 
@@ -177,7 +180,19 @@ def test_grow_writes_the_inventory_and_shows_the_plan(copy):
     "words", [["checklist"], ["maintenance"], ["deploi"], ["-E"], [], ["grow"], ["grow", "-e", "to=db1"]]
 )
 def test_wrong_usage_runs_nothing(copy, words):
-    assert copy.run(*words).returncode == 2 and copy.calls() == []
+    """And the reason is in the language of the person."""
+    english, japanese = copy.run(*words), copy.run(*words, LC_ALL="ja_JP.UTF-8")
+    assert (english.returncode, japanese.returncode, copy.calls()) == (2, 2, [])
+    assert not JAPANESE.search(english.stdout + english.stderr)
+    assert JAPANESE.search(japanese.stdout + japanese.stderr)
+
+
+def test_the_usage_lists_the_same_commands_in_both_languages(copy):
+    commands = [
+        re.findall(r"(?m)^  ([a-zA-Z-]\S*(?: [A-Z\[][^ ]*)*)", copy.run("--help", LC_ALL=locale).stdout)
+        for locale in ("C.UTF-8", "ja_JP.UTF-8")
+    ]
+    assert commands[0] == commands[1] and len(commands[0]) > 15
 
 
 def test_without_the_virtual_environment_it_names_the_command_that_creates_it(copy):
