@@ -96,6 +96,13 @@ HINTS = (
     (r"holds the lock",
      "wait until that run has ended, then the same command again",
      "その実行が終わってから、同じコマンドを再実行してください"),
+    (r"there is no (tag, branch or commit|release) ",
+     "the same command with one that is there; ansible-playbook playbooks/status.yml lists the releases of the hosts",
+     "存在するものを指定して、同じコマンドを再実行してください。"
+     "ホストのリリース一覧: ansible-playbook playbooks/status.yml"),
+    (r"nothing to roll back|no older release to go back to|was never live|is marked bad",
+     "deploy what is to be live: ansible-playbook deploy.yml -e shiftmaster_version=VERSION",
+     "稼働させるバージョンをデプロイしてください: ansible-playbook deploy.yml -e shiftmaster_version=バージョン"),
     (r"[Nn]o python interpreters? found|python3?: ([a-z]+ )?not found|module interpreter .*not found",
      "install Python: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
      "Python の導入: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'"),

@@ -389,6 +389,10 @@ def test_a_phase_that_only_decides_has_no_line(site):
         ("/bin/sh: 1: /usr/bin/python3: not found", "apt-get -y install python3"),
         ("docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "Docker"),
         ("Error response from daemon: No such container: shiftmaster-demo", "make demo"),
+        ("there is no tag, branch or commit 9.9 in the repository (3 tags, 1 branch)", "status.yml"),
+        ("there is no release 9.9 on this host; there are: 2.0.0", "status.yml"),
+        ("no release is live on this host, so there is nothing to roll back", "deploy.yml -e shiftmaster_version="),
+        ("release 2.0.0 is marked bad: reverted", "deploy.yml -e shiftmaster_version="),
     ],
 )  # fmt: skip
 def test_a_known_cause_names_the_next_command(callback, message, expected):
