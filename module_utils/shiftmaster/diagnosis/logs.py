@@ -129,6 +129,20 @@ def _pattern_of(line: str) -> str:
     return re.sub(r"\b(?=(?:0x)?[a-f]*\d)(?:0x)?[0-9a-f]+\b", "#", line)[:160]
 
 
+def without_close_sockets(lines: list) -> list:
+    """Return the lines of an entry without a traceback of gunicorn's close_sockets.
+
+    Its socket is in a directory of root's while it runs. Where it ends by itself it cannot remove it, and this error
+    would hide the one for which it ended.
+    """
+    parts: list = [[]]
+    for line in lines:
+        if line.startswith("Traceback (most recent call last)"):
+            parts.append([])
+        parts[-1].append(line)
+    return [line for part in parts if not any(", in close_sockets" in one for one in part) for line in part]
+
+
 def problems(text: str, since: float, limit: int = 8) -> list:
     """Return the errors since a time, the most recent first: {text, exception, count, first, last}."""
     groups = {}
@@ -136,7 +150,8 @@ def problems(text: str, since: float, limit: int = 8) -> list:
     for at, lines in entries(text):
         # A log whose lines bear no time is evaluated as one: its end is the newest.
         latest = at if at is not None else latest
-        if latest < since:
+        lines = without_close_sockets(lines)
+        if latest < since or not lines:
             continue
         raised = [line for line in lines if _EXCEPTION.match(line.strip())]
         if not raised and not is_bad(lines[0]):

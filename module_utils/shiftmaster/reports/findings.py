@@ -579,10 +579,15 @@ def of_change(engine: Engine, rule: dict, host: dict, topology: dict, effects: l
     if not effects or not isinstance(host.get("at"), (int, float)):
         return []
     recent = (host["parts"].get("requests") or {}).get("recent") or {}
-    began = [one["first"] for one in (recent.get("failing") or []) + (recent.get("refused") or []) if one.get("first")]
+    failed = [one for one in (recent.get("failing") or []) + (recent.get("refused") or []) if one.get("first")]
+    if not any(one["symptom"] for one in effects):
+        failed = []  # Not what is to be explained: an earlier fault's.
+    began = [one["first"] for one in failed]
     # What fails since the beginning of what is looked at began at any time before.
     known = bool(began) and min(began) > host["at"] - 270
     until = min(began) + 60 if known else host["at"]
+    if failed and all(one["symptom"] for one in effects):
+        until = min(until, max(one["last"] for one in failed))  # Nothing has failed since a later change.
 
     def fits(change):
         if change["felt"]:

@@ -747,6 +747,26 @@ def test_problems_are_grouped_by_what_was_raised():
     assert found[0]["last"] - found[0]["first"] == 4
 
 
+def test_the_end_of_gunicorn_does_not_hide_why_it_ended():
+    """As gunicorn prints it where no worker starts, and its socket is in a directory of root's."""
+    end = """Traceback (most recent call last):
+  File "/x/gunicorn/arbiter.py", line 208, in run
+    self.sleep()
+gunicorn.errors.HaltServer: <HaltServer 'Worker failed to boot.' 3>
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/x/gunicorn/arbiter.py", line 388, in stop
+    sock.close_sockets(self.LISTENERS, unlink)
+  File "/x/gunicorn/sock.py", line 250, in close_sockets
+    os.unlink(sock_name)
+PermissionError: [Errno 13] Permission denied: '/run/shiftmaster-web-green/web.sock'
+"""
+    found = logs.problems(LOG + end, time.mktime((2026, 1, 31, 7, 30, 0, 0, 0, -1)))
+    assert [one["exception"] for one in found] == ["ModuleNotFoundError: No module named 'gone'"]
+
+
 @pytest.mark.parametrize(
     ("line", "bad"),
     [

@@ -356,6 +356,32 @@ def test_an_error_that_was_fixed_before_is_not_the_cause_of_requests_that_fail_n
     assert next(one for one in found(host({"parts": parts})) if one["root"])["rule"] == first
 
 
+def test_the_maintenance_page_is_no_error_of_the_application():
+    """Nor is an older error in its log the reason for the page's status."""
+    problem = {"count": 12, "first": 1799999300.0, "last": 1799999400.0, "where": "", "exception": "",
+               "text": "[ERROR] django.security.DisallowedHost: Invalid HTTP_HOST header: 'x'. You may need to add"}  # fmt: skip
+    logged = {"logs": {"files": {"application": {"path": "x", "problems": [problem]}}}}
+    parts = {**logged, "http": {"page": {"status": 503}}, "release": {"maintenance": True}}
+    shown = names(found(host({"parts": parts})))
+    assert shown[0] == "MaintenanceOn" and "ApplicationLogsCause" not in shown
+    parts["release"] = {"maintenance": False}
+    assert names(found(host({"parts": parts})))[0] == "ApplicationLogsCause"
+
+
+def test_a_change_after_the_last_failed_request_does_not_explain_it():
+    def first(change_at):
+        page = {"page": "/", "status": 502, "errors": 30, "requests": 90, "often": False, "new": False, "own_errors": 0,
+                "first": 1799999650.0, "last": 1799999900.0, "seconds": 0.1}  # fmt: skip
+        made = {"path": "/run/systemd/system", "at": change_at, "in_release": False}
+        parts = {
+            "requests": {"recent": {"requests": 100, "errors": 30, "failing": [page]}},
+            "changes": {"files": [made]},
+        }
+        return names(found(host({"parts": parts})))[0]
+
+    assert (first(1799999890.0), first(1799999995.0)) == ("ChangedByHand", "RequestsFail")
+
+
 @pytest.mark.parametrize("cause", ["CpuHog", "MemoryShort", "SwapStorm"])
 def test_causes_of_an_overload_come_before_the_overload(cause):
     parts = {
