@@ -286,11 +286,11 @@ def parsed(text):
         raise ValueError("it is nested too deeply")
 
 
-def deploy_of(text: str) -> str:
-    """Who holds a lock of deploys, by its content; "" where nobody does."""
+def deploy_of(text: str, run_id: str = "") -> str:
+    """Who holds a lock of deploys, by its content; "" where nobody does, or the run of this name itself."""
     try:
         holder = parsed(text)
-        if float(holder.get("expires", 0)) > time.time():
+        if float(holder.get("expires", 0)) > time.time() and (not run_id or holder.get("run_id") != run_id):
             return plain("%s by %s" % (holder.get("operation", "a deploy"), holder.get("owner", "somebody")))
     except (ValueError, AttributeError, TypeError, ArithmeticError, RecursionError):
         pass

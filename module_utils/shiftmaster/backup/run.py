@@ -171,11 +171,11 @@ class Run:
     def deploy_that_runs(self) -> tuple:
         """(whether it runs on this host, who deploys, on this host or on one that is read; "" where nobody does)."""
         path = self.host.options["deploy_lock"]
-        holder = deploy_of(read_lock(path)) if path else ""
+        holder = deploy_of(read_lock(path), self.run_id) if path else ""
         if holder:
             return True, holder
         texts = [ask_lock(self.host, source) for source, _part in sources(self.host, "files")]
-        return False, next(filter(None, map(deploy_of, texts)), "")
+        return False, next(filter(None, (deploy_of(text, self.run_id) for text in texts)), "")
 
     def one(self, part: str) -> None:
         manifests.start(self.manifest, part, time.time())

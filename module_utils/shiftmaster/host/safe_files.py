@@ -244,8 +244,11 @@ def find(pattern: str) -> list:
 
 
 def append(path: str, data: bytes, mode: int = 0o640, beneath: str = "") -> None:
-    """Append to a regular file by one write; it is made with this mode where it is missing."""
+    """Append to a regular file by one write; a file of our own has this mode, whatever the umask is."""
     with closing(open_file(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, mode, beneath)) as descriptor:
+        status = os.fstat(descriptor)
+        if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != mode:
+            os.fchmod(descriptor, mode)
         os.write(descriptor, data)
 
 

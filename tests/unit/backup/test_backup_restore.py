@@ -632,6 +632,10 @@ def test_a_lock_of_another_host_does_not_block_the_backup_for_ever(run_of_two, m
     run.host.options["deploy_lock"] = str(tmp_path / "lock.json")
     with pytest.raises(BackupError, match="deploy by x runs for longer than 0 s"):
         run.wait_for_deploy()
+    # The run that holds the lock is the one that has begun this backup: an uninstall.
+    (tmp_path / "lock.json").write_text(LOCK.replace('"owner"', f'"run_id": "{run.run_id}", "owner"'))
+    run.host.options["sources"] = []
+    run.wait_for_deploy()
 
 
 def test_the_report_of_a_killed_run_waits_for_a_restore(backup_server, tmp_path, monkeypatch):
