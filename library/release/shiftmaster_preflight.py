@@ -56,10 +56,14 @@ options:
     default: ""
   root:
     description: The application's directory. RV(facts) then shows what is there of an earlier run, C(lockable) for the
-      directory of the lock, C(locked) for a deploy's lock, C(page) for a maintenance page, C(media) for uploaded files,
-      and C(old_names) for directories of a version before 1.0.0.
+      directory of the lock, C(locked) for a deploy's lock, C(page) for a maintenance page, and C(old_names) for
+      directories of a version before 1.0.0.
     type: path
     default: ""
+  media:
+    description: Whether the host serves uploaded files. RV(facts) then has C(media), whether there are any in O(root).
+    type: bool
+    default: false
   packages:
     description: Whether dpkg must be in order, and apt not at work. RV(facts) then has the packages in C(installed).
     type: bool
@@ -433,8 +437,9 @@ def run(params):
         # Of a version before 1.1.0 no fact is left on the host; a first deploy that failed is no earlier version.
         report.facts["deployed"] = os.path.lexists(layout.active)
         report.facts["locked"] = os.path.lexists(os.path.join(layout.state, "lock.json"))
-        # Only whether there are any: the names are the users'.
-        report.facts["media"] = bool(names_in(os.path.join(layout.shared, "media")))
+        if params["media"]:
+            # Only whether there are any: the names are the users'.
+            report.facts["media"] = bool(names_in(os.path.join(layout.shared, "media")))
         report.facts["page"] = os.path.lexists(os.path.join(layout.shared, "maintenance", "on"))
         report.facts["old_names"] = bool(legacy.old_directories(layout))
     check_disk(report, params["disk"])
@@ -462,6 +467,7 @@ def argument_spec():
         "interpreter": given(""),
         "release": given("", type="path"),
         "root": given("", type="path"),
+        "media": given(False),
         "packages": given(False),
     }
 
