@@ -28,7 +28,8 @@ RULES = {
 
 def title(message: dict) -> str:
     if message["receiver"] == "pagerduty":
-        return message["body"]["payload"]["class"]
+        # Of alerts under two names there is no class.
+        return message["body"]["payload"].get("class", "")
     return (
         (message["headers"]["subject"] if message["receiver"] == "smtp" else message["body"]["attachments"][0]["title"])
         if message["receiver"] in SENT

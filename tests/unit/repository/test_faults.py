@@ -109,6 +109,7 @@ def test_an_alert_outlasts_the_pages_that_it_silences():
         for target in CATALOGUE.values()
         if named(rule["source_matchers"], source)
         and named(rule["target_matchers"], target)
+        and any(one.startswith("alertname") for one in rule["source_matchers"])
         # Those of a host or a site take along everything: their rows of tests/faults.yml show it.
         and not any(one.startswith("alertname!") for one in rule["target_matchers"])
         and target["severity"] == "critical"

@@ -114,13 +114,14 @@ def test_debian_12_reads_the_dead_mans_url_from_a_file_too():
 def test_grouping_and_intervals():
     route = config(**SECRETS)["route"]
     assert [route[name] for name in ("group_by", "group_wait", "group_interval", "repeat_interval")] == [
-        ["alertname", "env"], "10s", "10s", "86400s",
+        ["alertname", "env"], "10s", "80s", "86400s",
     ]  # fmt: skip
     hours, pager = [one for one in route["routes"] if one["receiver"] == "critical-pagerduty"]
     assert (hours["active_time_intervals"], hours["mute_time_intervals"]) == (["business_hours"], [])
     assert hours["continue"] is pager["continue"] is True and pager["repeat_interval"] == "3600s"
     # A disk or a host is a fault of its own.
-    assert pager["routes"][0]["group_by"] == ["service", "env", "instance"]
+    assert pager["routes"][0]["group_by"] == ["alertname", "env", "instance"]
+    assert pager["routes"][0]["routes"][0]["group_by"] == ["env", "instance", "mountpoint"]
 
 
 def test_business_hours_and_holidays_are_the_sites():
