@@ -19,7 +19,8 @@ without `that`. For the roles what is required and missing has a value: it is on
 Returns problems, a list of sentences; of values only directories and numbers, since others may be secrets. And
 directories, [{name, path}]: those that the site chose, for a check on the host. And rules_of.
 
-    extra_only  check the names of the variables alone that were given with -e: a host need not be reached for that
+    extra_only  check the names of the variables alone that were given with -e: a host need not be reached for that;
+                returns these names as given, too
 
     role        alone, in a role: evaluate its rules and fail, unless the run's preflight (preflight_variables) did
 """
@@ -266,4 +267,5 @@ class ActionModule(ActionBase):
         if "role" in arguments:
             return {**result, **check_role(arguments["role"], task_vars, templar_of)}
         basedir, extra = self._loader.get_basedir(), load_extra_vars(self._loader)
-        return {**result, **check(arguments, task_vars, templar_of, basedir, extra)}
+        checked = check(arguments, task_vars, templar_of, basedir, extra)
+        return {**result, **checked, **({"given": sorted(extra)} if arguments.get("extra_only") else {})}

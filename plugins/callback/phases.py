@@ -96,10 +96,20 @@ HINTS = (
     (r"holds the lock",
      "wait until that run has ended, then the same command again",
      "その実行が終わってから、同じコマンドを再実行してください"),
-    (r"there is no (tag, branch or commit|release) ",
+    (r"there is no tag, branch or commit ",
+     "the same command with one that is there; git ls-remote --tags with the address of the repository lists the tags",
+     "存在するものを指定して、同じコマンドを再実行してください。タグの一覧: git ls-remote --tags リポジトリ"),
+    (r"there is no release ",
      "the same command with one that is there; ansible-playbook playbooks/status.yml lists the releases of the hosts",
      "存在するものを指定して、同じコマンドを再実行してください。"
      "ホストのリリース一覧: ansible-playbook playbooks/status.yml"),
+    (r"nothing was deployed here yet",
+     "deploy first: ansible-playbook deploy.yml", "先にデプロイしてください: ansible-playbook deploy.yml"),
+    (r"No space left on device",
+     "find the full disk, make room on it, then the same command: "
+     "ansible {name} --become -m ansible.builtin.command -a 'df -h'",
+     "満杯のディスクを調べ、空きを作ってから同じコマンドを再実行してください: "
+     "ansible {name} --become -m ansible.builtin.command -a 'df -h'"),
     (r"nothing to roll back|no older release to go back to|was never live|is marked bad",
      "deploy what is to be live: ansible-playbook deploy.yml -e shiftmaster_version=VERSION",
      "稼働させるバージョンをデプロイしてください: ansible-playbook deploy.yml -e shiftmaster_version=バージョン"),
@@ -120,6 +130,11 @@ HINTS = (
      "(./shiftmaster -E 名前、または -i inventory/名前)"),
 )  # fmt: skip
 HINTS_UNREACHABLE = (
+    (r"IDENTIFICATION HAS CHANGED",
+     "the host's key has changed: a new installation, or an attack. Compare it on the console of {name}; then remove "
+     "the old one: ssh-keygen -R {host}",
+     "ホスト鍵が変わっています(再インストール、または攻撃)。{name} のコンソールで確認してから古い鍵を削除してください: "
+     "ssh-keygen -R {host}"),
     (r"[Hh]ost key verification failed",
      "compare the key of the host and accept it: ssh {address} true", "ホスト鍵の確認と承認: ssh {address} true"),
     (r"Permission denied|[Tt]oo many authentication failures",
@@ -573,7 +588,11 @@ class CallbackModule(Default):
     def v2_runner_on_unreachable(self, result):
         if not self.whole and not result.task.ignore_unreachable:
             reason = message_lines(result.result)
-            self._failed(result, [self.text("unreachable") + (f": {reason[-1]}" if reason else "")])
+            # Of ssh's text the last line, but for a warning above it.
+            warned = [line.strip("@ ") for line in reason if "IDENTIFICATION HAS CHANGED" in line]
+            self._failed(
+                result, [self.text("unreachable") + "".join(f": {line}" for line in (warned + reason[-1:])[:1])]
+            )
         super().v2_runner_on_unreachable(result)
 
     def _failed(self, result, lines: list[str]) -> None:
@@ -692,6 +711,7 @@ class CallbackModule(Default):
         """The next command: that of a known cause, else the same again, and a diagnosis where hosts can be reached."""
         first = self.failures[0]
         text, names = "\n".join(first["lines"]), {"name": sorted(first["hosts"])[0], "address": first["address"]}
+        names["host"] = first["address"].split()[-1].rpartition("@")[2]
         hint = self._hint(HINTS + (HINTS_UNREACHABLE if first["unreachable"] else ()), text, **names)
         if hint:
             self.screen.line(hint)

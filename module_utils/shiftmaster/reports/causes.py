@@ -121,6 +121,13 @@ SENTENCES = (
     # Of Ansible.
     (r"Missing sudo password", "sudo のパスワードがありません"),
     (r"Attempting to decrypt but no vault secrets found", "vault のパスワードがないため復号できません"),
+    (r"the inventory names version (\S+), which was live before (\S+)\. To keep that one, write (\S+ \S+) into the inventory's "
+     r"group_vars; to change to the other one, name it: (.+)",
+     r"インベントリのバージョン \1 は、現在の \2 より前に稼働していたものです。\2 のままにするには、インベントリの group_vars に \3 "
+     r"と書いてください。\1 に変えるには明示してください: \4"),
+    (r"there is no time zone (\S+); timedatectl list-timezones prints them",
+     r"タイムゾーン \1 はありません。一覧: timedatectl list-timezones"),
+    (r"(\S+) is neither YYYY-MM-DD nor MM-DD of a day that exists", r"\1 は YYYY-MM-DD または MM-DD 形式の有効な日付ではありません"),
     # The preflight of a host.
     (r"(\S+) has room for (\d+) (MiB|files), and (\d+) are needed for (.+); free some \((.+)\), or make the disk larger",
      r"\1 の空きが \2 \3 です(\5 に必要: \4 \3)。不要なファイルを削除するか(\6)、ディスクを拡張してください"),

@@ -180,7 +180,7 @@ def test_playbooks_begin_with_the_check_of_their_options(name):
     assert names["run_once"] is check["run_once"] is True and names["shiftmaster_variables"]["extra_only"] is True
     assert check["shiftmaster_options"] == {
         "options": "{{ run_options[preflight_playbook] }}", "playbook": "{{ preflight_playbook }}",
-        "problems": "{{ __preflight_extra.problems + preflight_option_problems }}",
+        "problems": "{{ preflight_extra.problems + preflight_option_problems }}",
     }  # fmt: skip
     tagged = [play for play in plays if "tags" in play or any("tags" in task for task in play.get("tasks", []))]
     assert "always" in first.get("tags", []) if tagged else "tags" not in first

@@ -381,6 +381,7 @@ def test_a_phase_that_only_decides_has_no_line(site):
     ("message", "expected"),
     [
         ("Failed to connect to the host via ssh: Host key verification failed.", "ssh root@10.0.0.1 true"),
+        ("cannot be reached: WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!", "ssh-keygen -R 10.0.0.1"),
         ("root@h: Permission denied (publickey,password).", "ssh-copy-id root@10.0.0.1"),
         ("ssh: Could not resolve hostname h: Name or service not known", "ansible_host"),
         ("ssh: connect to host h port 22: Connection timed out", "ssh root@10.0.0.1 true"),
@@ -389,7 +390,9 @@ def test_a_phase_that_only_decides_has_no_line(site):
         ("/bin/sh: 1: /usr/bin/python3: not found", "apt-get -y install python3"),
         ("docker: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "Docker"),
         ("Error response from daemon: No such container: shiftmaster-demo", "make demo"),
-        ("there is no tag, branch or commit 9.9 in the repository (3 tags, 1 branch)", "status.yml"),
+        ("there is no tag, branch or commit 9.9 in the repository (3 tags, 1 branch)", "git ls-remote --tags"),
+        ("nothing was deployed here yet: there is no directory for /x/lock.json", "deploy.yml"),
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "df -h"),
         ("there is no release 9.9 on this host; there are: 2.0.0", "status.yml"),
         ("no release is live on this host, so there is nothing to roll back", "deploy.yml -e shiftmaster_version="),
         ("release 2.0.0 is marked bad: reverted", "deploy.yml -e shiftmaster_version="),

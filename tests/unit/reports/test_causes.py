@@ -232,6 +232,18 @@ CASES = [
      "base_extra_ca_certificates に加えてください"),
     (VARIABLES, "%s=%s is out of its range: %s to %s%s", "a_days=0 is out of its range: 1 to 9, or 77",
      "a_days=0 は範囲外です(1 から 9, or 77)"),
+    ("roles/release/tasks/plan.yml", "the inventory names version ",
+     "app1: the inventory names version 2.0.0, which was live before 2.1.0. To keep that one, write shiftmaster_version: \"2.1.0\" into "
+     "the inventory's group_vars; to change to the other one, name it: ./shiftmaster deploy -e shiftmaster_version=2.0.0",
+     "app1: インベントリのバージョン 2.0.0 は、現在の 2.1.0 より前に稼働していたものです。2.1.0 のままにするには、インベントリの group_vars に "
+     "shiftmaster_version: \"2.1.0\" と書いてください。2.0.0 に変えるには明示してください: "
+     "./shiftmaster deploy -e shiftmaster_version=2.0.0"),
+    ("roles/base/vars/preflight.yml", "; timedatectl list-timezones prints them",
+     'base_timezone: there is no time zone "Asia/Tokio"; timedatectl list-timezones prints them',
+     'base_timezone: タイムゾーン "Asia/Tokio" はありません。一覧: timedatectl list-timezones'),
+    ("roles/alertmanager/vars/preflight.yml", "is neither YYYY-MM-DD nor MM-DD of a day that exists",
+     'alertmanager_holidays: "02-30" is neither YYYY-MM-DD nor MM-DD of a day that exists',
+     'alertmanager_holidays: "02-30" は YYYY-MM-DD または MM-DD 形式の有効な日付ではありません'),
     ("roles/health/tasks/main.yml", "Unhealthy: ", f"Unhealthy: web, redis. {REPORT}",
      "異常: web, redis。対処は上のレポートを参照してください"),
     ("roles/diagnosis/tasks/main.yml", REPORT, f"a: full. {REPORT}", "a: full。対処は上のレポートを参照してください"),
