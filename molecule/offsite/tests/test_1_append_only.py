@@ -159,6 +159,9 @@ def test_a_changed_password_ends_the_earlier_one_at_the_off_site_host_alone(oper
 def test_a_host_without_its_backups_fetches_them_from_the_off_site_host(operations, backups, store):
     last = backups.run()
     directory, names = "/var/backups/shiftmaster", "pgbackrest restic logical manifests"
+    # Segments wait meanwhile: archived into the other directories they would be lost, and missing in later tests.
+    for statement in ("ALTER SYSTEM SET archive_command = 'false'", "SELECT pg_reload_conf()"):
+        backups.sql(statement)
     backups.shell(f"mkdir /root/lost && cd {directory} && mv {names} /root/lost/")
     assert operations.run("deploy.yml", "--tags", "backup").code == 0
     fetched = backups.shell("shiftmaster-backup fetch", timeout=1200)
@@ -168,6 +171,8 @@ def test_a_host_without_its_backups_fetches_them_from_the_off_site_host(operatio
         f"cd {directory} && rm -rf {names} && mv /root/lost/* . && rmdir /root/lost; "
         "rm -rf /var/lib/shiftmaster-backup/offsite"
     )
+    for statement in ("ALTER SYSTEM RESET archive_command", "SELECT pg_reload_conf()"):
+        backups.sql(statement)
 
 
 def test_a_missing_off_site_host_is_reported(operations, tmp_path):
