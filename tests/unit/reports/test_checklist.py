@@ -109,6 +109,8 @@ def test_a_disk_without_inodes_is_reported_on_its_line():
 
 
 MORE_FAULTS = [
+    # The maintenance page is shown: the health page responds, and users are not served.
+    ("morning", "site", {"http": {"page": {"status": 503}}}),
     ("evening", "backup_room", {"disk": {"mounts": [{"path": "/", "space_percent": 81.0, "free_bytes": 5}]}}),
     (
         "evening",
