@@ -350,8 +350,11 @@ class Operation:
         return (live or found)[-1]
 
     def listing(self):
+        def status(entry):
+            return "was live" if entry["status"] == "live" and not entry["current"] else entry["status"]
+
         return ", ".join(
-            "%s (%s, %s)" % (entry["name"], entry["version"], entry["status"])
+            "%s (%s, %s)" % (entry["name"], entry["version"], status(entry))
             for entry in releases.describe(self.layout, self.state)
         )
 
