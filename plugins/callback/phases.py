@@ -18,7 +18,7 @@ from ansible.utils.display import Display
 
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
-from ansible.module_utils.shiftmaster.health.text import CATALOG, SUDO
+from ansible.module_utils.shiftmaster.health.text import CATALOG, PYTHON, SUDO
 from ansible.module_utils.shiftmaster.host.action import runnable
 from ansible.module_utils.shiftmaster.host.printable import printable_tree as printable
 from ansible.module_utils.shiftmaster.reports.causes import japanese
@@ -113,7 +113,7 @@ HINTS = (
     (r"nothing to roll back|no older release to go back to|was never live|is marked bad",
      "deploy what is to be live: ansible-playbook deploy.yml -e shiftmaster_version=VERSION",
      "稼働させるバージョンをデプロイしてください: ansible-playbook deploy.yml -e shiftmaster_version=バージョン"),
-    (r"[Nn]o python interpreters? found|python3?: ([a-z]+ )?not found|module interpreter .*not found",
+    (PYTHON,
      "install Python: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
      "Python の導入: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'"),
     (r"Docker daemon|docker:? command not found|docker.*No such file",

@@ -170,7 +170,9 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
         hint = "hint.crash" if reached else "unreachable_hint"
         if re.search(text.SUDO, report["problem"]):
             hint = "hint.sudo"
-        lines.append("   " + say(language, "hint", text=say(language, hint)))
+        elif re.search(text.PYTHON, report["problem"]):
+            hint = "hint.python"
+        lines.append("   " + say(language, "hint", text=say(language, hint, host=report["host"])))
         return lines
     if not report["checks"]:
         return lines + [say(language, "no_checks")]

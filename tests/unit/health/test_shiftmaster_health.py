@@ -727,11 +727,15 @@ def test_a_host_that_hangs_ends_its_task(name):
 
 
 @pytest.mark.parametrize(
-    ("problem", "hint"), [("Task failed: Missing sudo password", "hint.sudo"), ("Traceback: x", "hint.crash")]
-)
-def test_a_missing_sudo_password_is_no_crash(problem, hint):
+    ("problem", "hint"),
+    [
+        ("Task failed: Missing sudo password", "hint.sudo"), ("Traceback: x", "hint.crash"),
+        ("/bin/sh: 1: /usr/bin/python3.13: not found", "hint.python"),
+    ],
+)  # fmt: skip
+def test_a_missing_password_or_python_is_no_crash(problem, hint):
     lines = engine.report_lines({"host": "app1", "problem": problem, "unreachable": False}, "en", title=False)
-    assert health_text.say("en", hint) in lines[-1]
+    assert health_text.say("en", hint, host="app1") in lines[-1]
 
 
 def test_a_host_adds_no_line_to_the_report_of_another_one():
