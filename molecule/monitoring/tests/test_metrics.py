@@ -121,7 +121,7 @@ def used(hosts, watch, scaled):
         with service_faults.deadlock(app):
             shows("ALERTS{alertstate='firing',severity='warning'}")
         with service_faults.units_stopped(app, "postgresql@17-main.service"):
-            shows("ALERTS{alertstate='firing',severity='critical'}", "shiftmaster:outage:last5m")
+            shows("ALERTS{alertstate='firing',severity='critical'}", "shiftmaster:outage:last10m")
         # The standby resolves the primary again and again.
         shows("pg_stat_replication_pg_wal_lsn_diff{state='streaming'}")
         # Blocks of data that were copied there are found once a minute.

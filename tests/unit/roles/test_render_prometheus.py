@@ -175,7 +175,7 @@ def test_no_host_can_impersonate_another_job():
     assert twice == {"process_open_fds", "process_max_fds"}
     assert shown["pg_replication_is_replica"] == ["postgres"] and shown["shiftmaster_celery_workers"] == ["shiftmaster"]
     for job in of_hosts:
-        for name in ("up", "probe_success", "shiftmaster:outage:last5m", "ALERTS", "prometheus_build_info"):
+        for name in ("up", "probe_success", "shiftmaster:outage:last10m", "ALERTS", "prometheus_build_info"):
             assert not kept[job].fullmatch(name)
 
 
