@@ -1,7 +1,7 @@
 """The messages that leave Alertmanager for alerts over time: its routes, groups, inhibitions and time intervals.
 
-Compared with Alertmanager 0.28.1 itself on 2026-11-30: the same messages for 50 faults of tests/faults.yml within 34
-minutes, by day and by night.
+Compared with Alertmanager 0.28.1 itself on 2026-11-30: the same messages for the 50 faults that tests/faults.yml had
+then, within 34 minutes, by day and by night.
 """
 
 from __future__ import annotations

@@ -113,9 +113,7 @@ HINTS = (
     (r"nothing to roll back|no older release to go back to|was never live|is marked bad",
      "deploy what is to be live: ansible-playbook deploy.yml -e shiftmaster_version=VERSION",
      "稼働させるバージョンをデプロイしてください: ansible-playbook deploy.yml -e shiftmaster_version=バージョン"),
-    (PYTHON,
-     "install Python: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
-     "Python の導入: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'"),
+    (PYTHON, *CATALOG["hint.python"]),
     (r"Docker daemon|docker:? command not found|docker.*No such file",
      "start Docker, where the demo's container {name} runs, then `make demo`; for other hosts name their inventory "
      "(./shiftmaster -E NAME, or -i inventory/NAME)",
@@ -711,7 +709,8 @@ class CallbackModule(Default):
         """The next command: that of a known cause, else the same again, and a diagnosis where hosts can be reached."""
         first = self.failures[0]
         text, names = "\n".join(first["lines"]), {"name": sorted(first["hosts"])[0], "address": first["address"]}
-        names["host"] = first["address"].split()[-1].rpartition("@")[2]
+        # Without a port and a user; an inventory can give an empty one.
+        names["host"] = first["address"].rpartition(" ")[2].rpartition("@")[2]
         hint = self._hint(HINTS + (HINTS_UNREACHABLE if first["unreachable"] else ()), text, **names)
         if hint:
             self.screen.line(hint)

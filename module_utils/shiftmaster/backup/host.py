@@ -287,7 +287,7 @@ def parsed(text):
 
 
 def deploy_of(text: str, run_id: str = "") -> str:
-    """Who holds a lock of deploys, by its content; "" where nobody does, or the run of this name itself."""
+    """The holder of a lock of deploys, by its content; "" where it is expired or invalid, or this run's own."""
     try:
         holder = parsed(text)
         if float(holder.get("expires", 0)) > time.time() and (not run_id or holder.get("run_id") != run_id):

@@ -172,7 +172,7 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
             hint = "hint.sudo"
         elif re.search(text.PYTHON, report["problem"]):
             hint = "hint.python"
-        lines.append("   " + say(language, "hint", text=say(language, hint, host=report["host"])))
+        lines.append("   " + say(language, "hint", text=say(language, hint, name=report["host"])))
         return lines
     if not report["checks"]:
         return lines + [say(language, "no_checks")]

@@ -15,6 +15,7 @@ def commands(text: str) -> tuple:
 
 # What Ansible prints where sudo wants a password.
 SUDO = r"(Missing|Incorrect|Invalid|incorrect) sudo password|sudo: .*password|waiting for (become|privilege)"
+# And where a host has no Python.
 PYTHON = r"[Nn]o python interpreters? found|python3[.0-9]*: ([a-z]+ )?not found|module interpreter .*not found"
 CATALOG = {
     # --- the report's frame; the English one is the operations guide's
@@ -465,8 +466,8 @@ CATALOG = {
         "--ask-become-pass を付けて同じコマンドを実行してください(sudo のパスワードを入力します)",
     ),
     "hint.python": (
-        "install Python on it: ansible {host} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
-        "Python を導入してください: ansible {host} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
+        "install Python on it: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
+        "Python を導入してください: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
     ),
     "hint.crash": ("report this with the output of -vvv", "-vvv の出力を添えて報告してください"),
 }

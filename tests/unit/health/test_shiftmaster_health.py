@@ -735,7 +735,7 @@ def test_a_host_that_hangs_ends_its_task(name):
 )  # fmt: skip
 def test_a_missing_password_or_python_is_no_crash(problem, hint):
     lines = engine.report_lines({"host": "app1", "problem": problem, "unreachable": False}, "en", title=False)
-    assert health_text.say("en", hint, host="app1") in lines[-1]
+    assert health_text.say("en", hint, name="app1") in lines[-1]
 
 
 def test_a_host_adds_no_line_to_the_report_of_another_one():

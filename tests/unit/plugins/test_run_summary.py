@@ -8,9 +8,11 @@ import shutil
 
 import inventories
 import pytest
+import yaml
 from ansible.module_utils.shiftmaster.release import cutover
 from ansible.plugins.loader import init_plugin_loader
-from rendered import render
+from ansible.template import trust_as_template
+from rendered import render, templar
 from support import ROOT
 
 SECRETS = {
@@ -85,3 +87,18 @@ def test_every_step_of_a_build_and_phase_of_a_cutover_has_its_japanese():
     names = re.findall(r"(?m)^  '(\w+)': '[^']*[^\x00-\x7f][^']*',$", template)
     steps = re.findall(r"(?m)^ {16}self\.(\w+),$", (ROOT / "module_utils/shiftmaster/release/releases.py").read_text())
     assert len(steps) > 8 and {*steps, *cutover.PHASES, "until_switched"} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("classes", "options"),
+    [
+        ([], ""), (["expand"], ""), (["expand", "contract"], " -e schema=reverse"),
+        (["contract", "irreversible"], " -e schema=restore"),
+    ],
+)  # fmt: skip
+def test_a_contract_migration_is_rolled_back_with_the_schema(classes, options):
+    report = yaml.safe_load((ROOT / "roles/release/vars/main.yml").read_text(encoding="utf-8"))
+    pending = [{"class": one} for one in classes]
+    variables = {"shiftmaster_lock_host": "a", "hostvars": {"a": {"__release_migrations": {"pending": pending}}}}
+    found = templar("release", **variables)
+    assert found.template(trust_as_template(report["__release_report"]["rollback_options"])) == options
