@@ -56,8 +56,8 @@ options:
     default: ""
   root:
     description: The application's directory. RV(facts) then shows what is there of an earlier run, C(lockable) for the
-      directory of the lock, C(locked) for a deploy's lock, C(page) for a maintenance page, and C(old_names) for
-      directories of a version before 1.0.0.
+      directory of the lock, C(locked) for a deploy's lock, C(page) for a maintenance page, C(old_names) for
+      directories of a version before 1.0.0, and C(releases), as M(shiftmaster_release) returns them.
     type: path
     default: ""
   media:
@@ -117,8 +117,9 @@ import time
 from ansible.module_utils.shiftmaster.host import listeners
 from ansible.module_utils.shiftmaster.host.quiet import PATH, TEXT, QuietModule, given, list_of
 from ansible.module_utils.shiftmaster.host.safe_files import untrusted_parent
-from ansible.module_utils.shiftmaster.release import legacy
+from ansible.module_utils.shiftmaster.release import legacy, releases
 from ansible.module_utils.shiftmaster.release.layout import Layout
+from ansible.module_utils.shiftmaster.release.state import State, StateError
 
 PACKAGE_LOCKS = [
     "/var/" + path
@@ -442,6 +443,11 @@ def run(params):
             report.facts["media"] = bool(names_in(os.path.join(layout.shared, "media")))
         report.facts["page"] = os.path.lexists(os.path.join(layout.shared, "maintenance", "on"))
         report.facts["old_names"] = bool(legacy.old_directories(layout))
+        try:
+            report.facts["releases"] = releases.describe(layout, State(layout))
+        except (StateError, OSError, ValueError):
+            # The task that does the work finds it again and reports it.
+            report.facts["releases"] = []
     check_disk(report, params["disk"])
     check_directories(report, params["directories"])
     check_ports(report, params["ports"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import fcntl
+import json
 import os
 import socket
 import subprocess
@@ -262,6 +263,30 @@ def test_remains_of_earlier_runs_are_reported(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert facts() == [True] * 6
+
+
+def test_releases_are_listed_unless_their_state_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "check_systemd", lambda *_arguments: None)
+    revisions = {"20260101T000000Z-abcdefa": "a" * 40, "20260102T000000Z-abcdefb": "b" * 40}
+    for name, revision in revisions.items():
+        (tmp_path / "releases" / name).mkdir(parents=True)
+        manifest = {"version": name[:8], "revision": revision}
+        (tmp_path / "releases" / name / "manifest.json").write_text(json.dumps(manifest))
+    for name in ("slots/blue", "shared/state"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "slots/blue/release").symlink_to(tmp_path / "releases" / max(revisions))
+    (tmp_path / "active").symlink_to("slots/blue")
+    state = tmp_path / "shared/state/state.json"
+    live = {"status": "live", "since": "", "live_at": "2026-01-01T00:00:00+00:00"}
+    state.write_text(json.dumps({"releases": dict.fromkeys(revisions, live), "transition": None}))
+
+    def listed():
+        found = preflight.run({**defaults(), "root": str(tmp_path)})["facts"]["releases"]
+        return [(one["revision"][:1], one["was_live"], one["current"]) for one in found]
+
+    assert listed() == [("a", True, False), ("b", True, True)]
+    state.write_text("{")
+    assert listed() == []
 
 
 def test_without_requirements_there_is_no_problem(monkeypatch):

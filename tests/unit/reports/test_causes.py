@@ -232,7 +232,7 @@ CASES = [
      "base_extra_ca_certificates に加えてください"),
     (VARIABLES, "%s=%s is out of its range: %s to %s%s", "a_days=0 is out of its range: 1 to 9, or 77",
      "a_days=0 は範囲外です(1 から 9, or 77)"),
-    ("roles/release/tasks/plan.yml", "the inventory names version ",
+    ("roles/preflight/tasks/main.yml", ": the inventory names version ",
      "app1: the inventory names version 2.0.0, which was live before 2.1.0. To keep that one, write shiftmaster_version: \"2.1.0\" into "
      "the inventory's group_vars; to change to the other one, name it: ./shiftmaster deploy -e shiftmaster_version=2.0.0",
      "app1: インベントリのバージョン 2.0.0 は、現在の 2.1.0 より前に稼働していたものです。2.1.0 のままにするには、インベントリの group_vars に "
