@@ -176,6 +176,7 @@ TEXTS = {
     "changes": ("{n} changes", "変更 {n} 件"),
     "would_change": ("1 change to make", "変更予定 1 件"),
     "would_changes": ("{n} changes to make", "変更予定 {n} 件"),
+    "new": ("new: {text}", "新規: {text}"),
     "seconds": ("{n} s", "{n} 秒"),
     "on": ("{hosts}: ", "{hosts}: "),
     "failed": ("FAILED", "失敗"),
@@ -638,11 +639,31 @@ class CallbackModule(Default):
                 part["diff"] = printable(part["diff"])
         if not self.whole:
             for part in several:
-                text = self._get_diff(part["diff"]) if part.get("diff") and part.get("changed") else ""
-                if text:
-                    self.screen.line(f"{result.host.get_name()}: {result.task.get_name()}")
-                    self.screen.line(text.rstrip())
+                if part.get("diff") and part.get("changed"):
+                    self._show_diff(result, part)
         super().v2_on_file_diff(result)
+
+    def _show_diff(self, result, part: dict) -> None:
+        """What is changed is shown, what is new is named: the log has its content."""
+        shown, new = [], []
+        target = str(result.task.args.get("dest", "{{"))
+        for diff in part["diff"] if isinstance(part["diff"], list) else [part["diff"]]:
+            before = diff.get("before") or {"state": "absent"}
+            absent = isinstance(before, dict) and before.get("state") == "absent"
+            text = self._get_diff(diff).rstrip()
+            if text and "prepared" in diff:
+                # Of what cannot be compared, such as packages, the last line sums up.
+                shown.append(text.splitlines()[-1])
+            elif text and absent and "after" in diff:
+                # Of copy and template the header is a file of this machine.
+                header = target if "{{" not in target else diff.get("after_header")
+                new.append(part.get("dest") or part.get("path") or header or "")
+            elif text:
+                shown.append(text)
+        if shown or new:
+            self.screen.line(f"{result.host.get_name()}: {result.task.get_name()}")
+            for text in shown + [self.text("new", text=", ".join(new))] * bool(new):
+                self.screen.line(text)
 
     def v2_playbook_on_vars_prompt(self, *args, **options):
         if not self.whole:

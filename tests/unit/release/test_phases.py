@@ -232,6 +232,15 @@ def test_check_and_diff_show_what_would_change_and_old_logs_are_removed(site):
     names = sorted(path.name for path in (site.path / "logs").iterdir())
     assert "\x1b" not in (site.path / "logs" / names[-1]).read_text()
     assert len(names) == 2 and names[0].startswith("20200103")
+    # A new file is named; its content is in the log.
+    target.unlink()
+    code, lines = site.run(
+        play({"name": "Write", "ansible.builtin.copy": {"content": "new line\n", "dest": str(target)}}),
+        "deploy.yml", "--check", "--diff", "--limit", "a",
+    )  # fmt: skip
+    assert code == 0 and f"new: {target}" in lines and "+new line" not in lines
+    names = sorted(path.name for path in (site.path / "logs").iterdir())
+    assert "+new line" in (site.path / "logs" / names[-1]).read_text()
 
 
 def test_a_report_with_findings_does_not_look_like_a_crash_and_continues_without_its_log(site):
