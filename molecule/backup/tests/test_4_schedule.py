@@ -82,7 +82,7 @@ def test_cron_starts_the_real_work(operations, backups, first, tmp_path):
     assert len(backups.manifests()) == before + 1
     reports = next(tmp_path.glob("shiftmaster-reports-*")).read_text()
     assert "*/5 * * * * root cd" in reports and "health_tell=true" in reports
-    assert "15 8 * * 1 root" in reports and "-e period=weekly" in reports
+    assert "15 8 * * 1 root" in reports and "-e period=weekly" in reports and "-e language=ja" in reports
     # Removed by the new scheduler.
     assert operations.run(SCHEDULE, by="awx", reports="nobody", **options).code == 0
     assert list(tmp_path.iterdir()) == []
