@@ -188,6 +188,7 @@ TEXTS = {
     "warnings": ("Warnings: {n}, in the log.", "警告: {n} 件(ログを参照)"),
     "more": ("{n} more lines or failures in the log", "残り {n} 件はログを参照"),
     "at": ("Task:      {text}", "タスク:     {text}"),
+    "file": ("File:      {text}", "ファイル:   {text}"),
     "live": ("Live:      version {text}", "稼働中:     バージョン {text}"),
     "noticed": ("Failed requests: {text}", "失敗したリクエスト: {text}"),
     "of": ("{errors} of {requests}", "{requests} 件中 {errors} 件"),
@@ -404,7 +405,7 @@ class CallbackModule(Default):
         self.language, self.playbook, self.phase, self.release_play = "en", "", None, False
         self.new_play, self.task_name, self.started, self.ended = "", "", False, False
         self.failures, self.found, self.closed, self.facts = [], [], [], {}
-        self.fixed, self.broken, self.groups = False, "", {}
+        self.fixed, self.broken, self.broken_at, self.groups = False, "", "", {}
 
     def text(self, key: str, **values) -> str:
         english, japanese = TEXTS.get(key, (key, key))
@@ -515,6 +516,10 @@ class CallbackModule(Default):
             values = manager.get_vars(play=play, host=hosts[0] if hosts else None, include_hostvars=False)
         except Exception as error:  # noqa: BLE001 - a broken variable is the preflight's to report
             self.broken = str(error)
+            # Ansible replaces the error that names file, line and column in its first line; the others can be secrets.
+            source = getattr(error.__context__ or error, "_formatted_source_context", None)
+            origin = re.match(r"Origin: (.+)", source or "")
+            self.broken_at = printable(os.path.relpath(os.path.realpath(origin[1]))) if origin else ""
             return {}
         names = [name for name in ("run_language", "base_timezone") if "{{" not in str(values.get(name, "{{"))]
         return {name: str(values[name]) for name in names}
@@ -771,13 +776,14 @@ class CallbackModule(Default):
         self._close()
         self._show_closed()
         hint = self._hint(HINTS, self.broken) if self.broken else ""
-        lines = [hint] if hint else [self.text("ended", text=where)]
+        lines = [self.text("file", text=self.broken_at)] if self.broken_at and not hint else []
+        lines += [hint] if hint else [self.text("next")] if lines else [self.text("ended", text=where)]
         # From the switch on, what was live before is not known to be live still: ./shiftmaster shows the hosts' state.
         if self.facts.get("current_version") and not self.facts.get("cutover"):
             lines.append(self.text("live", text=self.facts["current_version"]))
         if self._display.path:
             lines.append(self.text("log", text=os.path.relpath(self._display.path)))
-        if not hint:
+        if not hint and not self.broken_at:
             lines.append(self.text("again"))
         self._display.banner("NOT FINISHED")
         for line in lines:

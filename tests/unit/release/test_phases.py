@@ -380,6 +380,14 @@ def test_a_vault_without_its_password_is_named(site):
     assert "group_vars/all/vault.yml" in line and "--vault-password-file" in line
 
 
+def test_a_file_that_is_no_yaml_is_named_with_its_line(site):
+    (site.path / "group_vars/all").mkdir(parents=True)
+    (site.path / "group_vars/all/vars.yml").write_text("a: 1\n  b: [secret\n")
+    code, lines = site.run(play(TASK), "deploy.yml", "--limit", "a")
+    assert code != 0 and "File:      group_vars/all/vars.yml:2:4" in lines
+    assert not any("secret" in line for line in lines)
+
+
 def test_a_phase_that_only_decides_has_no_line(site):
     decide = play({"ansible.builtin.set_fact": {"x": 1}}, {"ansible.builtin.assert": {"that": "true", "quiet": True}})
     _, lines = site.run(decide, "deploy.yml", "--limit", "a")

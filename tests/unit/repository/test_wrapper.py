@@ -44,14 +44,19 @@ class Copy:
 
     def __init__(self, path: Path):
         self.root, self.out, self.home = path / "repository", path / "calls", path / "home"
-        for directory in (self.root / ".venv/bin", self.root / "group_vars/single", self.home):
+        for directory in (
+            self.root / ".venv/bin",
+            *(self.root / f"group_vars/{x}" for x in ("all", "single")),
+            self.home,
+        ):
             directory.mkdir(parents=True)
         shutil.copy(ROOT / "shiftmaster", self.root)
         for name in ("inventory", "playbooks"):
             shutil.copytree(ROOT / name, self.root / name)
         for name in ("deploy.yml", "rollback.yml"):
             shutil.copy(ROOT / name, self.root)
-        shutil.copy(ROOT / "group_vars/single/vars.yml", self.root / "group_vars/single")
+        for name in ("single/vars.yml", "all/options.yml"):
+            shutil.copy(ROOT / "group_vars" / name, self.root / "group_vars" / name)
         (self.root / "ansible.cfg").write_text("[defaults]\n")
         for name in ("ansible", "ansible-playbook"):
             stub = self.root / ".venv/bin" / name
@@ -145,7 +150,12 @@ def test_the_vault_password_and_the_locale_are_set_where_they_are_missing(copy):
 
 
 def test_an_unknown_option_or_command_is_named_with_the_nearest_one(copy):
-    for words, near in ((["deploy", "--chek"], "--check"), (["diagnoze"], "diagnose")):
+    cases = (
+        (["deploy", "--chek"], "--check"),
+        (["rollback", "--schema"], "-e schema=VALUE"),
+        (["diagnoze"], "diagnose"),
+    )
+    for words, near in cases:
         done = copy.run(*words)
         assert (done.returncode, copy.calls(), done.stdout) == (2, [], "") and near in done.stderr
     done = copy.run("deploy", "--chek", LC_ALL="ja_JP.eucJP")
