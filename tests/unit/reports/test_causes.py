@@ -22,6 +22,9 @@ ANSIBLE = Path(ansible.__file__).parent
 BACKUP = "module_utils/shiftmaster/backup/report.py"
 REPORT = "The report above shows the actions."
 # The file, a part of its sentence, that sentence as it is printed, and in Japanese.
+ROLLBACK = "roles/release/tasks/rollback.yml"
+MIGRATIONS = "module_utils/shiftmaster/release/migrations.py"
+RELEASE_MODULE = "library/release/shiftmaster_release.py"
 CASES = [
     (CUTOVER, "the health check %s of %s failed %d times: %s",
      f"the health check /health/deep/ of {RELEASE} failed 5 times: HTTP 503",
@@ -256,6 +259,46 @@ CASES = [
     ("roles/verify/tasks/report.yml", "No check has run: no host of this inventory has a part of the logging pipeline",
      "No check has run: no host of this inventory has a part of the logging pipeline, or none responded. The groups are a.",
      "チェックを 1 件も実行していません。ログ基盤のホストがインベントリにないか、応答がありません。グループ: a."),
+    (ROLLBACK, "so there is no common rollback. Name the version for all of them: -e to=<version>",
+     "The hosts do not serve the same version (a: 1, b: 2), so there is no common rollback. Name the version for all of them: "
+     "-e to=<version>",
+     "ホストによって稼働中のバージョンが異なるため(a: 1, b: 2)、共通の戻し先がありません。全ホストのバージョンを指定してください: "
+     "-e to=<バージョン>"),
+    (ROLLBACK, "was built with secrets that have been rotated since: ",
+     "Release r1 was built with secrets that have been rotated since: X. Nothing was changed. The version comes back with the "
+     "secrets of today by a deploy: deploy.yml",
+     "リリース r1 は更新前の秘密情報でビルドされています: X. 何も変更していません。 このバージョンに戻すには、現在の秘密情報でデプロイして"
+     "ください: deploy.yml"),
+    (MIGRATIONS, "The code alone cannot go back: %s. %s",
+     "The code alone cannot go back: the older code may not work with roster.0004_x: drops it, and no retained release holds the "
+     "file of roster.0005_y, so what it did is not known. roster.0005_y cannot be unapplied: only restoring the backup from before "
+     "goes back.",
+     "コードだけを戻すことはできません: 旧コードは次の適用後に動作しない可能性があります: roster.0004_x: drops it, and "
+     "roster.0005_y のファイルを持つリリースが残っていないため、その内容は不明です. roster.0005_y は取り消せません。適用前のバックアップの"
+     "リストアでのみ戻せます。"),
+    (MIGRATIONS, "Request it by name: unapply them with",
+     "Request it by name: unapply them with the newer release's code in maintenance mode, or restore the backup from before.",
+     "次のどちらかを指定して実行してください。"),
+    (ROLLBACK, "-e schema=restore restores the pre-migration dump from before the migrations and loses everything entered since.",
+     "-e schema=reverse takes the schema back with the newer code, in maintenance mode (lost: the rows of X); -e schema=restore "
+     "restores the pre-migration dump from before the migrations and loses everything entered since.",
+     "-e schema=reverse はメンテナンス画面を表示し、新しいコードでスキーマを戻します(失われるデータ: the rows of X)。-e schema=restore "
+     "はマイグレーション前のダンプをリストアします。その後に入力されたデータは失われます。"),
+    (ROLLBACK, "which the database does not have, or only half.",
+     "2.0.0 needs a.0001, which the database does not have, or only half. A deploy applies them: deploy.yml",
+     "2.0.0 に必要な a.0001 が、データベースに適用されていないか途中までです。 デプロイで適用されます: deploy.yml"),
+    (ROLLBACK, "There is no complete pre-migration dump from the time when ",
+     "There is no complete pre-migration dump from the time when r1 was live; there are: none. -e dump=<file> names one.",
+     "r1 の稼働中に取得した完全なマイグレーション前のダンプがありません。あるもの: none。指定する場合: -e dump=<ファイル>"),
+    (ROLLBACK, "There is no pre-migration dump ", "There is no pre-migration dump x that is complete; there are: none.",
+     "完全なマイグレーション前のダンプ x がありません。あるもの: none."),
+    (RELEASE_MODULE, "release %s is marked bad: %s", "release r1 is marked bad: x", "リリース r1 は不良と記録されています: x"),
+    (RELEASE_MODULE, "release %s was never live, so nobody knows that it works; deploy it instead",
+     "release r1 was never live, so nobody knows that it works; deploy it instead",
+     "リリース r1 は稼働したことがなく、動作を確認できません。戻すのではなくデプロイしてください"),
+    (RELEASE_MODULE, "no release is live on this host, so there is nothing to roll back",
+     "no release is live on this host, so there is nothing to roll back",
+     "このホストで稼働中のリリースがないため、ロールバックできません"),
     (BACKUP, "Date: %s", "Date: 2026-01-01 09:00:00 JST", "日時: 2026-01-01 09:00:00 JST"),
     (BACKUP, ", restored and verified", "Database: SUCCESS (full, 3.0 MiB, restored and verified)",
      "データベース: 成功(フル、3.0 MiB、リストアして検証済み)"),
