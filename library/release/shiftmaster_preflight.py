@@ -455,7 +455,7 @@ def run(params):
         report.problem(
             "release",
             "nothing is deployed here, which monitoring would report as five faults",
-            "run deploy.yml without --tags first",
+            "run ansible-playbook deploy.yml first",
         )
     if params["packages"]:
         check_packages(report)

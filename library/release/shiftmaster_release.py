@@ -470,7 +470,7 @@ class Operation:
             words = (name, data.get("version", name))
             raise Refused(
                 "release %s was built for a Python that this host does not have any more; a deploy builds it again:"
-                " deploy.yml --tags release -e shiftmaster_version=%s" % words
+                " ansible-playbook deploy.yml --tags release -e shiftmaster_version=%s" % words
             )
         return self.result(release=name, version=data.get("version", ""), revision=data.get("revision", ""))
 

@@ -183,8 +183,8 @@ SENTENCES = (
     (r"(\S+=\S+): a user other than root can exchange it, since that user can write to (\S+); .*",
      r"\1: root 以外のユーザーが \2 に書き込めるため、差し替えられます。\2 の所有者を root、モードを 0755 にするか、"
      r"別のディレクトリを指定してください"),
-    (r"nothing is deployed here, which monitoring would report as five faults; run deploy\.yml without --tags first",
-     r"まだデプロイされていません。先に --tags なしで deploy.yml を実行してください"),
+    (r"nothing is deployed here, which monitoring would report as five faults; run (\S+ \S+) first",
+     r"まだデプロイされていません。先に実行してください: \1"),
     (r"the provided certificate is self-signed, and no host trusts it: .*",
      r"指定された証明書は自己署名で、どのホストも信頼しません。tls_site_mode を selfsigned にするか、"
      r"この証明書を base_extra_ca_certificates に加えてください"),

@@ -227,8 +227,8 @@ CASES = [
      "a_dir=/a/b: root 以外のユーザーが /a に書き込めるため、差し替えられます。/a の所有者を root、モードを 0755 にするか、"
      "別のディレクトリを指定してください"),
     (HOST, "nothing is deployed here, which monitoring would report as five faults",
-     "nothing is deployed here, which monitoring would report as five faults; run deploy.yml without --tags first",
-     "まだデプロイされていません。先に --tags なしで deploy.yml を実行してください"),
+     "nothing is deployed here, which monitoring would report as five faults; run ansible-playbook deploy.yml first",
+     "まだデプロイされていません。先に実行してください: ansible-playbook deploy.yml"),
     ("roles/tls/vars/preflight.yml", "the provided certificate is self-signed, and no host trusts it: ",
      "the provided certificate is self-signed, and no host trusts it: set a",
      "指定された証明書は自己署名で、どのホストも信頼しません。tls_site_mode を selfsigned にするか、この証明書を "
