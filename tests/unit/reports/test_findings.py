@@ -628,6 +628,16 @@ def test_a_unit_that_did_not_start_without_its_release_follows_from_that(kind):
     assert [one["rule"] for one in result if one["root"]] == ["ReleaseGone"] and len(result) > 1
 
 
+def test_a_host_that_was_never_set_up_is_one_fault():
+    without = ("NothingDeployed", "CertificateMissing", "RedisDown", "UnitNotEnabled")
+    empty = functools.reduce(changed, (CASES[name]["fires"]["parts"] for name in without), {})
+    result = found(host({"parts": empty}))
+    assert [one["rule"] for one in result if one["root"]] == ["NothingDeployed"] and set(without) <= set(names(result))
+    # Where the application's directory is there, Redis is a fault of its own.
+    lost = changed(empty, {"release": {"status": "ok", "error": None, "releases": []}})
+    assert "RedisDown" in [one["rule"] for one in found(host({"parts": lost})) if one["root"]]
+
+
 def test_two_causes_come_before_the_symptoms_of_both():
     full = CASES["DiskFullByLog"]["fires"]["parts"]
     both = dict(NO_DATABASE, **full)
