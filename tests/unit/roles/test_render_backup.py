@@ -337,7 +337,7 @@ def test_environments_on_one_machine_do_not_lock_each_other_out():
     common = {
         "base_timezone": "Asia/Tokyo", "schedule_vault_file": "/etc/vault", "schedule_at": "02:05",
         "schedule_playbook": "ansible-playbook -i hosts", "playbook_dir": "/srv/playbooks",
-        "schedule_report_host": "m1",
+        "schedule_report_host": "m1", "schedule_language": "ja",
         "schedule_reports": [
             {"name": "health watch", "job": "health watch", "frequency": "minutes", "every": 5},
             {"name": "weekly", "job": "checklist", "frequency": "weekly", "days": ["MO"], "at": "08:15",

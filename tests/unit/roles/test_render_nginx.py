@@ -168,6 +168,9 @@ def test_an_added_server_is_drained_until_a_run_restores_it(tree):
     other = {"servers": ["192.0.2.9:8443"], "servers_down": {}}
     text = render("servers.conf.j2", __nginx_host=dict(HOST, **other), **FLEET)
     assert not any(down for down, _ in tree.servers_of(text).values())
+    # The first further host: until now the web server led to the application on its own host, by its socket.
+    text = render("servers.conf.j2", nginx_upstream_empty=["192.0.2.2:8443"], **FLEET)
+    assert tree.servers_of(text) == {"192.0.2.1:8443": (False, ""), "192.0.2.2:8443": (True, "new")}
 
 
 def test_the_last_server_and_an_unknown_one_are_not_drained(tree):
