@@ -81,7 +81,9 @@ def test_a_report_that_cannot_be_written_is_printed_and_sent(operations, mails):
 
 
 def test_a_checklist_is_mailed_with_its_page(operations, mails):
-    run = operations.run("playbooks/checklist.yml", period="morning", language="ja", checklist_mail=True, **mails.options)
+    run = operations.run(
+        "playbooks/checklist.yml", period="morning", language="ja", checklist_mail=True, **mails.options
+    )
     assert run.code == 0, run.output[-3000:]
     (mail,) = mails()
     # No backups are set up here, and the checklist reports it.
