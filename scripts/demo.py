@@ -371,6 +371,7 @@ def main() -> int:
         return up()
     if command == "clean":
         if status():
+            need_own()
             say(f"Removing the container {HOST}")
             docker("rm", "--force", "--volumes", HOST)
         shutil.rmtree(HOME, ignore_errors=True)

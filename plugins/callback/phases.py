@@ -87,11 +87,16 @@ USUAL_WARNINGS = re.compile(
 # What to do next where the first failure matches a regular expression, in English and Japanese: of any task, and of a
 # host that cannot be reached.
 HINTS = (
-    (r"no vault secrets|Decryption failed",
-     "give the password of {vaults}: --vault-password-file FILE or ANSIBLE_VAULT_PASSWORD_FILE "
-     "(./shiftmaster reads ~/.shiftmaster.vault-password)",
-     "{vaults} のパスワードを指定してください: --vault-password-file ファイル、または ANSIBLE_VAULT_PASSWORD_FILE"
-     "(./shiftmaster は ~/.shiftmaster.vault-password を読みます)"),
+    (r"no vault secrets",
+     "put the password of {vaults} into ~/.shiftmaster.vault-password, which ./shiftmaster reads; or "
+     "--vault-password-file FILE or ANSIBLE_VAULT_PASSWORD_FILE",
+     "{vaults} のパスワードを ~/.shiftmaster.vault-password に置いてください(./shiftmaster が読みます)。または "
+     "--vault-password-file ファイル、ANSIBLE_VAULT_PASSWORD_FILE"),
+    (r"Decryption failed",
+     "{password} does not open {vaults}: put the right password there, from the copy of it",
+     "{password} では {vaults} を復号できません。控えのパスワードに置き換えてください"),
+    (r"which a run deploys that names none|The code alone cannot go back|-e shiftmaster_allow_contract=true",
+     "one of the commands above", "上のコマンドのいずれか"),
     (SUDO, *CATALOG["hint.sudo"]),
     (r"holds the lock",
      "wait until that run has ended, then the same command again",
@@ -128,6 +133,9 @@ HINTS = (
      "(./shiftmaster -E 名前、または -i inventory/名前)"),
 )  # fmt: skip
 HINTS_UNREACHABLE = (
+    (r'Load key "(.+)": bad permissions',
+     "other users can read the key, so ssh ignores it: chmod 600 {0}",
+     "他のユーザーが読める鍵を ssh は使用しません: chmod 600 {0}"),
     (r"IDENTIFICATION HAS CHANGED",
      "the host's key has changed: a new installation, or an attack. Compare it on the console of {name}; then remove "
      "the old one: ssh-keygen -R {host}",
@@ -167,6 +175,7 @@ TEXTS = {
     "cutover": ("Cutover", "切り替え"),
     "finish": ("Finish", "後処理"),
     "revert": ("Revert", "切り戻し"),
+    "end": ("End of the run", "実行の終了"),
     "summary": ("Summary", "概要"),
     "status": ("Status", "状態"),
     "interrupted": ("INTERRUPTED", "中断"),
@@ -464,7 +473,10 @@ class CallbackModule(Default):
             if self._has_line(phase) and phase["key"] != "summary":
                 n, prefix = phase["changed"], "would_change" if context.CLIARGS.get("check") else "change"
                 changes = self.text(prefix if n == 1 else prefix + "s", n=n) if n else self.text("unchanged")
-                line = f"{self.text(phase['key'])}{self.text('comma')}{self.text(failed) if failed else changes}"
+                # Before the switch there is nothing to revert.
+                nothing = phase["key"] == "revert" and not failed and not self.facts.get("cutover")
+                key = "end" if nothing else phase["key"]
+                line = f"{self.text(key)}{self.text('comma')}{self.text(failed) if failed else changes}"
                 line += f"  {self._duration(phase['end'] - phase['begin'])}"
                 self.screen.line(*((f"✘ {line}", "red") if failed else (f"✔ {line}", "green")))
             indent = "" if self.playbook in REPORTS or phase["key"] == "summary" else "  "
@@ -593,7 +605,9 @@ class CallbackModule(Default):
         if not self.whole and not result.task.ignore_unreachable:
             reason = message_lines(result.result)
             # Of ssh's text the last line, but for a warning above it.
-            warned = [line.strip("@ ") for line in reason if "IDENTIFICATION HAS CHANGED" in line]
+            warned = [
+                line.strip("@ ") for line in reason if re.search("IDENTIFICATION HAS CHANGED|bad permissions", line)
+            ]
             self._failed(
                 result, [self.text("unreachable") + "".join(f": {line}" for line in (warned + reason[-1:])[:1])]
             )
@@ -659,7 +673,7 @@ class CallbackModule(Default):
             if text and "prepared" in diff:
                 # Of what cannot be compared, such as packages, the last line sums up.
                 shown.append(text.splitlines()[-1])
-            elif text and absent and "after" in diff:
+            elif text and (absent and "after" in diff or text.startswith("diff skipped:")):
                 # Of copy and template the header is a file of this machine.
                 header = target if "{{" not in target else diff.get("after_header")
                 new.append(part.get("dest") or part.get("path") or header or "")
@@ -747,13 +761,20 @@ class CallbackModule(Default):
 
     def _hint(self, hints: tuple, text: str, **values) -> str:
         """What to do next where the cause is a known one."""
-        found = next((hint for pattern, *hint in hints if re.search(pattern, text)), None)
+        found = next(((match, hint) for pattern, *hint in hints if (match := re.search(pattern, text))), None)
         if not found:
             return ""
+        match, hint = found
         directory = Path(constants.CONFIG_FILE or "").parent / "group_vars"
         vaults = [os.path.relpath(path) for path in sorted(directory.glob("*/vault.yml"))
                   if path.parent.name in self.groups and path.read_bytes().startswith(b"$ANSIBLE_VAULT")]  # fmt: skip
-        return self.text("hint", text=runnable(found[self.language == "ja"].format(vaults=", ".join(vaults), **values)))
+        password = (
+            os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE")
+            or constants.DEFAULT_VAULT_PASSWORD_FILE
+            or "the given password"
+        )
+        values.update(vaults=", ".join(vaults), password=password)
+        return self.text("hint", text=runnable(hint[self.language == "ja"].format(*match.groups(), **values)))
 
     def _address(self, host) -> str:
         """What ssh is given to reach a host."""

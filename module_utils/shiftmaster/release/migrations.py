@@ -1113,13 +1113,8 @@ def rollback_result(ahead: Iterable[dict]) -> Tuple[bool, str]:
         parts.append("no retained release holds the file of %s, so what it did is not known" % names)
     stuck = [key(record) for record in ahead if not record["reversible"]]
     if stuck:
-        way = "%s cannot be unapplied: only restoring the backup from before goes back." % ", ".join(stuck)
-    else:
-        way = (
-            "Request it by name: unapply them with the newer release's code in maintenance mode, or restore the "
-            "backup from before."
-        )
-    return False, "The code alone cannot go back: %s. %s" % (", and ".join(parts), way)
+        parts.append("%s cannot be unapplied" % ", ".join(stuck))
+    return False, "The code alone cannot go back: %s." % "; ".join(parts)
 
 
 def deploy_result(pending: Iterable[dict], allow_contract=False, first_deploy=False) -> Tuple[bool, str]:
@@ -1135,6 +1130,6 @@ def deploy_result(pending: Iterable[dict], allow_contract=False, first_deploy=Fa
     if allow_contract:
         return True, "%d pending, contract migrations were allowed: %s." % (len(pending), describe(bad))
     return False, (
-        "The live code now may not work after %s. Run it in maintenance mode with contract migrations allowed, "
-        "or split it into a release that only adds and a later one that removes." % _explained(bad)
+        "The live code now may not work after %s. A release that only adds, and a later one that removes, "
+        "need no maintenance page." % _explained(bad)
     )

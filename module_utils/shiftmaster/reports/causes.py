@@ -68,14 +68,12 @@ SENTENCES = (
      r"戻せる以前のリリースがありません。残っている正常なリリースに、現在のものより前に稼働したものがありません"
      r"(あるもの: \1)。指定する場合: -e to=<バージョン>"),
     (r"there is no release (\S+) on this host; there are: ", r"このホストにリリース \1 はありません。あるもの: "),
-    (r"The live code now may not work after (.+)\. Run it in maintenance mode with contract migrations allowed, or split it "
-     r"into a release that only adds and a later one that removes\.",
-     r"稼働中のコードは、次の適用後に動作しない可能性があります: \1。contract のマイグレーションを許可してメンテナンス画面を表示して"
-     r"実行するか、追加だけのリリースと後で削除するリリースに分けてください。"),
-    (r"Deploy with -e shiftmaster_allow_contract=true to run them in maintenance mode, or annotate the migration "
-     r"\(docs/operations-guide\.md, chapter on migrations\)\.",
-     "メンテナンス画面を表示して実行するには -e shiftmaster_allow_contract=true を付けてデプロイします。または、"
-     "マイグレーションに注釈を付けます(docs/operations-guide.ja.md のマイグレーションの章)。"),
+    (r"The live code now may not work after (.+)\. A release that only adds, and a later one that removes, need no maintenance page\.",
+     r"稼働中のコードは、次の適用後に動作しない可能性があります: \1。追加だけのリリースと後で削除するリリースに分ければ、メンテナンス画面は"
+     r"不要です。"),
+    (r"To run them while users see the maintenance page:$", "メンテナンス画面を表示して実行する場合:"),
+    (r"To run them without it: annotate the migrations \(docs/operations-guide\.md, chapter on migrations\)\.",
+     "表示せずに実行する場合: マイグレーションに注釈を付ける(docs/operations-guide.ja.md のマイグレーションの章)。"),
     # A refused rollback.
     (r"The hosts do not serve the same version \((.+)\), so there is no common rollback\. Name the version for all of them: "
      r"-e to=<version>",
@@ -88,15 +86,11 @@ SENTENCES = (
     (r"the older code may not work with ", "旧コードは次の適用後に動作しない可能性があります: "),
     (r"no retained release holds the file of (.+), so what it did is not known",
      r"\1 のファイルを持つリリースが残っていないため、その内容は不明です"),
-    (r"(\S+) cannot be unapplied: only restoring the backup from before goes back\.",
-     r"\1 は取り消せません。適用前のバックアップのリストアでのみ戻せます。"),
-    (r"Request it by name: unapply them with the newer release's code in maintenance mode, or restore the backup from before\.",
-     "次のどちらかを指定して実行してください。"),
-    (r"-e schema=reverse takes the schema back with the newer code, in maintenance mode",
-     "-e schema=reverse はメンテナンス画面を表示し、新しいコードでスキーマを戻します"),
-    (r" \(lost: (.+?)\); ", r"(失われるデータ: \1)。"),
-    (r"-e schema=restore restores the pre-migration dump from before the migrations and loses everything entered since\.",
-     "-e schema=restore はマイグレーション前のダンプをリストアします。その後に入力されたデータは失われます。"),
+    (r"(\S+) cannot be unapplied", r"\1 は取り消せません"),
+    (r"With the schema, while users see the maintenance page(?: \(lost: (.+)\))?:$",
+     lambda found: "スキーマも戻す場合(メンテナンス画面を表示" + ("、失われるデータ: %s" % found[1] if found[1] else "") + "):"),
+    (r"With the database as it was before the migrations \(lost: everything entered since\):$",
+     "データベースをマイグレーション前に戻す場合(その後に入力されたデータは失われます):"),
     (r"(\S+) needs (.+), which the database does not have, or only half\.",
      r"\1 に必要な \2 が、データベースに適用されていないか途中までです。"),
     (r"A deploy applies them: ", "デプロイで適用されます: "),
@@ -154,10 +148,9 @@ SENTENCES = (
     # Of Ansible.
     (r"Missing sudo password", "sudo のパスワードがありません"),
     (r"Attempting to decrypt but no vault secrets found", "vault のパスワードがないため復号できません"),
-    (r"the inventory names version (\S+), which was live before (\S+)\. To keep that one, write (\S+ \S+) into the inventory's "
-     r"group_vars; to change to the other one, name it: (.+)",
-     r"インベントリのバージョン \1 は、現在の \2 より前に稼働していたものです。\2 のままにするには、インベントリの group_vars に \3 "
-     r"と書いてください。\1 に変えるには明示してください: \4"),
+    (r"version (\S+), which a run deploys that names none, was live before (\S+)\. To stay with \S+: (.+) in (.+)\. To change: (.+)",
+     r"バージョンを指定しない実行がデプロイする \1 は、現在の \2 より前に稼働していたものです。\2 のままにする場合: \4 に \3 と書く。"
+     r"\1 に変える場合: \5"),
     (r"there is no time zone (\S+); timedatectl list-timezones prints them",
      r"タイムゾーン \1 はありません。一覧: timedatectl list-timezones"),
     (r"(\S+) is neither YYYY-MM-DD nor MM-DD of a day that exists", r"\1 は YYYY-MM-DD または MM-DD 形式の有効な日付ではありません"),
@@ -185,9 +178,24 @@ SENTENCES = (
      r"別のディレクトリを指定してください"),
     (r"nothing is deployed here, which monitoring would report as five faults; run (\S+ \S+) first",
      r"まだデプロイされていません。先に実行してください: \1"),
-    (r"the provided certificate is self-signed, and no host trusts it: .*",
-     r"指定された証明書は自己署名で、どのホストも信頼しません。tls_site_mode を selfsigned にするか、"
+    (r"the provided certificate(?: (\S+))? is self-signed, and no host trusts it: .*",
+     r"指定された証明書 \1 は自己署名で、どのホストも信頼しません。tls_site_mode を selfsigned にするか、"
      r"この証明書を base_extra_ca_certificates に加えてください"),
+    (r"the provided certificate(?: (\S+))? ended on (.+) UTC: put the renewed certificate there",
+     r"指定された証明書 \1 は \2 (UTC) に期限が切れています。更新した証明書に置き換えてください"),
+    (r"the provided certificate(?: (\S+))? begins only on (.+) UTC", r"指定された証明書 \1 の有効期間は \2 (UTC) からです"),
+    (r"the provided certificate(?: (\S+))? does not cover (.+) but only (.+)",
+     r"指定された証明書 \1 は \2 に使えません(対象: \3)"),
+    (r"the provided certificate(?: (\S+))? is not in PEM form: (.+) converts DER",
+     r"指定された証明書 \1 は PEM 形式ではありません。DER からの変換: \2"),
+    (r"the provided key(?: (\S+))? is not in PEM form: (.+) converts it",
+     r"指定された秘密鍵 \1 は PEM 形式ではありません。変換: \2"),
+    (r"the provided key(?: (\S+))? has a passphrase, with which nginx cannot start by itself: (.+) shows it without",
+     r"指定された秘密鍵 \1 にパスフレーズがあり、nginx が自動で起動できません。パスフレーズなしでの出力: \2"),
+    (r"the provided key(?: (\S+))? is not the key of the first certificate in the provided certificate(?: (\S+))?",
+     r"指定された秘密鍵 \1 は、証明書 \2 の先頭の証明書の鍵ではありません"),
+    (r"there is no (\S+/vault\.yml); put it back from git or a copy",
+     r"\1 がありません。git または控えから戻してください"),
     (r"(\w+)=(\S+) is out of its range: (\S+) to (.+)", r"\1=\2 は範囲外です(\3 から \4)"),
     (r"\bit could not be checked", "チェックできませんでした"),
     (r"NOT RUN: no host has it", "未実行: このグループのホストがありません"),

@@ -99,6 +99,8 @@ def test_rollback_after_a_contract_migration(operations):
     assert operations.live_version() == "2.2.0"
     done = operations.rollback(schema="reverse")
     assert done.code == 0, done.output[-6000:]
+    undo = "deploy.yml -e shiftmaster_version=2.2.0 -e shiftmaster_allow_contract=true"
+    assert done.prints(undo), done.output[-4000:]
     assert operations.live_version(10) == "2.1.0"
     assert operations.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
 

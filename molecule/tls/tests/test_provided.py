@@ -32,13 +32,13 @@ def test_the_report_names_the_end_of_each_certificate(host, site):
 @pytest.mark.parametrize(
     ("certificate", "key", "reason"),
     [
-        ("expired.crt", "expired.key", "the provided certificate ended on 2021-01-01"),
-        ("renewed.crt", "good.key", "the provided key is not that of the first certificate"),
+        ("expired.crt", "expired.key", "expired.crt ended on 2021-01-01"),
+        ("renewed.crt", "good.key", "the provided key is not the key of the first certificate"),
         ("other-name.crt", "other-name.key", "does not cover shift.test, www.shift.test but only"),
-        ("disordered.crt", "good.key", "chain are not in order"),
+        ("disordered.crt", "good.key", "are not in order"),
         ("no-intermediate.crt", "good.key", "does not lead to an authority that tls-provided trusts"),
         ("good.crt", "passphrase.key", "the provided key has a passphrase"),
-        ("ca/conf", "good.key", "certificate is not in PEM form"),
+        ("ca/conf", "good.key", "is not in PEM form"),
     ],
 )
 def test_a_wrong_one_is_refused_and_the_old_one_stays(site, directory, certificate, key, reason):

@@ -82,6 +82,49 @@ def test_the_summary_of_a_check_shows_what_would_be_live(language, then, now, na
     assert not [line for line in lines if "rollback.yml" in line], lines
 
 
+@pytest.mark.parametrize(
+    "facts", [None, {"version": "2.1.0", "name": "r2", "previous": {"version": "2.0.0", "name": "r1"}}]
+)
+def test_the_summary_names_the_file_for_a_version_that_was_live_for_the_first_time(facts):
+    init_plugin_loader()
+    # A run of other tags has no release.
+    lines = render(
+        "release", "summary.txt.j2", **({"release_facts": facts} if facts else {}),
+        release_version_file="group_vars/a/vars.yml", release_summary_language="en",
+        ansible_check_mode=False, shiftmaster_source={}, shiftmaster_run={"operation": "deploy", "started": 0},
+    ).splitlines()  # fmt: skip
+    line = 'write it into group_vars/a/vars.yml, too: shiftmaster_version: "2.1.0"'
+    assert (line in lines) == bool(facts), lines
+
+
+def test_a_rollback_with_the_schema_is_undone_by_a_deploy():
+    init_plugin_loader()
+    facts = {"version": "2.0.0", "name": "r1", "changed": True, "previous": {"version": "2.1.0", "name": "r2"}}
+    for options, end in (("", "rollback.yml -e to=2.1.0"), (" -e x=2.1.0", "deploy.yml -e x=2.1.0")):
+        text = render(
+            "release", "summary.txt.j2", release_facts={**facts, "undo_options": options},
+            release_summary_language="en", ansible_check_mode=False, shiftmaster_source={},
+            shiftmaster_run={"operation": "rollback", "started": 0},
+        )  # fmt: skip
+        assert any(line == f"to undo it: ansible-playbook {end}" for line in text.splitlines()), text
+
+
+@pytest.mark.parametrize(
+    ("schema", "classes", "options"),
+    [
+        ("keep", ["contract"], ""), ("reverse", [], ""), ("reverse", ["expand"], " -e shiftmaster_version=2.1.0"),
+        ("restore", ["expand", "contract"], " -e shiftmaster_version=2.1.0 -e shiftmaster_allow_contract=true"),
+    ],
+)  # fmt: skip
+def test_the_deploy_that_undoes_a_rollback_has_the_options_of_its_migrations(schema, classes, options):
+    report = yaml.safe_load((ROOT / "roles/release/vars/main.yml").read_text(encoding="utf-8"))
+    found = templar(
+        "release", release_rollback_schema=schema, release_facts={"previous": {"version": "2.1.0"}},
+        __release_compare={"ahead": [{"class": one} for one in classes]},
+    )  # fmt: skip
+    assert found.template(trust_as_template(report["__release_report"]["undo_options"])) == options
+
+
 def test_every_step_of_a_build_and_phase_of_a_cutover_has_its_japanese():
     template = (ROOT / "roles/release/templates/summary.txt.j2").read_text(encoding="utf-8")
     names = re.findall(r"(?m)^  '(\w+)': '[^']*[^\x00-\x7f][^']*',$", template)

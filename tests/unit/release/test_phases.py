@@ -168,7 +168,7 @@ def test_a_revert_that_reports_the_failure_is_not_shown_as_failed(site):
     assert phases(lines)[-1] == "✘ Build, FAILED" and not any("Revert" in line for line in lines)
     for changed, last, shown in (
         ("false", "Version 2.0.0 is live.", "✘ Build, FAILED"),
-        ("true", "Version 2.0.0 is live.", "✔ Revert, 1 change"),
+        ("true", "Version 2.0.0 is live.", "✔ End of the run, 1 change"),
         ("true", "Version 2.0.0 is live. The revert is not finished, deploy.yml finishes it: x", "✘ Revert, FAILED"),
     ):
         abort.write_text(change % changed + end % last)
@@ -400,6 +400,9 @@ def test_a_phase_that_only_decides_has_no_line(site):
         ("Failed to connect to the host via ssh: Host key verification failed.", "ssh root@10.0.0.1 true"),
         ("cannot be reached: WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!", "ssh-keygen -R 10.0.0.1"),
         ("root@h: Permission denied (publickey,password).", "ssh-copy-id root@10.0.0.1"),
+        ('Load key "/root/.ssh/k": bad permissions', "chmod 600 /root/.ssh/k"),
+        ("ERROR: Decryption failed (no vault secrets were found that could decrypt)", "vault-password"),
+        ("The code alone cannot go back: x. Nothing was changed.", ""),
         ("ssh: Could not resolve hostname h: Name or service not known", "ansible_host"),
         ("ssh: connect to host h port 22: Connection timed out", "ssh root@10.0.0.1 true"),
         ("Missing sudo password", "--ask-become-pass"),

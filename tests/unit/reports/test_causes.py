@@ -22,6 +22,8 @@ ANSIBLE = Path(ansible.__file__).parent
 BACKUP = "module_utils/shiftmaster/backup/report.py"
 REPORT = "The report above shows the actions."
 # The file, a part of its sentence, that sentence as it is printed, and in Japanese.
+TLS = "roles/tls/vars/preflight.yml"
+MIGRATE = "roles/release/tasks/migrate.yml"
 ROLLBACK = "roles/release/tasks/rollback.yml"
 MIGRATIONS = "module_utils/shiftmaster/release/migrations.py"
 RELEASE_MODULE = "library/release/shiftmaster_release.py"
@@ -113,16 +115,16 @@ CASES = [
      "(あるもの: r1, r2)。指定する場合: -e to=<バージョン>"),
     ("library/release/shiftmaster_release.py", "there is no release %s on this host; there are: %s",
      "there is no release 9 on this host; there are: r1", "このホストにリリース 9 はありません。あるもの: r1"),
-    ("module_utils/shiftmaster/release/migrations.py", "The live code now may not work after %s. Run it in maintenance mode",
-     "The live code now may not work after a.0003_drop (contract: x). Run it in maintenance mode with contract migrations "
-     "allowed, or split it into a release that only adds and a later one that removes. Nothing was changed.",
-     "稼働中のコードは、次の適用後に動作しない可能性があります: a.0003_drop (contract: x)。contract のマイグレーションを許可して"
-     "メンテナンス画面を表示して実行するか、追加だけのリリースと後で削除するリリースに分けてください。 何も変更していません。"),
-    ("roles/release/tasks/migrate.yml", "Deploy with -e shiftmaster_allow_contract=true to run them in maintenance mode",
-     "Deploy with -e shiftmaster_allow_contract=true to run them in maintenance mode, or annotate the migration "
-     "(docs/operations-guide.md, chapter on migrations).",
-     "メンテナンス画面を表示して実行するには -e shiftmaster_allow_contract=true を付けてデプロイします。または、"
-     "マイグレーションに注釈を付けます(docs/operations-guide.ja.md のマイグレーションの章)。"),
+    (MIGRATIONS, "The live code now may not work after %s. A release that only adds, and a later one that removes, ",
+     "The live code now may not work after a.0003_drop (contract: x). A release that only adds, and a later one that removes, need no "
+     "maintenance page. Nothing was changed.",
+     "稼働中のコードは、次の適用後に動作しない可能性があります: a.0003_drop (contract: x)。追加だけのリリースと後で削除するリリースに"
+     "分ければ、メンテナンス画面は不要です。 何も変更していません。"),
+    (MIGRATE, "To run them while users see the maintenance page:", "To run them while users see the maintenance page:",
+     "メンテナンス画面を表示して実行する場合:"),
+    (MIGRATE, "To run them without it: annotate the migrations (docs/operations-guide.md, chapter on migrations).",
+     "To run them without it: annotate the migrations (docs/operations-guide.md, chapter on migrations).",
+     "表示せずに実行する場合: マイグレーションに注釈を付ける(docs/operations-guide.ja.md のマイグレーションの章)。"),
     (NGINX, "since this run", "w1 shows the maintenance page to everybody (since this run); health pages still respond.",
      "w1 は利用者全員にメンテナンス画面を表示します(この実行から)。ヘルスチェックのページは応答します。"),
     (NGINX, "shows the maintenance page to everybody",
@@ -229,18 +231,36 @@ CASES = [
     (HOST, "nothing is deployed here, which monitoring would report as five faults",
      "nothing is deployed here, which monitoring would report as five faults; run ansible-playbook deploy.yml first",
      "まだデプロイされていません。先に実行してください: ansible-playbook deploy.yml"),
-    ("roles/tls/vars/preflight.yml", "the provided certificate is self-signed, and no host trusts it: ",
-     "the provided certificate is self-signed, and no host trusts it: set a",
-     "指定された証明書は自己署名で、どのホストも信頼しません。tls_site_mode を selfsigned にするか、この証明書を "
+    (TLS, " is self-signed, and no host trusts it: ", "the provided certificate /a.crt is self-signed, and no host trusts it: set a",
+     "指定された証明書 /a.crt は自己署名で、どのホストも信頼しません。tls_site_mode を selfsigned にするか、この証明書を "
      "base_extra_ca_certificates に加えてください"),
+    (TLS, " UTC: put the renewed certificate there",
+     "the provided certificate /a.crt ended on 2026-01-01 00:00:00 UTC: put the renewed certificate there",
+     "指定された証明書 /a.crt は 2026-01-01 00:00:00 (UTC) に期限が切れています。更新した証明書に置き換えてください"),
+    (TLS, " begins only on ", "the provided certificate /a.crt begins only on 2026-01-01 00:00:00 UTC",
+     "指定された証明書 /a.crt の有効期間は 2026-01-01 00:00:00 (UTC) からです"),
+    (TLS, " does not cover ", "the provided certificate /a.crt does not cover a.jp but only b.jp",
+     "指定された証明書 /a.crt は a.jp に使えません(対象: b.jp)"),
+    (TLS, " converts DER", "the provided certificate /a.crt is not in PEM form: openssl x509 -inform der -in /a.crt converts DER",
+     "指定された証明書 /a.crt は PEM 形式ではありません。DER からの変換: openssl x509 -inform der -in /a.crt"),
+    (TLS, " converts it", "the provided key /a.key is not in PEM form: openssl pkey -in /a.key converts it",
+     "指定された秘密鍵 /a.key は PEM 形式ではありません。変換: openssl pkey -in /a.key"),
+    (TLS, " shows it without",
+     "the provided key /a.key has a passphrase, with which nginx cannot start by itself: openssl pkey -in /a.key shows it without",
+     "指定された秘密鍵 /a.key にパスフレーズがあり、nginx が自動で起動できません。パスフレーズなしでの出力: openssl pkey -in /a.key"),
+    (TLS, " is not the key of the first certificate in ",
+     "the provided key /a.key is not the key of the first certificate in the provided certificate /a.crt",
+     "指定された秘密鍵 /a.key は、証明書 /a.crt の先頭の証明書の鍵ではありません"),
+    ("group_vars/all/preflight.yml", "/vault.yml; put it back from git or a copy",
+     "variable a is not set: there is no group_vars/a/vault.yml; put it back from git or a copy",
+     "変数 a が設定されていません: group_vars/a/vault.yml がありません。git または控えから戻してください"),
     (VARIABLES, "%s=%s is out of its range: %s to %s%s", "a_days=0 is out of its range: 1 to 9, or 77",
      "a_days=0 は範囲外です(1 から 9, or 77)"),
-    ("roles/preflight/tasks/main.yml", ": the inventory names version ",
-     "app1: the inventory names version 2.0.0, which was live before 2.1.0. To keep that one, write shiftmaster_version: \"2.1.0\" into "
-     "the inventory's group_vars; to change to the other one, name it: ./shiftmaster deploy -e shiftmaster_version=2.0.0",
-     "app1: インベントリのバージョン 2.0.0 は、現在の 2.1.0 より前に稼働していたものです。2.1.0 のままにするには、インベントリの group_vars に "
-     "shiftmaster_version: \"2.1.0\" と書いてください。2.0.0 に変えるには明示してください: "
-     "./shiftmaster deploy -e shiftmaster_version=2.0.0"),
+    (PREFLIGHT, ", which a run deploys that names none, was live before ",
+     "app1: version 2.0.0, which a run deploys that names none, was live before 2.1.0. To stay with 2.1.0: shiftmaster_version: "
+     "\"2.1.0\" in group_vars/a/vars.yml. To change: ./shiftmaster deploy -e shiftmaster_version=2.0.0",
+     "app1: バージョンを指定しない実行がデプロイする 2.0.0 は、現在の 2.1.0 より前に稼働していたものです。2.1.0 のままにする場合: "
+     "group_vars/a/vars.yml に shiftmaster_version: \"2.1.0\" と書く。2.0.0 に変える場合: ./shiftmaster deploy -e shiftmaster_version=2.0.0"),
     ("roles/base/vars/preflight.yml", "; timedatectl list-timezones prints them",
      'base_timezone: there is no time zone "Asia/Tokio"; timedatectl list-timezones prints them',
      'base_timezone: タイムゾーン "Asia/Tokio" はありません。一覧: timedatectl list-timezones'),
@@ -269,21 +289,18 @@ CASES = [
      "secrets of today by a deploy: deploy.yml",
      "リリース r1 は更新前の秘密情報でビルドされています: X. 何も変更していません。 このバージョンに戻すには、現在の秘密情報でデプロイして"
      "ください: deploy.yml"),
-    (MIGRATIONS, "The code alone cannot go back: %s. %s",
-     "The code alone cannot go back: the older code may not work with roster.0004_x: drops it, and no retained release holds the "
-     "file of roster.0005_y, so what it did is not known. roster.0005_y cannot be unapplied: only restoring the backup from before "
-     "goes back.",
-     "コードだけを戻すことはできません: 旧コードは次の適用後に動作しない可能性があります: roster.0004_x: drops it, and "
-     "roster.0005_y のファイルを持つリリースが残っていないため、その内容は不明です. roster.0005_y は取り消せません。適用前のバックアップの"
-     "リストアでのみ戻せます。"),
-    (MIGRATIONS, "Request it by name: unapply them with",
-     "Request it by name: unapply them with the newer release's code in maintenance mode, or restore the backup from before.",
-     "次のどちらかを指定して実行してください。"),
-    (ROLLBACK, "-e schema=restore restores the pre-migration dump from before the migrations and loses everything entered since.",
-     "-e schema=reverse takes the schema back with the newer code, in maintenance mode (lost: the rows of X); -e schema=restore "
-     "restores the pre-migration dump from before the migrations and loses everything entered since.",
-     "-e schema=reverse はメンテナンス画面を表示し、新しいコードでスキーマを戻します(失われるデータ: the rows of X)。-e schema=restore "
-     "はマイグレーション前のダンプをリストアします。その後に入力されたデータは失われます。"),
+    (MIGRATIONS, "The code alone cannot go back: %s.",
+     "The code alone cannot go back: the older code may not work with roster.0004_x: drops it; no retained release holds the "
+     "file of roster.0005_y, so what it did is not known; roster.0005_y cannot be unapplied.",
+     "コードだけを戻すことはできません: 旧コードは次の適用後に動作しない可能性があります: roster.0004_x: drops it; "
+     "roster.0005_y のファイルを持つリリースが残っていないため、その内容は不明です; roster.0005_y は取り消せません."),
+    (ROLLBACK, "With the schema, while users see the maintenance page", "With the schema, while users see the maintenance page (lost: X):",
+     "スキーマも戻す場合(メンテナンス画面を表示、失われるデータ: X):"),
+    (ROLLBACK, "With the schema, while users see the maintenance page", "With the schema, while users see the maintenance page:",
+     "スキーマも戻す場合(メンテナンス画面を表示):"),
+    (ROLLBACK, "With the database as it was before the migrations (lost: everything entered since):",
+     "With the database as it was before the migrations (lost: everything entered since):",
+     "データベースをマイグレーション前に戻す場合(その後に入力されたデータは失われます):"),
     (ROLLBACK, "which the database does not have, or only half.",
      "2.0.0 needs a.0001, which the database does not have, or only half. A deploy applies them: deploy.yml",
      "2.0.0 に必要な a.0001 が、データベースに適用されていないか途中までです。 デプロイで適用されます: deploy.yml"),

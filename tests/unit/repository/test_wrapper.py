@@ -152,7 +152,7 @@ def test_the_vault_password_and_the_locale_are_set_where_they_are_missing(copy):
 def test_an_unknown_option_or_command_is_named_with_the_nearest_one(copy):
     cases = (
         (["deploy", "--chek"], "--check"),
-        (["rollback", "--schema"], "-e schema=VALUE"),
+        (["rollback", "--schema"], "-e schema=keep|reverse|restore"),
         (["diagnoze"], "diagnose"),
     )
     for words, near in cases:
