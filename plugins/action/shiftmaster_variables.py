@@ -106,7 +106,7 @@ def type_problems(role, options, values):
 
 def shape_problem(name, kind):
     word, shape = ("list", '["..."]') if kind == "list" else ("mapping", '{"...": "..."}')
-    return "%s is a %s: %s, with -e '{\"%s\": %s}'" % (name, word, shape, name, shape)
+    return "%s must be a %s: %s: %s in a file, or -e '{\"%s\": %s}'" % (name, word, name, shape, name, shape)
 
 
 def range_of(name, ranges):

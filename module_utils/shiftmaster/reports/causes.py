@@ -59,8 +59,8 @@ SENTENCES = (
     (r": there is no file (\S+)\. Copy the site's (?:certificate|key) there; for a site without one, set tls_site_mode to "
      r"acme or selfsigned",
      r": ファイル \1 がありません。サイトの証明書・秘密鍵を置くか、tls_site_mode を acme または selfsigned に設定してください"),
-    (r"(\w+) is a list: (.+), with -e ", r"\1 はリストで指定します: \2、コマンドラインでは -e "),
-    (r"(\w+) is a mapping: (.+), with -e ", r"\1 はマッピングで指定します: \2、コマンドラインでは -e "),
+    (r"(\w+) must be a list: (.+) in a file, or -e ", r"\1 はリストで指定します。ファイルでは \2、コマンドラインでは -e "),
+    (r"(\w+) must be a mapping: (.+) in a file, or -e ", r"\1 はマッピングで指定します。ファイルでは \2、コマンドラインでは -e "),
     (r"Unhealthy: (.*)\. The report above shows the actions\.", r"異常: \1。対処は上のレポートを参照してください"),
     (r"(.*)\. The report above shows the actions\.", r"\1。対処は上のレポートを参照してください"),
     (r"there is no older release to go back to: nothing that is still here and not bad served before the one that is live; "

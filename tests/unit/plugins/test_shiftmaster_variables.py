@@ -155,12 +155,15 @@ def test_names_of_the_group_variables_are_those_of_group_vars_all(problems):
 @pytest.mark.parametrize("given", ["text", "mapping", "nothing"])
 def test_another_type_than_a_list_is_one_problem_by_the_name_of_its_variable(problems, given):
     (problem,) = problems[given]
-    assert problem.startswith("monitoring_container_hosts is a list") and '{"monitoring_container_hosts": [' in problem
+    assert (
+        problem.startswith("monitoring_container_hosts must be a list: ")
+        and '{"monitoring_container_hosts": [' in problem
+    )
 
 
 def test_text_for_a_list_of_a_role_is_not_read_letter_by_letter(problems):
     (problem,) = problems["letters"]
-    assert problem.startswith("shiftmaster_watch_paths is a list") and '{"shiftmaster_watch_paths": [' in problem
+    assert problem.startswith("shiftmaster_watch_paths must be a list: ") and '{"shiftmaster_watch_paths": [' in problem
 
 
 def test_an_empty_secret_is_not_set(problems):

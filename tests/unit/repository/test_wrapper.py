@@ -149,6 +149,14 @@ def test_the_vault_password_and_the_locale_are_set_where_they_are_missing(copy):
     assert (third["LC_ALL"], third["SHIFTMASTER_LANGUAGE"]) == ("C.UTF-8", "ja")
 
 
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, True), (0o604, True)])
+def test_a_password_of_the_vault_that_others_can_read_is_reported(copy, mode, warned):
+    path = copy.home / ".shiftmaster.vault-password"
+    path.write_text("x\n")
+    path.chmod(mode)
+    assert (f"chmod 600 {path}" in copy.run("health").stderr) == warned
+
+
 def test_an_unknown_option_or_command_is_named_with_the_nearest_one(copy):
     cases = (
         (["deploy", "--chek"], "--check"),
