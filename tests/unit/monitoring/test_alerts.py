@@ -664,9 +664,10 @@ def test_a_planned_reboot_is_silenced_on_its_host_alone():
         (name, instance)
         for name in ("HostDown", "HostRebooted", "ShiftMasterDown", "DatabaseConnectionError")
         for instance in ("db1", "db10")
-        if messages.fits(matchers, fired(name, instance=instance))
+        if messages.fits(matchers, fired(name, instance=instance, env="production"))
     }
     assert silent == {("HostDown", "db1"), ("HostRebooted", "db1")}
+    assert not messages.fits(matchers, fired("HostDown", instance="db1", env="staging"))
     assert templar.template(rendered.trust_as_template("{{ notify_silence_site_alerts }}")) == []
 
 

@@ -232,7 +232,9 @@ def test_warnings_are_shown_in_production_and_name_what_is_missing():
     nobody = "\n".join(warnings(alertmanager_email_to=[]))
     assert "NOBODY IS NOTIFIED" in nobody and "NOBODY NOTICES" in nobody
     assert "NOBODY" not in "\n".join(warnings(alertmanager_email_to=[], alertmanager_production=False))
-    assert warnings(alertmanager_email_to=["ops@example.com"], **SECRETS) == []
+    mail = {"alertmanager_email_to": ["ops@example.com"], "alertmanager_smtp_smarthost": "mail.example.com:587"}
+    assert warnings(**mail, **SECRETS) == []
+    assert "topology_mail_server" in "\n".join(warnings(alertmanager_email_to=["ops@example.com"], **SECRETS))
     assert "address of the example" in "\n".join(warnings(**SECRETS))
 
 
