@@ -96,8 +96,8 @@ SAYS = {
     "fix": ("Fix it:", "対処:"),
     "links": ("Read on", "関連"),
     "guide": ("Operations guide: {title}", "運用ガイド: {title}"),
-    "all": ("All runbooks", "ランブック一覧"),
-    "title": ("Runbooks", "ランブック"),
+    "all": ("All runbooks", "手順書一覧"),
+    "title": ("Runbooks", "手順書"),
     "intro": (
         "One page for each alert: what it means, what to look at, and the causes, each with a check and a fix.",
         "アラートごとに 1 ページです。意味、最初の確認、原因(可能性の高い順)とその確認方法・対処をまとめています。",

@@ -45,7 +45,7 @@ SAYS = {
     "fix": ("Do", "対処"),
     "on": ("on {host}", "{host} で実行"),
     "controller": ("on your machine, in this repository", "手元のマシンのこのリポジトリで実行"),
-    "runbook": ("Runbook", "ランブック"),
+    "runbook": ("Runbook", "手順書"),
     "follows": ("Follows from it", "ここから生じている事象"),
     "unseen": ("Not looked at", "確認できなかった項目"),
     "firing": ("Alerts that fire", "発報中のアラート"),
