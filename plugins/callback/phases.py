@@ -21,7 +21,7 @@ ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "
 from ansible.module_utils.shiftmaster.health.text import CATALOG, PYTHON, SUDO
 from ansible.module_utils.shiftmaster.host.action import runnable
 from ansible.module_utils.shiftmaster.host.printable import printable_tree as printable
-from ansible.module_utils.shiftmaster.reports.causes import japanese
+from ansible.module_utils.shiftmaster.reports.causes import LONGEST, japanese
 
 DOCUMENTATION = """
 name: phases
@@ -119,7 +119,7 @@ HINTS = (
      "deploy what is to be live: ansible-playbook deploy.yml -e shiftmaster_version=VERSION",
      "稼働させるバージョンをデプロイしてください: ansible-playbook deploy.yml -e shiftmaster_version=バージョン"),
     (PYTHON, *CATALOG["hint.python"]),
-    (r"Docker daemon|docker:? command not found|docker.*No such file",
+    (r"Docker daemon|docker:? command not found|No such file or directory: b?'docker'",
      "start Docker, where the demo's container {name} runs, then `make demo`; for other hosts name their inventory "
      "(./shiftmaster -E NAME, or -i inventory/NAME)",
      "デモのコンテナー {name} には Docker が必要です。Docker を起動し、make demo を実行してください。"
@@ -134,8 +134,8 @@ HINTS = (
 )  # fmt: skip
 HINTS_UNREACHABLE = (
     (r'Load key "(.+)": bad permissions',
-     "other users can read the key, so ssh ignores it: chmod 600 {0}",
-     "他のユーザーが読める鍵を ssh は使用しません: chmod 600 {0}"),
+     "other users can read the key, so ssh ignores it: chmod 600 '{0}'",
+     "他のユーザーが読める鍵を ssh は使用しません: chmod 600 '{0}'"),
     (r"IDENTIFICATION HAS CHANGED",
      "the host's key has changed: a new installation, or an attack. Compare it on the console of {name}; then remove "
      "the old one: ssh-keygen -R {host}",
@@ -235,19 +235,24 @@ def phase_of_play(name: str) -> str:
 
 
 def lines_of(text) -> list[str]:
-    return [printable(line.rstrip()) for line in runnable(str(text)).split("\n")]
+    """Without the commands of a text that is one endless line: the regular expressions would take minutes."""
+    lines = [line.rstrip() for line in str(text).split("\n")]
+    return [printable(runnable(line) if len(line) < 20 * LONGEST else line) for line in lines]
 
 
 def message_lines(result: dict) -> list[str]:
     """The messages of a failed result, each once; a loop's failed items one after the other."""
     if "censored" in result:
         return []
-    failed = [item for item in result.get("results") or [] if isinstance(item, dict) and item.get("failed")]
+    items = result["results"] if isinstance(result.get("results"), list) else []
+    failed = [item for item in items if isinstance(item, dict) and item.get("failed")]
     if failed:
         return list(dict.fromkeys(line for item in failed for line in message_lines(item)))
     # Facts are gathered by modules of their own, whose messages are in theirs.
-    if result.get("failed_modules"):
-        return list(dict.fromkeys(line for item in result["failed_modules"].values() for line in message_lines(item)))
+    modules = result["failed_modules"] if isinstance(result.get("failed_modules"), dict) else {}
+    modules = [item for item in modules.values() if isinstance(item, dict)]
+    if modules:
+        return list(dict.fromkeys(line for item in modules for line in message_lines(item)))
     message = result.get("msg") or ""
     # A module that did not start: the reason is what the connection or the interpreter printed.
     printed = lines_of(str(result.get("module_stderr") or "").strip())[-5:]
@@ -275,6 +280,10 @@ def text_lines(message) -> list[str]:
     if isinstance(message, (dict, list)):
         return lines_of(json.dumps(message, indent=2, ensure_ascii=False))
     return lines_of(str(message).rstrip("\n"))
+
+
+def encrypted(path: Path) -> bool:
+    return path.is_file() and path.read_bytes().startswith(b"$ANSIBLE_VAULT")
 
 
 def after_failure(task) -> bool:
@@ -317,8 +326,13 @@ class Log:
     def display(self, msg, *_args, screen_only=False, **_options):
         # Written out line by line: what was not would be lost, or be written again by each process that Ansible forks.
         if self.file and (not screen_only or not msg):
-            self.file.write(f"{msg}\n")
-            self.file.flush()
+            try:
+                self.file.write(f"{msg}\n")
+                self.file.flush()
+            except OSError as error:
+                # The run goes on: what failed in it is shown, and the log ends here.
+                self.file = None
+                Display().warning(f"The log ends here: {error}")
 
     def banner(self, msg, *_args, **_options):
         self.display(f"\n{self.now():%H:%M:%S} {msg} {'*' * max(3, 110 - len(msg))}")
@@ -667,16 +681,23 @@ class CallbackModule(Default):
         shown, new = [], []
         target = str(result.task.args.get("dest", "{{"))
         for diff in part["diff"] if isinstance(part["diff"], list) else [part["diff"]]:
-            before = diff.get("before") or {"state": "absent"}
-            absent = isinstance(before, dict) and before.get("state") == "absent"
+            if not isinstance(diff, dict):
+                continue
+            before, header = diff.get("before"), diff.get("before_header") or "(absent)"
+            absent = (
+                before.get("state") == "absent" if isinstance(before, dict) else not before and header.endswith(")")
+            )
             text = self._get_diff(diff).rstrip()
+            # Of copy and template the header is a file of this machine.
+            header = target if "{{" not in target else diff.get("after_header")
+            path = lines_of(part.get("dest") or part.get("path") or header or "")[0]
             if text and "prepared" in diff:
                 # Of what cannot be compared, such as packages, the last line sums up.
                 shown.append(text.splitlines()[-1])
-            elif text and (absent and "after" in diff or text.startswith("diff skipped:")):
-                # Of copy and template the header is a file of this machine.
-                header = target if "{{" not in target else diff.get("after_header")
-                new.append(part.get("dest") or part.get("path") or header or "")
+            elif text.startswith("diff skipped:"):
+                shown.append(f"{path}: {text}")
+            elif text and absent and "after" in diff:
+                new.append(path)
             elif text:
                 shown.append(text)
         if shown or new:
@@ -748,9 +769,13 @@ class CallbackModule(Default):
     def _report_next(self) -> None:
         """The next command: that of a known cause, else the same again, and a diagnosis where hosts can be reached."""
         first = self.failures[0]
-        text, names = "\n".join(first["lines"]), {"name": sorted(first["hosts"])[0], "address": first["address"]}
-        # Without a port and a user; an inventory can give an empty one.
-        names["host"] = first["address"].rpartition(" ")[2].rpartition("@")[2]
+        text, names = (
+            "\n".join(line[:LONGEST] for line in first["lines"]),
+            {"name": sorted(first["hosts"])[0], "address": first["address"]},
+        )
+        # Without a user, and as known_hosts has it with another port; an inventory can give an empty one.
+        port, host = re.match(r"-p (\d+) ", first["address"]), first["address"].rpartition(" ")[2].rpartition("@")[2]
+        names["host"] = f"'[{host}]:{port[1]}'" if port and port[1] != "22" else host
         hint = self._hint(HINTS + (HINTS_UNREACHABLE if first["unreachable"] else ()), text, **names)
         if hint:
             self.screen.line(hint)
@@ -766,14 +791,14 @@ class CallbackModule(Default):
             return ""
         match, hint = found
         directory = Path(constants.CONFIG_FILE or "").parent / "group_vars"
-        vaults = [os.path.relpath(path) for path in sorted(directory.glob("*/vault.yml"))
-                  if path.parent.name in self.groups and path.read_bytes().startswith(b"$ANSIBLE_VAULT")]  # fmt: skip
+        found = [path for path in sorted(directory.glob("*/vault.yml")) if path.parent.name in self.groups]
+        vaults = [os.path.relpath(path) for path in found if encrypted(path)]
         password = (
             os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE")
             or constants.DEFAULT_VAULT_PASSWORD_FILE
             or "the given password"
         )
-        values.update(vaults=", ".join(vaults), password=password)
+        values.update(vaults=", ".join(vaults) or "the vault", password=password)
         return self.text("hint", text=runnable(hint[self.language == "ja"].format(*match.groups(), **values)))
 
     def _address(self, host) -> str:

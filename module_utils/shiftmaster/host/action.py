@@ -27,11 +27,15 @@ def runnable(text: str) -> str:
     if "AWX_PRIVATE_DATA_DIR" in os.environ:
         return text
     wrapper = os.environ.get("SHIFTMASTER_CALLED_AS")
+    given = list(context.CLIARGS.get("inventory") or [])
+    # ./shiftmaster names its inventory by the environment.
+    given = [] if wrapper and given == list(constants.DEFAULT_HOST_LIST) else given
+    options = "".join(" -i %s" % shlex.quote(os.path.relpath(one)) for one in given if "," not in one)
     if wrapper:
-        text = PLAYBOOK.sub(lambda found: "%s %s" % (wrapper, found[2]), text)
-        return AD_HOC.sub(lambda _: "%s ansible " % wrapper, text.replace("%s ansible " % wrapper, "ansible "))
-    inventories = [os.path.relpath(one) for one in context.CLIARGS.get("inventory") or [] if "," not in one]
-    options = "".join(" -i %s" % shlex.quote(one) for one in inventories)
+        # Both are the same text in a report that is processed again.
+        text = PLAYBOOK.sub(lambda found: "%s %s%s" % (wrapper, found[2], options), text)
+        text = text.replace("%s ansible%s " % (wrapper, options), "ansible ")
+        return AD_HOC.sub(lambda _: "%s ansible%s " % (wrapper, options), text)
     directory = os.path.relpath(os.path.dirname(constants.CONFIG_FILE or "") or ".")
 
     def program(name: str) -> str:

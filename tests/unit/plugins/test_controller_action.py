@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from types import SimpleNamespace
 
 import pytest
+from ansible import context
 from ansible.module_utils.shiftmaster.host.action import ControllerAction, Failed, runnable
 
 
@@ -60,3 +63,6 @@ def test_a_command_is_named_as_the_run_was_started(monkeypatch, text, expected):
     assert runnable(text) == expected
     # Both are the same text in a report that is processed again.
     assert runnable(runnable(text)) == expected
+    monkeypatch.setattr(context, "CLIARGS", {"inventory": (os.path.abspath("inventory/x"),)})
+    expected = re.sub(r"(-E demo (?:deploy|rollback|maintenance|ansible))", r"\1 -i inventory/x", expected)
+    assert runnable(text) == runnable(runnable(text)) == expected

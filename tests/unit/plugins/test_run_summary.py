@@ -46,6 +46,21 @@ def test_the_summary_covers_what_the_tags_set_up(tmp_path, tags, extra, present,
     assert [text for text in present if text not in out] == [] and [text for text in absent if text in out] == []
 
 
+@pytest.mark.parametrize(
+    ("tags", "more", "rejects"),
+    [
+        (["all"], {}, True), (["release"], {}, True), (["app", "backup"], {}, False),
+        (["all"], {"ansible_skip_tags": ["release"]}, False), (["all"], {"run_without_release": True}, False),
+        (["all"], {"preflight_extra": {"given": ["shiftmaster_version"]}}, False),
+    ],
+)  # fmt: skip
+def test_the_inventorys_older_version_matters_to_a_run_that_deploys_one(tmp_path, tags, more, rejects):
+    shutil.copy(ROOT / "inventory/production/hosts.yml", tmp_path / "production.yml")
+    extra = {"ansible_run_tags": tags, "ansible_skip_tags": [], **more}
+    found = inventories.variables(tmp_path, ["preflight_version_named"], "app1", **extra)
+    assert found["app1"]["preflight_version_named"] is not rejects
+
+
 @pytest.mark.parametrize(("language", "expected"), [("en", "to roll back: "), ("ja", "元に戻すには: ")])
 def test_the_summary_of_a_release_has_the_language_of_its_reader(language, expected):
     facts = {

@@ -243,6 +243,42 @@ def test_check_and_diff_show_what_would_change_and_old_logs_are_removed(site):
     assert "+new line" in (site.path / "logs" / names[-1]).read_text()
 
 
+@pytest.mark.parametrize(
+    ("result", "shown"),
+    [
+        ({"dest": "/etc/x\x1b[2J\n✔ Backups", "diff": {"before": "", "after": "x"}}, ["new: /etc/x?[2J"]),
+        ({"dest": "/x", "diff": {"before": "", "before_header": "/x", "after": "1\n"}}, ["+1"]),
+        ({"path": "/x", "diff": [{"dst_larger": 9, "after": "1"}, "text"]}, ["/x: diff skipped"]),
+        ({"path": "/x", "diff": {"before": {"path": "/x", "state": "absent"}, "after": {"path": "/x"}}}, ["new: /x"]),
+        ({"diff": {"prepared": "NEW packages:\n a b\n2 newly installed"}}, ["2 newly installed"]),
+    ],
+)
+def test_a_difference_of_any_shape_is_shown_or_named(callback, result, shown):
+    part = callback.CallbackModule()
+    lines = []
+    part.screen = SimpleNamespace(line=lambda text="", colour=None: lines.extend(text.split("\n")))
+    task = SimpleNamespace(args={}, get_name=lambda: "Write")
+    part._show_diff(SimpleNamespace(task=task, host=SimpleNamespace(get_name=lambda: "a")), result)
+    assert lines[0] == "a: Write" and all(any(line.startswith(one) for line in lines) for one in shown), lines
+    assert "\x1b" not in "".join(lines) and not any(line.startswith("✔") for line in lines)
+    assert any(line.startswith("new: ") for line in lines) == any(one.startswith("new: ") for one in shown)
+
+
+@pytest.mark.parametrize("result", [{"failed_modules": ["a"]}, {"results": 5}, {"failed_modules": {"a": 1}}])
+def test_a_failure_of_any_shape_keeps_its_message(callback, result):
+    assert callback.message_lines({"failed": True, "msg": "the cause", **result}) == ["the cause"]
+
+
+def test_a_full_disk_ends_the_log_and_not_the_report(site):
+    text = play({"name": "Read", "ansible.builtin.fail": {"msg": "the real cause"}})
+    (site.path / "logs").mkdir()
+    opened = "o('/dev/full', os.O_WRONLY) if 'logs/' in str(a[0]) else o(*a, **k)"
+    full = f"import os; os.open = lambda *a, o=os.open, **k: {opened}"
+    (site.path / "sitecustomize.py").write_text(full)
+    _, lines = site.run(text, "deploy.yml", "--limit", "a", PYTHONPATH=str(site.path))
+    assert any("the real cause" in line for line in lines) and any("log ends here" in line for line in lines), lines
+
+
 def test_a_report_with_findings_does_not_look_like_a_crash_and_continues_without_its_log(site):
     (site.path / "logs").touch()
     tasks = ({"ansible.builtin.debug": {"msg": ["the report"]}},
@@ -365,9 +401,9 @@ def test_commands_that_a_run_shows_reach_its_hosts_and_a_diagnosis_does_not_advi
     assert "ansible -i hosts.yml cache --become -m ansible.builtin.ping" in lines
     assert not any(line.startswith("Diagnose:") for line in lines)
     _, lines = site.run(text, "health.yml", "--limit", "a", SHIFTMASTER_CALLED_AS="./shiftmaster -E demo")
-    assert "Fix it: ./shiftmaster -E demo deploy --tags tls, or" in lines
-    assert "./shiftmaster -E demo ansible cache --become -m ansible.builtin.ping" in lines
-    assert lines[-1].endswith(" ./shiftmaster -E demo diagnose")
+    assert "Fix it: ./shiftmaster -E demo deploy -i hosts.yml --tags tls, or" in lines
+    assert "./shiftmaster -E demo ansible -i hosts.yml cache --become -m ansible.builtin.ping" in lines
+    assert lines[-1].endswith(" ./shiftmaster -E demo diagnose -i hosts.yml")
 
 
 def test_a_vault_without_its_password_is_named(site):
@@ -400,7 +436,7 @@ def test_a_phase_that_only_decides_has_no_line(site):
         ("Failed to connect to the host via ssh: Host key verification failed.", "ssh root@10.0.0.1 true"),
         ("cannot be reached: WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!", "ssh-keygen -R 10.0.0.1"),
         ("root@h: Permission denied (publickey,password).", "ssh-copy-id root@10.0.0.1"),
-        ('Load key "/root/.ssh/k": bad permissions', "chmod 600 /root/.ssh/k"),
+        ('Load key "/root/.ssh/k": bad permissions', "chmod 600 '/root/.ssh/k'"),
         ("ERROR: Decryption failed (no vault secrets were found that could decrypt)", "vault-password"),
         ("The code alone cannot go back: x. Nothing was changed.", ""),
         ("ssh: Could not resolve hostname h: Name or service not known", "ansible_host"),

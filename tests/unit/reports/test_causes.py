@@ -251,6 +251,13 @@ CASES = [
     (TLS, " is not the key of the first certificate in ",
      "the provided key /a.key is not the key of the first certificate in the provided certificate /a.crt",
      "指定された秘密鍵 /a.key は、証明書 /a.crt の先頭の証明書の鍵ではありません"),
+    ("roles/release/tasks/migrate.yml", "The old version stays live. With the schema, too:",
+     "The old version stays live. With the schema, too: ansible-playbook rollback.yml -e schema=reverse (or restore).",
+     "旧バージョンが引き続き稼働しています。スキーマも戻す場合: ansible-playbook rollback.yml -e schema=reverse(または restore)。"),
+    ("group_vars/all/preflight.yml", "/vault.yml; ./shiftmaster init writes one, or copy vault.yml.example",
+     "variable a is not set: there is no group_vars/a/vault.yml; ./shiftmaster init writes one, or copy vault.yml.example",
+     "変数 a が設定されていません: group_vars/a/vault.yml がありません。./shiftmaster init で作成するか、vault.yml.example を"
+     "コピーしてください"),
     ("group_vars/all/preflight.yml", "/vault.yml; put it back from git or a copy",
      "variable a is not set: there is no group_vars/a/vault.yml; put it back from git or a copy",
      "変数 a が設定されていません: group_vars/a/vault.yml がありません。git または控えから戻してください"),

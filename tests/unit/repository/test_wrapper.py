@@ -149,7 +149,13 @@ def test_the_vault_password_and_the_locale_are_set_where_they_are_missing(copy):
     assert (third["LC_ALL"], third["SHIFTMASTER_LANGUAGE"]) == ("C.UTF-8", "ja")
 
 
-@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, True), (0o604, True)])
+def test_an_empty_name_of_an_environment_is_no_other_one(copy):
+    done = copy.run("-E", "", "deploy", ANSIBLE_INVENTORY="inventory/production")
+    assert (done.returncode, copy.calls()) == (2, [])
+
+
+# An executable one is run, and prints it.
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, True), (0o604, True), (0o755, False)])
 def test_a_password_of_the_vault_that_others_can_read_is_reported(copy, mode, warned):
     path = copy.home / ".shiftmaster.vault-password"
     path.write_text("x\n")
