@@ -18,7 +18,7 @@ def test_check_mode_on_an_empty_host(operations):
     before = operations.fingerprint()
     run = operations.run("deploy.yml", "--check", "--diff")
     assert run.code == 0, run.output[-6000:]
-    assert run.prints("then:   a new release of version 2.0.0")
+    assert run.prints("then: a new release of version 2.0.0")
     assert run.prints("/etc/nginx/sites-available/shiftmaster", "shiftmaster-web@.service")
     assert run.prints("/etc/systemd/system/shiftmaster-backup.timer")
     # It watches itself.
