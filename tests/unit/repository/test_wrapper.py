@@ -184,13 +184,18 @@ def test_a_command_of_ansible_runs_in_the_environment(copy):
     assert environment["ANSIBLE_INVENTORY"] == str(copy.root / "inventory/production")
 
 
-def test_grow_writes_the_inventory_and_shows_the_plan(copy):
+def test_grow_shows_the_plan_and_writes_the_inventory_with_confirm(copy):
     (copy.root / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/grow_inventory.py", copy.root / "scripts")
     (copy.root / ".venv/bin/python").symlink_to(sys.executable)
     hosts = copy.root / "inventory/single/hosts.yml"
-    assert copy.run("-E", "single", "grow", "database", "db1", "192.0.2.21").returncode == 0
-    assert copy.run("-E", "single", "grow", "database", "db1", "-e", "confirm=db1").returncode == 0
+    before, words = hosts.read_text(), ("-E", "single", "grow", "database", "db1", "192.0.2.21")
+    for more, code in (((), 0), (("--check", "-e", "confirm=db1"), 0), (("-i", "inventory/x"), 2)):
+        assert copy.run(*words, *more).returncode == code
+        assert hosts.read_text() == before and not hosts.with_name("hosts.yml.orig").exists()
+    (copy.out).unlink()
+    assert copy.run(*words).returncode == copy.run(*words, "-e", "confirm=db1").returncode == 0
+    assert hosts.with_name("hosts.yml.orig").read_text() == before
     children = yaml.safe_load(hosts.read_text())["all"]["children"]
     assert list(children["database"]["hosts"]) == ["db1"]
     assert children["single"]["hosts"]["db1"] == {"ansible_host": "192.0.2.21"}
