@@ -269,6 +269,7 @@ def silent(labels, **variables) -> bool:
     for one in sets:
         protected = wanted("notify_protected_alerts", **variables)
         assert module.matcher_problems(one, protected, variables.get("notify_silence_maintenance", False)) == []
+    labels = {"env": "production", **labels}
     return any(all(module.matches(one, labels.get(one["name"], "")) for one in matchers) for matchers in sets)
 
 
@@ -277,6 +278,7 @@ def test_a_deploy_silences_what_it_causes_of_its_hosts_and_of_the_entire_site():
     # It silences the page and the application itself: a run that was killed would leave an outage without a message.
     assert not silent({"alertname": "NginxDown", "instance": "app1", "service": "web"})
     assert silent({"alertname": "CeleryWorkersDown", "service": "celery"})
+    assert not silent({"alertname": "CeleryWorkersDown", "service": "celery", "env": "staging"})
     assert not silent({"alertname": "SlowRequestsFrequent", "instance": "app2", "service": "application"})
     # A site's own alert about one queue host is not meant.
     assert not silent({"alertname": "CeleryWorkersDown", "instance": "app2", "service": "celery"})
