@@ -769,10 +769,8 @@ class CallbackModule(Default):
     def _report_next(self) -> None:
         """The next command: that of a known cause, else the same again, and a diagnosis where hosts can be reached."""
         first = self.failures[0]
-        text, names = (
-            "\n".join(line[:LONGEST] for line in first["lines"]),
-            {"name": sorted(first["hosts"])[0], "address": first["address"]},
-        )
+        text = "\n".join(line[:LONGEST] for line in first["lines"])
+        names = {"name": sorted(first["hosts"])[0], "address": first["address"]}
         # Without a user, and as known_hosts has it with another port; an inventory can give an empty one.
         port, host = re.match(r"-p (\d+) ", first["address"]), first["address"].rpartition(" ")[2].rpartition("@")[2]
         names["host"] = f"'[{host}]:{port[1]}'" if port and port[1] != "22" else host

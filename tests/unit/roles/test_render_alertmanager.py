@@ -182,7 +182,7 @@ def test_another_site_of_pagerduty_is_queried_by_alerts_and_runs_alike():
 )
 def test_runbook_links_point_to_the_origin_of_the_repository(origin, base):
     group_variables = yaml.safe_load((ROOT / "group_vars/all/monitoring.yml").read_text(encoding="utf-8"))
-    known = Templar(DataLoader(), variables={"__monitoring_origin": origin})
+    known = Templar(DataLoader(), variables={"monitoring_origin": origin})
     found = known.template(trust_as_template(group_variables["alertmanager_runbook_url_base"]))
     assert found == base
     assert problems(alertmanager_runbook_url_base=found) == []
