@@ -91,7 +91,7 @@ def test_the_cache_moves_and_no_task_is_lost_where_a_run_is_killed(site, grow):
 
 
 def test_both_hosts_are_healthy_and_the_first_one_makes_no_backups(site):
-    timers = "systemctl list-unit-files --no-legend --state=enabled 'shiftmaster-backup*.timer'"
+    timers = "systemctl list-unit-files --no-legend --state=enabled 'shiftmaster-backup*.timer' || true"
     assert site.app1.shell(timers).strip() == "" and "shiftmaster-backup.timer" in site.data.shell(timers)
     run = site.app1.run("playbooks/health.yml")
     assert run.code == 0, run.output[-4000:]
