@@ -464,7 +464,7 @@ class Operation:
         if self.state.status(name) == "bad":
             raise Refused("release %s is marked bad: %s" % (name, self.state.releases[name].get("reason")))
         if not self.state.was_live(name):
-            raise Refused("release %s was never live, so nobody knows that it works; deploy it instead" % name)
+            raise Refused("release %s was never live, so it is not known to work; deploy it instead" % name)
         data = releases.manifest(self.layout, name)
         if releases.lacks_interpreter(self.layout, name):
             words = (name, data.get("version", name))

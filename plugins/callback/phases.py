@@ -398,14 +398,14 @@ class Screen:
             with self.display._lock:
                 self.live.start()
 
-    def line(self, text: str = "", colour: str | None = None) -> None:
+    def line(self, text: str = "", color: str | None = None) -> None:
         if not self.live:
-            self.display.display(text, color=colour)
+            self.display.display(text, color=color)
             return
         from rich.text import Text
 
         with self.display._lock:
-            self.live.console.print(Text.from_ansi(text, style=colour or ""), soft_wrap=True)
+            self.live.console.print(Text.from_ansi(text, style=color or ""), soft_wrap=True)
 
     def stop(self) -> None:
         self.stopped.set()

@@ -170,6 +170,8 @@ def from_audit(layout: Layout) -> dict:
             event = json.loads(line)
         except ValueError:
             continue
+        if not isinstance(event, dict):
+            continue
         if event.get("event") == "live":
             entry = found.setdefault(event.get("target"), {})
             entry.update(status="live", since=event.get("time"), reason="", live_at=event.get("time"))

@@ -101,7 +101,7 @@ SENTENCES = (
     (r"There is no pre-migration dump (\S+) that is complete; there are: ",
      r"完全なマイグレーション前のダンプ \1 がありません。あるもの: "),
     (r"release (\S+) is marked bad: ", r"リリース \1 は不良と記録されています: "),
-    (r"release (\S+) was never live, so nobody knows that it works; deploy it instead",
+    (r"release (\S+) was never live, so it is not known to work; deploy it instead",
      r"リリース \1 は稼働したことがなく、動作を確認できません。戻すのではなくデプロイしてください"),
     (r"no release is live on this host, so there is nothing to roll back",
      "このホストで稼働中のリリースがないため、ロールバックできません"),

@@ -256,7 +256,7 @@ def test_check_and_diff_show_what_would_change_and_old_logs_are_removed(site):
 def test_a_difference_of_any_shape_is_shown_or_named(callback, result, shown):
     part = callback.CallbackModule()
     lines = []
-    part.screen = SimpleNamespace(line=lambda text="", colour=None: lines.extend(text.split("\n")))
+    part.screen = SimpleNamespace(line=lambda text="", color=None: lines.extend(text.split("\n")))
     task = SimpleNamespace(args={}, get_name=lambda: "Write")
     part._show_diff(SimpleNamespace(task=task, host=SimpleNamespace(get_name=lambda: "a")), result)
     assert lines[0] == "a: Write" and all(any(line.startswith(one) for line in lines) for one in shown), lines
@@ -457,7 +457,7 @@ def test_a_phase_that_only_decides_has_no_line(site):
 def test_a_known_cause_names_the_next_command(callback, message, expected):
     end = callback.CallbackModule()
     shown = []
-    end.started, end.screen = True, SimpleNamespace(line=lambda text="", colour=None: shown.append(text))
+    end.started, end.screen = True, SimpleNamespace(line=lambda text="", color=None: shown.append(text))
     for end.language in ("en", "ja"):
         shown.clear()
         end.failures = [

@@ -149,6 +149,19 @@ def test_the_vault_password_and_the_locale_are_set_where_they_are_missing(copy):
     assert (third["LC_ALL"], third["SHIFTMASTER_LANGUAGE"]) == ("C.UTF-8", "ja")
 
 
+def test_after_ctrl_c_the_status_is_that_of_the_same_hosts(copy):
+    words = ["-i", "inventory/x", "-u", "root", "-K", "--tags", "release", "-e", "a=-i"]
+    assert copy.run("deploy", *words, CODE="99").returncode == 99
+    assert [one[1] for one in copy.calls()] == [
+        ["deploy.yml", *words], ["playbooks/status.yml", "-i", "inventory/x", "-u", "root", "-K"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["backup", "offsite", "no", "all", "web"])
+def test_an_environment_is_not_named_as_a_group_or_a_value_of_yaml(copy, name):
+    assert copy.run("-E", name, "init").returncode == copy.run("init", name).returncode == 2
+
+
 def test_an_empty_name_of_an_environment_is_no_other_one(copy):
     done = copy.run("-E", "", "deploy", ANSIBLE_INVENTORY="inventory/production")
     assert (done.returncode, copy.calls()) == (2, [])

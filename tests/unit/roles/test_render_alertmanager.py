@@ -203,6 +203,7 @@ def test_texts_are_in_the_languages_that_are_requested(language, there, absent):
     text = render("shiftmaster.tmpl.j2", alertmanager_language=language)
     text = text[text.index("define") :]
     assert [word for word in there if word not in text] == [] and [word for word in absent if word in text] == []
+    assert ('reReplaceAll "[.]md$" ".ja.md"' in text) == (language == "ja")
 
 
 def test_templates_use_no_function_that_debian_12_lacks():

@@ -358,3 +358,18 @@ def test_environments_on_one_machine_do_not_lock_each_other_out():
     found = [backup, watch, weekly, *lines("backup.cron.j2", "test"), *lines("reports.cron.j2", "test")]
     for pattern in (r"--nonblock (\S+)", r">(\S+)"):
         assert len({re.search(pattern, line)[1] for line in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("kept", "found"),
+    [
+        ({}, []), ({"backup_keep_days": 30, "backup_keep_months": 12, "backup_keep_years": 7}, []),
+        ({"backup_keep_days": 60}, ["days"]), ({"backup_keep_years": 8, "backup_keep_months": 13}, ["months", "years"]),
+        ({"backup_keep_days": 60, "offsite_keep_days": 60}, []),
+    ],
+)  # fmt: skip
+def test_a_copy_off_site_is_kept_as_long_as_the_backup(kept, found):
+    users = [{"name": "shiftmaster", "password": "x" * 32}]
+    known = rendered.templar("offsite", offsite_users=users, ansible_facts={"distribution_major_version": "13"}, **kept)
+    shown = rendered.problems("offsite", known)
+    assert [one.partition(" (")[0] for one in shown] == [f"offsite_keep_{part}" for part in found], shown

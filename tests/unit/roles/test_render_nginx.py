@@ -138,23 +138,23 @@ def test_one_upstream_server_has_no_retry_and_several_never_repeat_a_post():
     one = render("site.conf.j2")
     assert "server unix:/var/www/shiftmaster/active/socket;" in one
     assert set(re.findall(r"proxy_next_upstream (.*);", one)) == {"off"}
-    several = render("site.conf.j2", **FLEET)
+    several = render("site.conf.j2", **SEVERAL)
     assert "include shiftmaster-servers.conf;" in several
     assert set(re.findall(r"proxy_next_upstream (.*);", several)) == {"off", "error timeout http_502"}
     assert "non_idempotent" not in "".join(re.findall(r"^[^#\n]*$", several, re.M))
     assert "keepalive " not in several
 
 
-FLEET = {"nginx_upstream_servers": ["192.0.2.1:8443", "192.0.2.2:8443"], "nginx_upstream_tls": True}
+SEVERAL = {"nginx_upstream_servers": ["192.0.2.1:8443", "192.0.2.2:8443"], "nginx_upstream_tls": True}
 
 
 def test_a_drained_server_stays_drained_when_the_role_runs(tree):
-    text = render("servers.conf.j2", **FLEET)
+    text = render("servers.conf.j2", **SEVERAL)
     assert tree.servers_of(text) == {"192.0.2.1:8443": (False, ""), "192.0.2.2:8443": (False, "")}
     assert "server 192.0.2.1:8443 max_fails=3 fail_timeout=10s;" in text
     out = tree.with_server(text, "192.0.2.2:8443", True, "it could not be reached", "2026-11-25T10:00:00Z")
     down = {server: comment for server, (down, comment) in tree.servers_of(out).items() if down}
-    assert render("servers.conf.j2", __nginx_host=dict(HOST, servers_down=down), **FLEET) == out
+    assert render("servers.conf.j2", __nginx_host=dict(HOST, servers_down=down), **SEVERAL) == out
     assert tree.with_server(out, "192.0.2.2:8443", False, "") == text
     assert tree.with_server(out, "192.0.2.2:8443", False, "it could not be reached") == text
     assert tree.with_server(out, "192.0.2.2:8443", False, "it is being patched") == out, "out for another reason"
@@ -162,19 +162,19 @@ def test_a_drained_server_stays_drained_when_the_role_runs(tree):
 
 def test_an_added_server_is_drained_until_a_run_restores_it(tree):
     known = {"servers": ["192.0.2.1:8443"], "servers_down": {}}
-    text = render("servers.conf.j2", __nginx_host=dict(HOST, **known), **FLEET)
+    text = render("servers.conf.j2", __nginx_host=dict(HOST, **known), **SEVERAL)
     assert tree.servers_of(text) == {"192.0.2.1:8443": (False, ""), "192.0.2.2:8443": (True, "new")}
     # Without an earlier server, requests must be served.
     other = {"servers": ["192.0.2.9:8443"], "servers_down": {}}
-    text = render("servers.conf.j2", __nginx_host=dict(HOST, **other), **FLEET)
+    text = render("servers.conf.j2", __nginx_host=dict(HOST, **other), **SEVERAL)
     assert not any(down for down, _ in tree.servers_of(text).values())
     # The first further host: until now the web server led to the application on its own host, by its socket.
-    text = render("servers.conf.j2", nginx_upstream_empty=["192.0.2.2:8443"], **FLEET)
+    text = render("servers.conf.j2", nginx_upstream_empty=["192.0.2.2:8443"], **SEVERAL)
     assert tree.servers_of(text) == {"192.0.2.1:8443": (False, ""), "192.0.2.2:8443": (True, "new")}
 
 
 def test_the_last_server_and_an_unknown_one_are_not_drained(tree):
-    text = render("servers.conf.j2", **FLEET)
+    text = render("servers.conf.j2", **SEVERAL)
     out = tree.with_server(text, "192.0.2.2:8443", True, "x")
     with pytest.raises(ValueError, match="last server"):
         tree.with_server(out, "192.0.2.1:8443", True, "x")
@@ -184,15 +184,15 @@ def test_the_last_server_and_an_unknown_one_are_not_drained(tree):
 
 
 def test_a_reason_cannot_leave_its_comment(tree):
-    out = tree.with_server(render("servers.conf.j2", **FLEET), "192.0.2.2:8443", True, "a\nserver 192.0.2.66:1;")
+    out = tree.with_server(render("servers.conf.j2", **SEVERAL), "192.0.2.2:8443", True, "a\nserver 192.0.2.66:1;")
     assert set(tree.servers_of(out)) == {"192.0.2.1:8443", "192.0.2.2:8443"}
 
 
 def test_application_hosts_are_queried_by_verified_tls():
-    public = servers(**FLEET)["443"]
+    public = servers(**SEVERAL)["443"]
     assert values(public, "proxy_ssl_verify") == [["on"]]
     assert values(public, "proxy_ssl_name") == [["app.shiftmaster.internal"]]
-    assert set(re.findall(r"proxy_pass (\S+);", render("site.conf.j2", **FLEET))) == {
+    assert set(re.findall(r"proxy_pass (\S+);", render("site.conf.j2", **SEVERAL))) == {
         "https://lb_app", "http://local_app"
     }  # fmt: skip
 
