@@ -206,6 +206,12 @@ def test_texts_are_in_the_languages_that_are_requested(language, there, absent):
     assert ('reReplaceAll "[.]md$" ".ja.md"' in text) == (language == "ja")
 
 
+@pytest.mark.parametrize("base", ["https://git.example.com/ops/blob/HEAD", "https://git.example.com/ops/blob/HEAD/"])
+def test_a_link_to_a_runbook_has_one_slash(base):
+    text = render("shiftmaster.tmpl.j2", alertmanager_runbook_url_base=base)
+    assert "{{ else }}https://git.example.com/ops/blob/HEAD/{{ ." in text
+
+
 def test_templates_use_no_function_that_debian_12_lacks():
     text = render("shiftmaster.tmpl.j2") + render("alertmanager.yml.j2", **SECRETS)
     assert not [
