@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from support import APP, PASSWORD, ROOT, Operations, load  # noqa: E402
+from support import APP, PASSWORD, ROOT, Operations, address_of, docker, load  # noqa: E402
 
 HOST, CLIENT = "bench-trixie", "bench-client"
 APPS = [f"bench-app{number}" for number in range(1, 9)]
@@ -83,10 +83,6 @@ def seconds(run) -> str:
     return f"{run.seconds:.1f} s" if run.code == 0 else "failed"
 
 
-def docker(*arguments: str) -> str:
-    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout.strip()
-
-
 def remove() -> None:
     subprocess.run(["docker", "rm", "--force", "--volumes", HOST, CLIENT, *APPS], check=False, capture_output=True)
 
@@ -95,7 +91,7 @@ def container(name: str) -> str:
     """Start a copy of the deployed host; returns its address."""
     docker("run", "--detach", "--name", name, "--hostname", name, "--privileged", "--cgroupns=private",
            "--tmpfs", "/run", "--tmpfs", "/tmp", "shiftmaster-ops/deployed:trixie")  # fmt: skip
-    return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
+    return address_of(name)
 
 
 def allow_access(operations: Operations, directory: Path) -> None:
@@ -338,7 +334,7 @@ def topology(directory: Path, core: Operations) -> None:
     print("\nA topology of application hosts; all of it, the controller too, on the same two processors:")
     docker("update", "--cpuset-cpus", f"0-{os.cpu_count() - 1}", HOST)
     os.sched_setaffinity(0, range(os.cpu_count()))
-    addresses = {HOST: docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", HOST)}
+    addresses = {HOST: address_of(HOST)}
     for name in APPS:
         addresses[name] = container(name)
         allow_access(Operations("", name), directory)

@@ -477,6 +477,10 @@ def docker(*words: str, timeout: int = 120) -> str:
     return done.stdout.strip()
 
 
+def address_of(container: str) -> str:
+    return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container)
+
+
 def started(host: Operations) -> None:
     """Let a host's container run that was stopped or paused."""
     state = docker("inspect", "-f", "{{.State.Status}}", host.host)

@@ -57,7 +57,8 @@ options:
   root:
     description: The application's directory. RV(facts) then shows what is there of an earlier run, C(lockable) for the
       directory of the lock, C(locked) for a deploy's lock, C(page) for a maintenance page, C(old_names) for
-      directories of a version before 1.0.0, and C(releases), as M(shiftmaster_release) returns them.
+      directories of a version before 1.0.0, C(releases), as M(shiftmaster_release) returns them, and C(data), whether
+      C(database) and C(cache) of localhost are C(here) or C(forwarded) to another host.
     type: path
     default: ""
   media:
@@ -105,6 +106,7 @@ facts:
 """
 
 import fcntl
+import glob
 import json
 import os
 import platform
@@ -130,6 +132,9 @@ OLDEST_PYTHON = "3.9"
 CLOCK_SECONDS = 30
 # What a host knows of the one that it moves to or from (role move).
 MOVE_FACT = "/etc/ansible/facts.d/shiftmaster_move.fact"
+# Which servers start at boot; units that lead connections of localhost to a host of their own are role move's.
+CLUSTERS = "/etc/postgresql/*/main/start.conf"
+WANTED = "/etc/systemd/system/multi-user.target.wants/%s.service"
 # For an apt that is at work, such as the unattended upgrade after a boot.
 PACKAGES_SECONDS = 30
 MIB = 1024 * 1024
@@ -421,6 +426,18 @@ def names_in(directory):
         return []
 
 
+def data_here():
+    """Return which data an application on this host finds at localhost: here, forwarded (role move) or nothing."""
+    here = {
+        "database": any(re.search(r"(?m)^\s*auto\b", read(path)) for path in glob.glob(CLUSTERS)),
+        "cache": os.path.lexists(WANTED % "redis-server"),
+    }
+    return {
+        part: "forwarded" if os.path.lexists(WANTED % ("shiftmaster-forward-" + part)) else "here" if server else ""
+        for part, server in here.items()
+    }
+
+
 def run(params):
     """Return the module's result."""
     report = Report()
@@ -438,6 +455,7 @@ def run(params):
         # Of a version before 1.1.0 no fact is left on the host; a first deploy that failed is no earlier version.
         report.facts["deployed"] = os.path.lexists(layout.active)
         report.facts["locked"] = os.path.lexists(os.path.join(layout.state, "lock.json"))
+        report.facts["data"] = data_here()
         if params["media"]:
             # Only whether there are any: the names are the users'.
             report.facts["media"] = bool(names_in(os.path.join(layout.shared, "media")))

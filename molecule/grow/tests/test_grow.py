@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 
 import pytest
-from support import ROOT, SCENARIO_HOME, all_ran_once, docker, enqueue, kill_run, load, wait_for
+from support import ROOT, SCENARIO_HOME, address_of, all_ran_once, docker, enqueue, kill_run, load, wait_for
 
 LOG = SCENARIO_HOME / "grow.log"
 # A few users, who wait longer than requests are held: the hosts share two cores with other steps.
@@ -47,6 +48,63 @@ def test_the_plan_changes_nothing(site):
     assert (run.code, run.changed) == (0, 0) and run.prints("Nothing was changed. To do it"), run.output[-3000:]
 
 
+@contextlib.contextmanager
+def paused(host):
+    """As if its machine had lost its power: nothing there answers, and no connection ends."""
+    docker("pause", host.host)
+    try:
+        yield
+    finally:
+        docker("unpause", host.host)
+
+
+def test_an_inventory_whose_data_have_not_moved_is_rejected_before_anything_changes(site):
+    run = site.app1.run("deploy.yml")
+    assert run.code == 2 and run.changed == 0, run.output[-3000:]
+    assert run.prints("Nothing was changed", "./shiftmaster grow database grow-data"), run.output[-3000:]
+
+
+def test_the_first_host_serves_where_the_new_one_is_lost_as_a_primary(site):
+    users = site.app1.sql("SELECT count(*) FROM auth_user")
+    site.data.hold("move_promoted")
+    process = site.app1.start("playbooks/grow.yml", LOG, to="grow-data", confirm="grow-data")
+    site.data.wait_at("move_promoted", process, LOG)
+    with paused(site.data):
+        assert process.wait(900) == 2, LOG.read_text()[-5000:]
+        assert site.app1.primary() and site.app1.live_version(60) == "2.0.0"
+        assert site.app1.sql("SELECT count(*) FROM auth_user") == users
+        assert site.app1.active("shiftmaster-worker@blue", "shiftmaster-worker@green").count("active") == 1
+    site.data.release_hold()
+    # Both are primaries now, and one of them was of use.
+    assert site.data.primary()
+    run = site.app1.run("playbooks/grow.yml", to="grow-data", confirm="grow-data")
+    command = "pg_dropcluster --stop 17 main && pg_createcluster --start 17 main"
+    assert run.code == 2 and run.changed == 0 and run.prints(command), run.output[-4000:]
+    site.data.shell(command)
+
+
+def test_a_growth_that_was_killed_is_given_up_without_the_new_host(site):
+    users = site.app1.sql("SELECT count(*) FROM auth_user")
+    site.data.hold("move_replayed")
+    process = site.app1.start("playbooks/grow.yml", LOG, to="grow-data", confirm="grow-data")
+    try:
+        site.data.wait_at("move_replayed", process, LOG)
+    finally:
+        kill_run(site.app1, process, site.data)
+        site.data.release_hold()
+    assert not site.app1.primary(), "no host has a primary"
+    with paused(site.data):
+        run = site.app1.run("playbooks/grow.yml", to="grow-data", confirm="grow-data")
+        assert run.code == 2 and run.prints("grow-data cannot be reached", "-e back=true"), run.output[-4000:]
+        run = site.app1.run("playbooks/grow.yml", to="grow-data", back=True)
+        assert (run.code, run.changed) == (0, 0) and run.prints("database stay on"), run.output[-4000:]
+        run = site.app1.run("playbooks/grow.yml", to="grow-data", back=True, confirm="grow-data")
+        assert run.code == 0, run.output[-5000:]
+        assert site.app1.primary() and site.app1.live_version(60) == "2.0.0"
+        assert site.app1.sql("SELECT count(*) FROM auth_user") == users
+        assert site.app1.sql("SELECT count(*) FROM pg_replication_slots") == "0"
+
+
 def test_the_database_moves_while_users_work_also_after_a_killed_run(site, capsys):
     users = site.app1.sql("SELECT count(*) FROM auth_user")
     with load(site.app1, *LOAD, seconds=5400) as current:
@@ -60,18 +118,16 @@ def test_the_database_moves_while_users_work_also_after_a_killed_run(site, capsy
     assert site.data.primary() and not site.app1.primary()
     assert site.data.sql("SELECT count(*) FROM auth_user") == users
     assert site.data.sql("SELECT count(*) FROM pg_replication_slots") == "0"
+    back = site.app1.run("playbooks/grow.yml", to="grow-data", back=True, confirm="grow-data")
+    assert back.code == 2 and back.changed == 0 and back.prints("rows are there that"), back.output[-4000:]
     environment = site.app1.shell(f"cat {ENVIRONMENT}")
-    assert "verify-full" in environment and docker_address("grow-data") in environment
+    assert "verify-full" in environment and address_of("grow-data") in environment
     again = site.app1.run("playbooks/grow.yml", timeout=1800, to="grow-data", confirm="grow-data")
     assert (again.code, again.changed) == (0, 0) and again.prints("Nothing is left to move"), again.output[-4000:]
 
 
-def docker_address(name: str) -> str:
-    return docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
-
-
 def test_the_database_is_open_to_the_named_hosts_only(site):
-    address = docker_address("grow-data")
+    address = address_of("grow-data")
     reach = f"timeout 3 bash -c '</dev/tcp/{address}/5432' && echo yes || true"
     assert site.app1.shell(reach).strip() == "yes" and site.app2.shell(reach).strip() == ""
     with pytest.raises(OSError):
@@ -131,7 +187,7 @@ def test_a_further_application_host_under_load(site, capsys):
         assert site.app1.shell("curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/") == "200"
     log = "tail -n 12 /var/log/nginx/shiftmaster_access.log"
     requested = {json.loads(line).get("upstream_addr") for line in site.app1.shell(log).splitlines()}
-    assert {f"{docker_address(name)}:8443" for name in ("grow-trixie", "grow-app2")} <= requested
+    assert {f"{address_of(name)}:8443" for name in ("grow-trixie", "grow-app2")} <= requested
     assert site.app2.live_version(60) == "2.0.0"
     site.app2.shell(f"runuser -u shiftmaster -- sh -c 'echo new > {MEDIA}/new.txt'")
     assert site.app1.shell(f"cat {MEDIA}/plan.txt {MEDIA}/new.txt").split() == ["plan", "new"]
@@ -140,5 +196,5 @@ def test_a_further_application_host_under_load(site, capsys):
 
 
 def test_the_database_is_open_to_both_application_hosts(site):
-    reach = f"timeout 3 bash -c '</dev/tcp/{docker_address('grow-data')}/5432' && echo yes || true"
+    reach = f"timeout 3 bash -c '</dev/tcp/{address_of('grow-data')}/5432' && echo yes || true"
     assert [host.shell(reach).strip() for host in (site.app1, site.app2)] == ["yes", "yes"]

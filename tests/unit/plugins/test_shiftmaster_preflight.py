@@ -265,6 +265,21 @@ def test_remains_of_earlier_runs_are_reported(tmp_path, monkeypatch):
     assert facts() == [True] * 6
 
 
+def test_data_at_localhost_are_here_forwarded_or_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "CLUSTERS", str(tmp_path / "*/main/start.conf"))
+    monkeypatch.setattr(preflight, "WANTED", str(tmp_path / "%s.service"))
+    assert preflight.data_here() == {"database": "", "cache": ""}
+    (tmp_path / "17/main").mkdir(parents=True)
+    for mode, found in (("# automatic\ndisabled\n", ""), ("# start\nauto\n", "here")):
+        (tmp_path / "17/main/start.conf").write_text(mode)
+        assert preflight.data_here()["database"] == found
+    # systemctl enable makes a link, to a file that the test need not have.
+    (tmp_path / "redis-server.service").symlink_to("/nowhere")
+    assert preflight.data_here() == {"database": "here", "cache": "here"}
+    (tmp_path / "shiftmaster-forward-database.service").symlink_to("/nowhere")
+    assert preflight.data_here() == {"database": "forwarded", "cache": "here"}
+
+
 def test_releases_are_listed_unless_their_state_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "check_systemd", lambda *_arguments: None)
     revisions = {"20260101T000000Z-abcdefa": "a" * 40, "20260102T000000Z-abcdefb": "b" * 40}

@@ -214,8 +214,12 @@ def test_grow_shows_the_plan_and_writes_the_inventory_with_confirm(copy):
     assert children["single"]["hosts"]["db1"] == {"ansible_host": "192.0.2.21"}
     expected = ["playbooks/grow.yml", "-e", "to=db1"]
     assert [one[1] for one in copy.calls()] == [expected, [*expected, "-e", "confirm=db1"]]
+    # A growth that is given up has the inventory of before.
+    assert copy.run(*words, "-e", "back=true").returncode == 0 and hosts.read_text() != before
+    assert copy.run(*words, "-e", "back=true", "-e", "confirm=db1").returncode == 0
+    assert hosts.read_text() == before and not hosts.with_name("hosts.yml.orig").exists()
     # What cannot be written is not run.
-    assert copy.run("-E", "single", "grow", "app", "app2").returncode == 1 and len(copy.calls()) == 2
+    assert copy.run("-E", "single", "grow", "app", "app2").returncode == 1 and len(copy.calls()) == 4
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def host(system: str = "1", **database) -> dict:
 def rules(name: str, old: dict, new: dict, **variables) -> list:
     known = {
         "move_old": "old", "move_new": "new", "move_here": "old", "move_peer": "new", "move_noted": {},
-        "move_to": "new",
+        "move_to": "new", "move_back": False,
         "__move_here_state": old, "__move_peer_state": new, "groups": {"app": ["old"], "all": ["old", "new"]},
         "__move_forwards": {"stdout_lines": []},
     }  # fmt: skip
@@ -53,14 +53,32 @@ def test_database_and_cache_leave_one_application_host():
     assert "neither group database nor group cache" in found
     (found,) = rules("__move_found_of_growth_hosts", host(), host("2"))
     assert "has an application" in found
-    both = rules("__move_found_of_growth_hosts", *hosts, __move_peer_state={**host(), "release": ""})
+    state = {**host(), "release": ""}
+    served = {"stdout_lines": ["database", "cache", "open"]}
+    both = rules("__move_found_of_growth_hosts", *hosts, __move_peer_state=state, __move_forwards=served)
     assert len(both) == 1 and "Both hosts have a primary" in both[0]
+    # The new host was lost when it had become a primary, and the first one went on.
+    both = rules("__move_found_of_growth_hosts", *hosts, __move_peer_state=state)
+    assert len(both) == 1 and "pg_dropcluster --stop 17 main && pg_createcluster --start 17 main" in both[0]
 
 
 def test_a_growth_has_ended_when_both_functions_are_forwarded():
     grown = host(standby=True), {**host(), "release": ""}
-    active = {"stdout_lines": ["active", "active"]}
-    assert rules("__move_grown", *grown, __move_forwards=active) is True
-    assert rules("__move_grown", *grown, __move_forwards={"stdout_lines": ["active", "inactive"]}) is False
+    served = {"stdout_lines": ["database", "cache", "open"]}
+    assert rules("__move_grown", *grown, __move_forwards=served) is True
+    assert rules("__move_grown", *grown, __move_forwards={"stdout_lines": ["database", "open"]}) is False
+    # Killed while requests waited.
+    assert rules("__move_grown", *grown, __move_forwards={"stdout_lines": ["database", "cache"]}) is False
     # Killed between the last row and the promotion.
-    assert rules("__move_grown", grown[0], host(standby=True), __move_forwards=active) is False
+    assert rules("__move_grown", grown[0], host(standby=True), __move_forwards=served) is False
+
+
+def test_the_way_back_of_a_growth_ends_when_users_have_worked_with_the_new_host():
+    lost = {**host("2"), "reached": False}
+    served = {"stdout_lines": ["database", "cache"]}
+    found = rules("__move_found_of_growth", host(), lost)
+    assert len(found) == 2 and "-e back=true" in found[1]
+    assert len(rules("__move_found_of_growth", host(), lost, __move_forwards=served)) == 1
+    assert rules("__move_found_of_growth + __move_found_of_back", host(), lost, move_back=True) == []
+    (found,) = rules("__move_found_of_back", host(), lost, move_back=True, __move_forwards=served)
+    assert "rows are there that old lacks" in found
