@@ -32,7 +32,7 @@ options:
       - V(demoted) stops the primary and makes it a standby, which does not run yet. RV(lsn) is its last record.
       - V(replayed) waits until the standby has replayed O(lsn), the last record of the primary, and compares rows and
         sequences with O(counts).
-      - V(counted) counts rows and sequences.
+      - V(counted) counts the rows of the smallest tables, 1 GiB in all, and sequences.
       - V(promoted) makes the standby the primary, with a slot for the other server.
       - V(following) starts the standby and waits until it streams.
       - V(reverted) makes a demoted server that was not started since the primary again.
@@ -77,6 +77,8 @@ sequences: {description: Sequences that were counted., returned: replayed and co
 STATES = ("inspected", "copied", "demoted", "replayed", "counted", "promoted", "following", "reverted")
 # A sequence notes so many values in advance: a standby has the noted one. Each value that was used is in the WAL.
 SEQUENCE_AHEAD = 32
+# Users wait: 1 GiB. Replication copies pages; the counts prove that the standby is the one that was meant.
+COUNTED_PAGES = 131072
 PRIMARY_SQL = """
 SELECT json_build_object(
   'size', (SELECT sum(pg_database_size(oid)) FROM pg_database),
@@ -169,7 +171,7 @@ class Server(Cluster):
     def counted(self):
         return {
             name: dict(found, sequences=json.loads(self.query(SEQUENCES_SQL, name)))
-            for name, found in super().counted().items()
+            for name, found in super().counted(COUNTED_PAGES).items()
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -10,6 +11,7 @@ import urllib.parse
 import pytest
 from ansible.module_utils.shiftmaster.backup import verification
 from ansible.module_utils.shiftmaster.diagnosis import database, upkeep
+from ansible.module_utils.shiftmaster.host.postgresql import COUNTS_SQL
 from ansible.module_utils.shiftmaster.host.sql import COUNT_MIGRATIONS, SAFE_SEARCH_PATH, rows_of
 
 SETUP = """
@@ -49,6 +51,15 @@ def server(dsn):
 def run_queries(env, queries):
     done = psql(env, *database.script(queries))
     return database.summary(database.parse(done.stdout)), done.stderr
+
+
+def test_the_smallest_tables_are_counted_up_to_a_size(server):
+    def tables(most_pages):
+        sql = COUNTS_SQL.replace("MOST_PAGES", str(most_pages))
+        return json.loads(psql(server, "--command", sql).stdout)["tables"]
+
+    assert tables(1 << 62) == {"public.roster": 40000, "public.wish": 0}
+    assert tables(10) == {"public.wish": 0}
 
 
 def test_every_query_returns_a_result(server):
