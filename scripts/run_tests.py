@@ -38,9 +38,8 @@ CACHE = ROOT / ".cache"
 LOGS = CACHE / "logs"
 FAILURES = CACHE / "failures"
 AT_ONCE = 2
-# A third one while two leave a processor idle: they often wait for a service or a clock. As the load average has it,
-# which knows of what began a minute ago.
-MOST_AT_ONCE = 3
+# A further one where those have left a processor idle for a minute: they often wait for a service or a clock.
+MOST_AT_ONCE = 4
 SETTLED_SECONDS = 60
 POLL_SECONDS = 0.3
 LABEL = "shiftmaster-ops.scenario"
@@ -218,6 +217,11 @@ def time_left(steps: list[Step], running: dict) -> tuple[float, list[str]]:
     return max(free), unknown
 
 
+def idle_seconds() -> float:
+    """Return how long the processors have been idle since the machine started, all together (proc_stat(5))."""
+    return int(Path("/proc/stat").read_text().split()[4]) / os.sysconf("SC_CLK_TCK")
+
+
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
@@ -287,6 +291,8 @@ class Runner:
         """keep is called with each step that has ended, so that a run that dies leaves what it had."""
         self.steps, self.keep = steps, keep
         self.running: dict[str, tuple[Step, subprocess.Popen, float]] = {}
+        # When it was looked at, and how long all processors together had been idle by then.
+        self.idle_before = (0.0, 0.0)
         self.interrupted = False
 
     def run(self) -> bool:
@@ -345,8 +351,14 @@ class Runner:
     def has_room(self) -> bool:
         if len(self.running) < AT_ONCE:
             return True
-        settled = time.monotonic() - max(began for _, _, began in self.running.values()) > SETTLED_SECONDS
-        return len(self.running) < MOST_AT_ONCE and settled and os.getloadavg()[0] < (os.cpu_count() or 1)
+        now, idle = time.monotonic(), idle_seconds()
+        if self.idle_before[0] < max(began for _, _, began in self.running.values()):
+            self.idle_before = (now, idle)
+        since, before = self.idle_before
+        if now - since < SETTLED_SECONDS:
+            return False
+        self.idle_before = (now, idle)
+        return len(self.running) < MOST_AT_ONCE and idle - before >= now - since
 
     def start(self, step: Step) -> None:
         say(f"start    {step.name}")

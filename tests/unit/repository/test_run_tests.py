@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -318,15 +319,14 @@ def test_a_scenario_that_is_not_listed_begins_with_the_host_that_it_wants():
 
 
 @pytest.mark.parametrize(
-    ("load", "alone", "most", "seconds"),
-    [(0.5, False, 3, 1.5), (2.5, False, 2, 0.5), (0.5, True, 1, 0.3)],
-    ids=["processors idle", "processors busy", "alone"],
+    ("idle", "alone", "most", "seconds"),
+    [(1.1, False, 4, 2.5), (0.9, False, 2, 0.7), (1.1, True, 1, 0.3)],
+    ids=["a processor idle", "processors busy", "alone"],
 )
-def test_a_third_one_runs_where_two_leave_room(clone, monkeypatch, load, alone, most, seconds):
+def test_further_ones_run_where_the_others_leave_room(clone, monkeypatch, idle, alone, most, seconds):
     monkeypatch.setattr(run_tests, "SETTLED_SECONDS", 0.2)
-    monkeypatch.setattr(run_tests.os, "getloadavg", lambda: (load, 0, 0))
-    monkeypatch.setattr(run_tests.os, "cpu_count", lambda: 2)
-    steps = [run_tests.Step(name, run=f"sleep {seconds}", alone=alone) for name in "abcd"]
+    monkeypatch.setattr(run_tests, "idle_seconds", lambda: idle * time.monotonic())
+    steps = [run_tests.Step(name, run=f"sleep {seconds}", alone=alone) for name in "abcde"]
     runner, running = run_tests.Runner(steps), []
     start = runner.start
     monkeypatch.setattr(runner, "start", lambda step: (start(step), running.append(len(runner.running))))
