@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Writes a host into an inventory: `./shiftmaster grow FUNCTION HOST` (playbooks/grow.yml).
 
-  scripts/grow_inventory.py inventory/<environment>/hosts.yml app|database|cache|database,cache HOST [ADDRESS]
+  scripts/grow_inventory.py [--back] inventory/<environment>/hosts.yml app|database|cache|database,cache HOST [ADDRESS]
 
 For `app` the host joins the group; database and cache move to it. The file of before is kept as hosts.yml.orig.
+--back takes it again, where this change is all that has been made since.
 """
 
 from __future__ import annotations
@@ -52,9 +53,11 @@ def grown(content: dict, functions: list, host: str, address: str = "") -> dict:
     if data and len(apps) != 1:
         raise ValueError("group app holds %s: data move while there is one application host" % ", ".join(apps))
     for one in data:
+        found = ", ".join(hosts_of(content, one)) or "no host"
         if len(hosts_of(content, one)) != 1:
-            found = ", ".join(hosts_of(content, one)) or "no host"
             raise ValueError("group %s holds %s: it cannot be moved" % (one, found))
+        if found not in [*apps, host]:
+            raise ValueError("group %s holds %s: it moves from the application host alone" % (one, found))
     local = [one for one in ("database", "cache") if set(hosts_of(content, one)) & set(apps)]
     if not data and local:
         raise ValueError(
@@ -69,15 +72,42 @@ def grown(content: dict, functions: list, host: str, address: str = "") -> dict:
     return content
 
 
+def back(path: Path, functions: list, host: str, address: str = "") -> int:
+    """Take the file of before again."""
+    orig = path.with_name(path.name + ".orig")
+    try:
+        before, now = (yaml.safe_load(one.read_text(encoding="utf-8")) for one in (orig, path))
+        known = grown(before, functions, host, address or addresses(now).get(host, "")) == now
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        known = False
+    if not known:
+        print(
+            f"ERROR: {path} was not changed: {orig.name} is not what it was before. Edit it yourself.", file=sys.stderr
+        )
+        return 1
+    orig.replace(path)
+    print(f"{path} is what it was before.")
+    return 0
+
+
+def addresses(content: dict) -> dict:
+    """Return the address of each host that has one."""
+    hosts = [host for one in content["all"]["children"].values() for host in ((one or {}).get("hosts") or {}).items()]
+    return {name: found["ansible_host"] for name, found in hosts if "ansible_host" in (found or {})}
+
+
 def main(words: list) -> int:
+    if words[:1] == ["--back"] and len(words) in (4, 5):
+        return back(Path(words[1]), [one for one in words[2].split(",") if one], *words[3:])
     if len(words) not in (3, 4):
         print(__doc__, file=sys.stderr)
         return 2
     path = Path(words[0])
     text = path.read_text(encoding="utf-8")
     try:
-        content = yaml.safe_load(text)
-        grown(content, [one for one in words[1].split(",") if one], words[2], *words[3:])
+        content, functions = yaml.safe_load(text), [one for one in words[1].split(",") if one]
+        moved = any(words[2] not in hosts_of(content, one) for one in functions)
+        grown(content, functions, words[2], *words[3:])
     except (ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         print(f"ERROR: {path} was not changed: {error}", file=sys.stderr)
         return 1
@@ -87,7 +117,9 @@ def main(words: list) -> int:
     if yaml.safe_load(text) == content:
         print(f"{path} names {words[2]} already.")
         return 0
-    path.with_name(path.name + ".orig").write_text(text, encoding="utf-8")
+    # Where it names another address alone, the file of before is that of the first run.
+    if moved:
+        path.with_name(path.name + ".orig").write_text(text, encoding="utf-8")
     path.write_text(new, encoding="utf-8")
     print(f"{path} names {words[2]} for {words[1]}; what it was before is in {path.name}.orig.")
     return 0

@@ -46,6 +46,11 @@ options:
   user: {description: "Login for replication, and name of the slot.", type: str, default: shiftmaster_move}
   password: {description: Password of that login., type: str, default: ""}
   timeout_seconds: {description: How long one step may take., type: int, default: 7200}
+  followed:
+    description: Whether V(reverted) promotes a demoted server that a reboot has started since as a standby. No client
+      may have written to the other one.
+    type: bool
+    default: false
   wait_seconds: {description: How long a standby may take to replay or to stream., type: int, default: 60}
 attributes:
   check_mode: {description: "Only V(inspected) does anything, which changes nothing.", support: full}
@@ -289,7 +294,10 @@ class Move:
     def demote(self):
         """Stop the primary: its standby gets everything before the server ends. Returns the last record."""
         server = self.server
-        if not server.standby:
+        if server.standby:
+            # A reboot has started it since.
+            server.stop()
+        else:
             if server.running:
                 # What is written now is not written while users wait.
                 server.query("CHECKPOINT")
@@ -340,12 +348,15 @@ class Move:
         """Start a demoted server as the primary that it was. Nothing was written since anywhere."""
         server = self.server
         changed = server.standby or not server.running
-        if server.standby:
-            if server.running or server.control().get("Database cluster state") != "shut down":
-                raise Failed("the server has followed the other one since: move it back instead")
+        followed = server.running or server.control().get("Database cluster state") != "shut down"
+        if server.standby and not followed:
             safe_files.remove_tree(server.signal)
+        elif server.standby and not self.params["followed"]:
+            raise Failed("the server has followed the other one since: move it back instead")
         server.set_start("auto")
         server.start_server()
+        if server.standby and self.server.query("SELECT pg_promote(true, %d)" % self.params["wait_seconds"]) != "t":
+            raise Failed("the standby did not become a primary")
         return changed
 
     def count(self, expected):
@@ -386,6 +397,7 @@ def main():
             "password": {"type": "str", "default": "", "no_log": True},
             "timeout_seconds": {"type": "int", "default": 7200},
             "wait_seconds": {"type": "int", "default": 60},
+            "followed": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )

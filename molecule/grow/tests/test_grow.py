@@ -93,6 +93,10 @@ def test_a_growth_that_was_killed_is_given_up_without_the_new_host(site):
         kill_run(site.app1, process, site.data)
         site.data.release_hold()
     assert not site.app1.primary(), "no host has a primary"
+    # As at a reboot of the first host.
+    site.app1.shell("systemctl start postgresql@17-main")
+    assert not site.app1.primary()
+    assert site.app1.shell("systemctl is-enabled shiftmaster.service || true").strip() == "disabled"
     with paused(site.data):
         run = site.app1.run("playbooks/grow.yml", to="grow-data", confirm="grow-data")
         assert run.code == 2 and run.prints("grow-data cannot be reached", "-e back=true"), run.output[-4000:]
@@ -139,6 +143,9 @@ def test_the_cache_moves_and_no_task_is_lost_where_a_run_is_killed(site, grow):
     site.app1.shell("systemctl stop 'shiftmaster-worker@*'")
     enqueue(site.app1, "waiting", 0, 20)
     run_until(site, "Switch | Let Redis of the new host serve", to="grow-data", confirm="grow-data")
+    # The database, which was moved before, would stay where it is.
+    run = site.app1.run("playbooks/grow.yml", to="grow-data", back=True)
+    assert run.code == 0 and run.prints("cache stay on") and not run.prints("database and cache"), run.output[-4000:]
     run = site.app1.run("playbooks/grow.yml", timeout=3600, to="grow-data", confirm="grow-data")
     assert run.code == 0, run.output[-6000:]
     assert site.app1.live_version(60) == "2.0.0" and site.app1.active("redis-server") == ["inactive"]

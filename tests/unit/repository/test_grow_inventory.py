@@ -45,6 +45,26 @@ def test_database_and_cache_get_the_host_and_nothing_else_does(hosts):
     assert groups(hosts)["app"] == [APP, "app2.example.jp"] and groups(hosts)["web"] == [APP]
 
 
+def test_the_file_of_before_comes_back_unless_something_else_has_changed(hosts):
+    before = hosts.read_text()
+    assert grow(hosts, "database", DATA).returncode == 0
+    # An address that was forgotten.
+    assert grow(hosts, "database", DATA, "192.0.2.21").returncode == 0
+    grown = hosts.read_text()
+    hosts.write_text(grown.replace("192.0.2.21", "192.0.2.21\n          private_address: 10.0.0.1"))
+    run = grow("--back", hosts, "database", DATA)
+    assert run.returncode == 1 and "private_address" in hosts.read_text()
+    hosts.write_text(grown)
+    assert grow("--back", hosts, "database", DATA).returncode == 0
+    assert hosts.read_text() == before and not hosts.with_name("hosts.yml.orig").exists()
+
+
+def test_what_is_on_another_host_does_not_move(hosts):
+    assert grow(hosts, "database", DATA).returncode == 0
+    run = grow(hosts, "database", "db2")
+    assert run.returncode == 1 and "from the application host alone" in run.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

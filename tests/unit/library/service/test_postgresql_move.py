@@ -109,7 +109,7 @@ def step(monkeypatch):
     """Request a state on a server, as the playbook does."""
     defaults = {
         "system_id": SYSTEM, "lsn": "", "counts": {}, "port": 15432, "user": "shiftmaster_move", "password": "x",
-        "timeout_seconds": 5, "wait_seconds": 0.3,
+        "timeout_seconds": 5, "wait_seconds": 0.3, "followed": False,
     }  # fmt: skip
 
     def requested(server, state, **params):
@@ -184,6 +184,19 @@ def test_a_server_that_has_followed_is_not_reverted(pair, step):
     with pytest.raises(move.Failed, match="has followed the other one"):
         step(old, "reverted")
     assert not old.primary
+
+
+def test_a_server_that_a_reboot_has_started_is_demoted_and_reverted(pair, step):
+    """The new host became a primary and was lost; the first one has rebooted, and is a standby that runs."""
+    old, new = pair
+    switch(step, old, new)
+    assert old.running and old.standby
+    step(old, "demoted")
+    assert not old.running and old.standby
+    old.start_server()
+    new.running = False
+    step(old, "reverted", followed=True)
+    assert old.primary
 
 
 def test_a_server_that_crashed_is_not_demoted(pair, step):
