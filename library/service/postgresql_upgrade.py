@@ -377,7 +377,9 @@ class Upgrade:
 
     def make_live(self):
         """The new cluster's start.conf decides. Before it is written neither starts at boot, and settle() reverts."""
-        self.old.set_start("manual")
+        # A commit that was killed has removed it.
+        if self.old.present:
+            self.old.set_start("manual")
         points.reach("postgresql_switch")
         self.new.set_start("auto")
         self.note(COMPLETE if self.state["phase"] == COMPLETE else LIVE)

@@ -100,3 +100,22 @@ def test_the_way_back_of_a_growth_ends_when_users_have_worked_with_the_new_host(
     assert rules("__move_found_of_growth + __move_found_of_back", host(), lost, move_back=True) == []
     (found,) = rules("__move_found_of_back", host(), lost, move_back=True, __move_forwards=served)
     assert "rows are there that old lacks" in found
+
+
+def test_a_move_is_ended_alone_where_the_other_host_is_lost():
+    def lost(name, step, **more):
+        known = {"move_problems": [], "move_confirm": "", "move_step": step, "move_noted": {"role": "source"}, **more}
+        return rules(name, host(), rules("__move_unknown", host(), host()), **known)
+
+    assert lost("__move_found", "commit") == lost("__move_found_of_both", "commit") == []
+    for step in ("prepare", "switch", "back"):
+        (found,) = lost("__move_found", step, move_noted={"role": "source", "address": "new"})
+        assert "-e step=commit lets old serve alone" in found
+    # Nothing was prepared: there is no move that could be ended.
+    assert lost("__move_found", "commit", move_noted={}) != []
+
+
+def test_a_host_whose_move_has_ended_is_deployed_again():
+    new = host(standby=True)
+    assert rules("move_deploy_needed", host(), new, move_step="prepare") is False
+    assert rules("move_deploy_needed", host(), {**new, "noted": {"ended": True}}, move_step="prepare") is True
