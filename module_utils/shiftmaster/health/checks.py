@@ -364,7 +364,12 @@ def check_database_cluster(options: dict, context: Context) -> Outcome:
         return Outcome(CRITICAL, message("cluster.member", **values), "member", found)
     if found["paused"]:
         return Outcome(WARNING, message("cluster.paused", **values), "paused", found)
-    missing = [one["name"] for one in found["members"] if one["state"] not in ("running", "streaming")]
+    # Patroni calls a standby that does not follow running, too; the standby leader of another cluster is none of ours.
+    missing = [
+        one["name"]
+        for one in found["members"]
+        if one["state"] != ("running" if one.get("role") == "leader" else "streaming")
+    ]
     if missing:
         return Outcome(WARNING, message("cluster.missing", names=", ".join(missing)), "member", found)
     return Outcome(HEALTHY, message("cluster", names=", ".join(found["synchronous"]), **values), data=found)

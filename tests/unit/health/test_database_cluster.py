@@ -51,6 +51,8 @@ def changed(number, **values):
         ("critical", "etcd", {"own": OWN | {"dcs_last_seen": NOW - 60}}),
         ("critical", "member", {"own": OWN | {"state": "start failed"}}),
         ("warning", "member", {"members": changed(2, state="stopped")}),
+        # It runs, and does not follow.
+        ("warning", "member", {"members": changed(2, state="running")}),
         ("warning", "paused", {"pause": True}),
     ],
 )

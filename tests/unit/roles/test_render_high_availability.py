@@ -62,7 +62,7 @@ def test_redis_runs_on_one_three_or_five_hosts(tmp_path, count, accepted):
 def test_members_reach_each_other_and_the_application_its_own_loopback(tmp_path):
     names = (
         "redis_members", "firewall_rules", "shiftmaster_redis_endpoints", "shiftmaster_secret_environment",
-        "haproxy_servers", "preflight_roles_here", "keepalived_peers",
+        "haproxy_servers", "preflight_roles_here", "keepalived_peers", "base_lost_peer_seconds",
     )  # fmt: skip
     found = variables(tmp_path, names, vault_shiftmaster_redis_password="word")
     cache, app = found["cache1"], found["app1"]
@@ -76,6 +76,8 @@ def test_members_reach_each_other_and_the_application_its_own_loopback(tmp_path)
     assert [server["address"] for server in app["haproxy_servers"]] == list(cache["redis_members"].values())
     assert {"redis", "sentinel"} <= set(cache["preflight_roles_here"]) and "haproxy" in app["preflight_roles_here"]
     assert not {"haproxy", "keepalived"} & set(cache["preflight_roles_here"])
+    # A query that waits for a host that is off would wait for two hours.
+    assert app["base_lost_peer_seconds"] == 7
     # Without a virtual address users reach each web server by its own.
     assert found["web1"]["keepalived_peers"] == [] and "keepalived" not in found["web1"]["preflight_roles_here"]
 
@@ -84,7 +86,7 @@ def test_a_single_cache_has_none_of_it(tmp_path):
     names = (
         "redis_members", "preflight_roles_here", "redis_users", "shiftmaster_redis_endpoints",
         "topology_cache_replicated",
-        "nginx_upstream_dead_seconds", "firewall_rules",
+        "nginx_upstream_dead_seconds", "base_lost_peer_seconds", "firewall_rules",
     )  # fmt: skip
     found = variables(tmp_path, names, cache=1, webs=1, redis_rules_application="+@all")
     assert all(values["redis_members"] == {} and not values["topology_cache_replicated"] for values in found.values())
@@ -94,6 +96,7 @@ def test_a_single_cache_has_none_of_it(tmp_path):
     assert [user["name"] for user in found["cache1"]["redis_users"]] == ["shiftmaster"]
     assert found["app1"]["shiftmaster_redis_endpoints"] == [{"host": "10.20.0.31", "port": 6379}]
     assert {values["nginx_upstream_dead_seconds"] for values in found.values()} == {0}
+    assert {values["base_lost_peer_seconds"] for values in found.values()} == {0}
     assert "sentinel" not in str(found["cache1"]["firewall_rules"])
 
 
