@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
-from support import SCENARIO_HOME, PageTime, kill_run, load
+from support import SCENARIO_HOME, PageTime, docker, kill_run, load
 
 LOG = SCENARIO_HOME / "move.log"
 # With both hosts on two cores that other steps use, too.
@@ -130,6 +132,37 @@ def test_after_a_failure_the_old_host_serves(old, new, fault):
     assert run.code == 2 and run.prints(f"{old.host} serves with all rows"), run.output[-4000:]
     serves(old, new)
     assert old.rows() == before
+
+
+def test_the_old_host_serves_where_the_new_one_is_lost_as_a_primary(old, new):
+    if new.primary():
+        assert old.move("back", confirm=new.host).code == 0
+    before = old.rows()
+    new.hold("move_promoted")
+    process = old.start("playbooks/move.yml", LOG, step="switch", confirm=new.host)
+    new.wait_at("move_promoted", process, LOG)
+    docker("pause", new.host)
+    try:
+        # A connection of Docker does not notice it, as ssh does.
+        subprocess.run(["pkill", "-KILL", "-f", f"docker exec .*{new.host}"], check=False)
+        assert process.wait(900) == 2, LOG.read_text()[-5000:]
+        assert f"{old.host} serves with all rows" in LOG.read_text().replace("\n", " "), LOG.read_text()[-5000:]
+        assert old.primary() and not old.page() and old.live_version(120) == "2.0.0" and old.rows() == before
+        # It does not come back: the move is ended without it.
+        run = old.move("back", confirm=new.host)
+        assert run.code == 2 and run.changed == 0 and run.prints("-e step=commit"), run.output[-4000:]
+        run = old.move("commit", confirm=new.host)
+        assert run.code == 0 and run.prints("serves alone"), run.output[-4000:]
+        assert old.sql("SELECT count(*) FROM pg_replication_slots") == "0"
+        assert old.application() == ["3", "enabled"] and old.live_version(120) == "2.0.0"
+    finally:
+        docker("unpause", new.host)
+        new.release_hold()
+    # Its primary has served nobody. Another machine, or this one without its data, is prepared as the first one was.
+    new.shell("pg_dropcluster --stop 17 main && pg_createcluster --start 17 main")
+    run = old.move("prepare", to=new.host, confirm=new.host)
+    assert run.code == 0, run.output[-6000:]
+    serves(old, new)
 
 
 def test_a_reboot_changes_nothing(old, new):
