@@ -122,6 +122,9 @@ def used(hosts, watch, scaled):
             shows("ALERTS{alertstate='firing',severity='warning'}")
         with service_faults.units_stopped(app, "postgresql@17-main.service"):
             shows("ALERTS{alertstate='firing',severity='critical'}", "shiftmaster:outage:last10m")
+        # The certificate is read every five minutes, perhaps while PostgreSQL was stopped.
+        app.shell("systemctl start shiftmaster-host-metrics.service")
+        shows("shiftmaster_host_certificate_end_timestamp_seconds")
         # The standby resolves the primary again and again.
         shows("pg_stat_replication_pg_wal_lsn_diff{state='streaming'}")
         # Blocks of data that were copied there are found once a minute.
