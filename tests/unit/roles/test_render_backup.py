@@ -284,6 +284,16 @@ def test_units_of_runs_know_where_metrics_go_and_do_not_pile_up():
         assert "\nCollectMode=inactive-or-failed\n" in text
 
 
+def test_the_key_of_a_host_that_a_run_leaves_out_stays(tmp_path):
+    template = tmp_path / "known_hosts.j2"
+    template.write_text("{{ __backup_known_hosts }}")
+    sources = [{"address": f"192.0.2.{number}", "host_key": key} for number, key in ((1, "ssh-ed25519 NEW"), (2, ""))]
+    before = ["ssh-ed25519 AAAA shiftmaster-backup", "known 192.0.2.1 ssh-ed25519 OLD", "known 192.0.2.2 ssh-ed25519 B"]
+    text = render("backup", template, backup_sources=sources, __backup_keys={"stdout_lines": before})
+    assert text.split("\n")[:2] == ["192.0.2.1 ssh-ed25519 NEW", "192.0.2.2 ssh-ed25519 B"]
+    assert render("backup", template, backup_sources=sources).split() == ["192.0.2.1", "ssh-ed25519", "NEW"]
+
+
 def test_the_off_site_host_is_identified_with_its_port(tmp_path):
     template = tmp_path / "known_hosts.j2"
     template.write_text("{{ __backup_offsite_known_hosts_text }}")
