@@ -63,10 +63,14 @@ def _backups(stanza) -> list:
     return [one for one in stanza.of(1) if database and one.database_id == database.id]
 
 
-def last_segment(host: Host, stanzas, backup) -> str:
-    """Return the last segment of the WAL after a backup, "" where there is none."""
-    held = (one for stanza in stanzas for _directory, one in _held(host, stanza))
-    return max((wal.last_of(one, backup) for one in held), default="")
+def of(host: Host, stanzas) -> list:
+    """Return the archives of today's database."""
+    return [one for stanza in stanzas for _directory, one in _held(host, stanza)]
+
+
+def last_segment(archives: list, backup, timeline: int) -> str:
+    """Return the last segment of the WAL after a backup on a timeline, "" where there is none."""
+    return max((wal.last_of(one, backup, timeline) for one in archives), default="")
 
 
 def lacking(host: Host, stanza, names: list) -> list:

@@ -23,7 +23,7 @@ from . import manifest as manifests
 from . import place as backup_place
 from .files import Restic, part_of, pulled, sources
 from .host import STATE, BackupError, Host, alone, make_dir, message_of, tail
-from .target import Plan, TargetError, choose, plan_of, snapshot
+from .target import LABEL, RUN, Plan, TargetError, choose, plan_of, snapshot
 from .wal import SEGMENT_BYTES
 
 # A standby that has restored no segment for so long is at the end of the archive: after its last segment, and
@@ -74,7 +74,10 @@ def plan(host: Host, request: dict) -> dict:
             repository = [
                 one.what for stanza in stanzas for one in catalogue.stanza_result(stanza).problems if not one.where
             ]
-            chosen = choose(request["target"], found, stanzas, time.time())
+            # The end of a backup is on the timeline that its manifest names.
+            named = RUN.match(request["target"]) or LABEL.match(request["target"])
+            archives = [] if named else archive.of(host, stanzas)
+            chosen = choose(request["target"], found, stanzas, time.time(), archives)
             result["database"] = chosen._asdict()
             saved = next(one for one in stanzas if one.name == chosen.stanza).backup(chosen.label).version
             if saved != host.database["version"]:
@@ -82,9 +85,8 @@ def plan(host: Host, request: dict) -> dict:
                 raise BackupError(why % (chosen.label, saved, host.database["version"]))
             # Where a segment is missing or damaged, recovery to the end of the archive opens all the same, before it.
             if not chosen.arguments:
-                stanzas = [one for one in stanzas if one.name in host.stanzas_from(chosen.stanza)]
                 backup = next(one for one in stanzas if one.name == chosen.stanza).backup(chosen.label)
-                result["last_segment"] = archive.last_segment(host, stanzas, backup)
+                result["last_segment"] = archive.last_segment(archives, backup, chosen.timeline)
             result["parts"]["database"] = "%s, from backup %s (%s%s)" % (
                 chosen.text, chosen.label, sized(chosen.size_bytes),
                 ", its test restore took %d s" % chosen.seconds if chosen.seconds else "",
@@ -469,7 +471,7 @@ def _fetch(host: Host, chosen: Plan, data: str, *more: str) -> None:
     host.pgbackrest(
         "pgbackrest restore",
         "--pg1-path=%s" % data, "--set=%s" % chosen.label, "--process-max=%d" % host.options["process_max"],
-        *more, *chosen.arguments, "restore", restore=True, stanza=chosen.stanza,
+        *more, *chosen.recovery(), "restore", restore=True, stanza=chosen.stanza,
     )  # fmt: skip
 
 
@@ -514,7 +516,7 @@ def _beside(host: Host, chosen: Plan):
     _archive_until_now(host)
     directory = os.path.join(host.directory, "wal") if received(host) else ""
     more = {"label": chosen.label, "received": directory, "stanzas": host.stanzas_from(chosen.stanza)}
-    return verification.restored(host, "restore", *chosen.arguments, **more)
+    return verification.restored(host, "restore", *chosen.recovery(), **more)
 
 
 def _require_room(host: Host, chosen: Plan) -> None:

@@ -16,6 +16,7 @@ import re
 from typing import NamedTuple, Optional
 
 from . import manifest as manifests
+from . import wal
 
 POSITION = re.compile(r"[0-9A-Fa-f]+/[0-9A-Fa-f]+$")
 TRANSACTION = re.compile(r"xid:\d+$")
@@ -23,8 +24,7 @@ RUN = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}$")
 LABEL = re.compile(r"\d{8}-\d{6}F(_\d{8}-\d{6}[DI])?")
 # What choose() makes. pgBackRest would take any other option, and writes the target between quotes into a file.
 ARGUMENT = re.compile(
-    r"--type=(name|lsn|xid|time)|--target=[A-Za-z0-9 :.+/_-]+|--target-timeline=\d+|--target-exclusive|"
-    r"--target-action=promote"
+    r"--type=(name|lsn|xid|time)|--target=[A-Za-z0-9 :.+/_-]+|--target-exclusive|--target-action=promote"
 )
 
 
@@ -42,6 +42,11 @@ class Plan(NamedTuple):
     size_bytes: int
     seconds: int  # How long its test restore took, 0 where it is not known.
     stanza: str = ""  # Of the backup; "" in a plan of an earlier version, which knew one alone.
+    timeline: int = 0  # That the recovery follows; 0 where the archive does not show it.
+
+    def recovery(self) -> list:
+        """Return the arguments of pgbackrest restore with the timeline; without it PostgreSQL follows the newest."""
+        return [*self.arguments, *(["--target-timeline=%d" % self.timeline] if self.timeline else [])]
 
 
 def plan_of(answer) -> Plan:
@@ -56,6 +61,8 @@ def plan_of(answer) -> Plan:
             and re.fullmatch(r"[a-z0-9-]*", plan.stanza)
             and all(ARGUMENT.fullmatch(one) for one in plan.arguments)
             and all(isinstance(one, (int, float)) and 0 <= one < math.inf for one in (plan.size_bytes, plan.seconds))
+            and type(plan.timeline) is int
+            and 0 <= plan.timeline < 2**32
         )
     except TypeError:
         valid = False
@@ -95,8 +102,11 @@ def position(lsn: str) -> int:
     return (int(high, 16) << 32) + int(low, 16)
 
 
-def choose(target: str, found: list, stanzas: list, now: float) -> Plan:
-    """Return what is to be done. found: manifests, oldest first; stanzas: of catalogue, today's first."""
+def choose(target: str, found: list, stanzas: list, now: float, archives: tuple = ()) -> Plan:
+    """Return what is to be done.
+
+    found: manifests, oldest first; stanzas: of catalogue, today's first; archives: of wal, for the timeline.
+    """
     there = {backup.label: backup for stanza in stanzas[::-1] for backup in stanza.backups}
     names = {backup.label: stanza.name for stanza in stanzas[::-1] for backup in stanza.backups}
     runs = [run for run in database_runs(found) if run["parts"]["database"]["label"] in there]
@@ -106,32 +116,46 @@ def choose(target: str, found: list, stanzas: list, now: float) -> Plan:
     cluster = there[_label(runs[-1])].system_id, there[_label(runs[-1])].version
     runs = [run for run in runs if (there[_label(run)].system_id, there[_label(run)].version) == cluster]
 
-    def plan(run, arguments, text, until, verified=False):
+    def plan(run, arguments, text, until, verified=False, timeline=0):
         part = run["parts"]["database"]
         return Plan(
             run["run_id"], part["label"], [*arguments, "--target-action=promote"] if arguments else [], text, until,
-            verified, part["size_bytes"], seconds_of_verification(part), names[part["label"]],
+            verified, part["size_bytes"], seconds_of_verification(part), names[part["label"]], timeline,
         )  # fmt: skip
 
+    def leading(fitting, timeline):
+        """Return the youngest run that leads to the timeline; a backup of one that was given up does not."""
+        led = [run for run in fitting if not timeline or wal.leads_to(archives, there[_label(run)], timeline)]
+        if not led:
+            raise TargetError(
+                "no verified backup leads to timeline %d, on which the database wrote; the end of one: target=%s"
+                % (timeline, fitting[-1]["run_id"])
+            )
+        return led[-1]
+
+    backups = [there[_label(run)] for run in runs]
+    today = wal.timeline_at(archives, backups)
     if target == "latest":
-        return plan(runs[-1], [], "everything in the archive", None)
+        return plan(leading(runs, today), [], "everything in the archive", None, timeline=today)
     named = [run for run in runs if target in (run["run_id"], run["parts"]["database"]["label"])]
     if named:
         part = named[-1]["parts"]["database"]
         return plan(
             named[-1],
             # Along the branch on which it was written, where a restore has begun another one since.
-            ["--type=name", "--target=%s" % part["restore_point"], "--target-timeline=%d" % _timeline(part)],
+            ["--type=name", "--target=%s" % part["restore_point"]],
             "the verified end of the backup of %s" % named[-1]["started"], manifests.seconds_of(part["ended"]), True,
+            _timeline(part),
         )  # fmt: skip
     if POSITION.match(target):
         fitting = [run for run in runs if position(there[_label(run)].lsn_stop) <= position(target)]
         if not fitting:
             raise TargetError("every verified backup is younger than the position %s" % target)
-        return plan(fitting[-1], ["--type=lsn", "--target=%s" % target], "the position %s" % target, None)
+        run = leading(fitting, today)
+        return plan(run, ["--type=lsn", "--target=%s" % target], "the position %s" % target, None, timeline=today)
     if TRANSACTION.match(target):
         arguments = ["--type=xid", "--target=%s" % target[4:], "--target-exclusive"]
-        return plan(runs[-1], arguments, "just before transaction %s" % target[4:], None)
+        return plan(leading(runs, today), arguments, "just before transaction %s" % target[4:], None, timeline=today)
     if RUN.match(target) or LABEL.match(target):
         raise TargetError("there is no verified backup %s" % target)
     moment = timestamp_of(target)
@@ -141,9 +165,10 @@ def choose(target: str, found: list, stanzas: list, now: float) -> Plan:
     if not fitting:
         raise TargetError("every verified backup is younger than %s; the oldest is %s" % (target, runs[0]["started"]))
     text = datetime.datetime.fromtimestamp(moment, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f+00")
+    timeline = wal.timeline_at(archives, backups, moment)
     return plan(
-        fitting[-1], ["--type=time", "--target=%s" % text, "--target-exclusive"], "what was committed before %s" % text,
-        moment,
+        leading(fitting, timeline), ["--type=time", "--target=%s" % text, "--target-exclusive"],
+        "what was committed before %s" % text, moment, timeline=timeline,
     )  # fmt: skip
 
 

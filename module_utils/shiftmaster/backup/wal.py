@@ -52,6 +52,7 @@ class Archive(NamedTuple):
     twice: tuple  # Names of which there are two contents.
     odd: tuple  # Names that are not understood.
     segment_bytes: int
+    began: Mapping = {}  # Timeline to the time at which its history came.
 
 
 class Reach(NamedTuple):
@@ -117,7 +118,7 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, dire
         files = {name: entry.get("time", 0) for name, entry in entries.items() if entry["type"] == "file"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WalError("pgbackrest repo-ls wrote no list of files: %s" % error) from error
-    segments, known, partial, twice, odd = {}, set(), [], [], []
+    segments, known, partial, twice, odd, began = {}, set(), [], [], [], {}
     for path, time in sorted(files.items()):
         if directory and "/" in path and not path.startswith(directory + "/"):
             continue
@@ -137,6 +138,7 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, dire
             segments[place] = time
         elif history:
             known.add(int(history.group(1), 16))
+            began[int(history.group(1), 16)] = time
         # What is being written, or was when a host died.
         elif not _ELSE.match(name) and not name.endswith(".pgbackrest.tmp"):
             odd.append(path)
@@ -144,7 +146,7 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, dire
     for timeline, text in histories.items():
         with contextlib.suppress(WalError):  # Reported as one that was not read (evaluate).
             read[timeline] = history_of(text)
-    return Archive(segments, read, tuple(partial), known, tuple(twice), tuple(odd), segment_bytes)
+    return Archive(segments, read, tuple(partial), known, tuple(twice), tuple(odd), segment_bytes, began)
 
 
 # ----------------------------------------------------------------------------------------------------------- continuity
@@ -179,13 +181,48 @@ def _way(held: Archive, begin: Place, stop: Place, timeline: int) -> _Way:
     return _Way([*parts, (timeline, first, None)], True, "")
 
 
-def last_of(held: Archive, backup: Backup) -> str:
-    """Return the last segment after a backup: of its timeline, or of the newest that descends from it; "" for none.
+def leads_to(archives: Iterable, backup: Backup, timeline: int) -> bool:
+    """Return whether a recovery of a backup can follow a timeline."""
 
-    A timeline whose history does not lead to that of the backup is another database's, or an attacker's.
+    def way(held):
+        begin, stop = (place_of(name, held.segment_bytes) for name in (backup.wal_start, backup.wal_stop))
+        return _way(held, begin, stop, timeline)
+
+    return any(way(held).current for held in archives)
+
+
+def timeline_at(archives: Iterable, backups: Iterable, moment: Optional[float] = None) -> int:
+    """Return the timeline on which the database wrote at a time, today without one; 0 where nothing shows it.
+
+    The newest one need not be it: a restore that was undone leaves one that was given up. One to which no backup leads
+    is another database's, or an attacker's.
+    """
+    archives, backups = list(archives), list(backups)
+    there = {place.timeline for held in archives for place in held.segments}
+    led = {one for one in there if any(leads_to(archives, backup, one) for backup in backups)}
+    arrivals = sorted(
+        (time, place.timeline) for held in archives for place, time in held.segments.items() if place.timeline in led
+    )
+    if moment is None:
+        return arrivals[-1][1] if arrivals else 0
+    before = [timeline for time, timeline in arrivals if time <= moment]
+    after = [timeline for time, timeline in arrivals if time > moment]
+    if not before or not after:
+        return (before or after or [0])[-1 if before else 0]
+    # What was committed at a time comes with the segment after it, unless another timeline begins with that one.
+    began = [held.began[after[0]] for held in archives if after[0] in held.began]
+    return before[-1] if began and min(began) > moment else after[0]
+
+
+def last_of(held: Archive, backup: Backup, timeline: int = 0) -> str:
+    """Return the last segment after a backup on the way to a timeline, "" for none.
+
+    Without timeline it is its own, or the newest that descends from it. A timeline whose history does not lead to that
+    of the backup is another database's, or an attacker's.
     """
     begin, stop = (place_of(name, held.segment_bytes) for name in (backup.wal_start, backup.wal_stop))
-    ways = [_way(held, begin, stop, timeline) for timeline in sorted(held.histories) if timeline > begin.timeline]
+    wanted = [timeline] if timeline else [one for one in sorted(held.histories) if one > begin.timeline]
+    ways = [_way(held, begin, stop, one) for one in wanted]
     parts = next((way.parts for way in reversed(ways) if way.current), [(begin.timeline, begin.number, None)])
     there = [
         (place.number, place.timeline)

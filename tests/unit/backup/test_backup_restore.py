@@ -492,6 +492,7 @@ def recorded_plan(backup_server, monkeypatch, version):
     monkeypatch.setattr(restore, "choose", lambda *_arguments: chosen)
     monkeypatch.setattr(restore, "received", lambda _host: [])
     monkeypatch.setattr(restore.archive, "last_segment", lambda *_arguments: "")
+    monkeypatch.setattr(restore.archive, "of", lambda *_arguments: [])
     backup_server.database["version"] = version
     return restore.plan(backup_server, {"target": "latest", "parts": ["database"]})
 

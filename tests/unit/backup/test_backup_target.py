@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -64,13 +65,77 @@ def test_latest_reads_everything_from_the_newest_verified_one():
 def test_a_run_ends_at_its_verified_point_on_its_own_branch(wanted):
     plan = choose(wanted)
     assert plan.label == "F1" and plan.verified
-    assert plan.arguments == [
+    assert plan.recovery() == [
         "--type=name",
         f"--target=shiftmaster-{OLD}",
-        "--target-timeline=1",
         "--target-action=promote",
+        "--target-timeline=1",
     ]
     assert plan.until == NOW - 9000 and plan.seconds == 8
+
+
+# A restore to the first backup has begun timeline 2 at NOW - 5000. Segments 1 to 5 are of the time before.
+FORKED = {2: "1\t0/3000080\tno recovery target specified\n"}
+SEGMENTS = {(1, 1): 9100, (1, 2): 9040, (1, 3): 8000, (1, 4): 6000, (1, 5): 5100}
+
+
+def archive(*later, began=5000):
+    """One whose segments came so many seconds ago: {(timeline, number): seconds}."""
+    files = {
+        "17-1/%08X%08X/%08X%08X%08X-%040x.zst" % (line, 0, line, 0, number, number): NOW - ago
+        for (line, number), ago in {**SEGMENTS, **dict(later)}.items()
+    }
+    files["00000002.history"] = NOW - began
+    listed = {name: {"type": "file", "size": 1, "time": int(seconds)} for name, seconds in files.items()}
+    return target.wal.archive(json.dumps(listed), FORKED)
+
+
+def saved(label, stopped, timeline, first, last):
+    found = backup(label, stopped)
+    found.wal_start, found.wal_stop = ("%08X%016X" % (timeline, number) for number in (first, last))
+    return found
+
+
+RESTORED = archive(((2, 3), 4900), ((2, 4), 100))
+# The restore came up, and was undone.
+UNDONE = archive(((2, 3), 4950), ((1, 6), 4000), ((1, 7), 100))
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "timeline"),
+    [
+        (RESTORED, "latest", 2), (RESTORED, 1000, 2), (RESTORED, 4800, 2),
+        # "It went back too far": what was there before the restore.
+        (RESTORED, 5050, 1), (RESTORED, 7000, 1),
+        (UNDONE, "latest", 1), (UNDONE, 1000, 1), (UNDONE, 7000, 1), (UNDONE, "xid:7", 1),
+    ],
+)  # fmt: skip
+def test_a_restore_follows_the_timeline_on_which_the_database_wrote(held, wanted, timeline):
+    stanza = stanza_of(saved("F1", NOW - 9050, 1, 1, 2))
+    wanted = wanted if isinstance(wanted, str) else at(NOW - wanted)
+    plan = target.choose(wanted, RUNS[:1], [stanza], NOW, [held])
+    assert plan.timeline == timeline and f"--target-timeline={timeline}" in plan.recovery()
+    answer = {**plan._asdict(), "label": "20260101-000000F"}
+    assert target.plan_of(json.loads(json.dumps(answer))).recovery() == plan.recovery()
+    with pytest.raises(target.TargetError):
+        target.plan_of({**answer, "timeline": "1"})
+
+
+def test_a_backup_of_a_timeline_that_was_given_up_is_not_taken():
+    given_up = stanza_of(saved("F1", NOW - 9050, 1, 1, 2), saved("F1_I1", NOW - 3050, 2, 4, 4))
+    held = archive(((2, 3), 4950), ((2, 4), 3050), ((1, 6), 2000))
+    assert target.choose("latest", RUNS, [given_up], NOW, [held]).label == "F1"
+    # Timeline 2 left before this backup ended.
+    late = stanza_of(saved("F1", NOW - 9050, 1, 1, 2), saved("F1_I1", NOW - 3050, 1, 4, 5))
+    assert target.choose("latest", RUNS, [late], NOW, [RESTORED]).label == "F1"
+    with pytest.raises(target.TargetError, match=f"leads to timeline 2.*target={NEW}"):
+        only = stanza_of(saved("F1_I1", NOW - 3050, 1, 4, 5), saved("F1", NOW, 2, 4, 4))
+        target.choose(at(NOW - 50), RUNS, [only], NOW, [RESTORED])
+
+
+def test_a_timeline_of_others_leads_no_restore_astray():
+    stanza = stanza_of(saved("F1", NOW - 9050, 1, 1, 2))
+    assert target.choose("latest", RUNS[:1], [stanza], NOW, [archive(((255, 255), 1))]).timeline == 1
 
 
 def test_a_time_begins_from_the_last_backup_before_it_and_leaves_it_out():
