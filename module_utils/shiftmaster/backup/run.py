@@ -217,6 +217,11 @@ class Run:
     def prune(self) -> None:
         """A backup that is good stays good where something old could not be removed: that is a warning."""
         try:
+            if self.history.problems:
+                raise BackupError(
+                    "what a damaged manifest has verified is not known; move it out of %s, when what it saved may go"
+                    % self.directory
+                )
             removed, problems = prune(self.host, self.manifest, self.history.manifests, self.damaged_labels)
         except Exception as error:
             removed, problems = [], [("not_pruned", "what is old could not be removed: %s" % message_of(error), "")]

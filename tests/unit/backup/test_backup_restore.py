@@ -759,3 +759,11 @@ def test_a_backup_server_that_does_not_respond_delays_only_one_segment(backup_se
     monkeypatch.setattr(restore.time, "monotonic", lambda: float(passed[0]))
     restore._archive_received(backup_server, "/data", str(tmp_path))
     assert requested == [300]
+
+
+def test_nothing_old_is_removed_while_a_manifest_cannot_be_read(run_of_two, monkeypatch):
+    run_of_two.history = manifests.History([], ["x.json is no manifest"])
+    monkeypatch.setattr(backup_run, "prune", lambda *_arguments: pytest.fail("it vouches for a snapshot"))
+    run_of_two.prune()
+    (problem,) = run_of_two.manifest["problems"]
+    assert problem["code"] == "not_pruned" and run_of_two.directory in problem["what"]
