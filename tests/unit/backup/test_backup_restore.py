@@ -763,7 +763,8 @@ def test_a_backup_server_that_does_not_respond_delays_only_one_segment(backup_se
 
 def test_nothing_old_is_removed_while_a_manifest_cannot_be_read(run_of_two, monkeypatch):
     run_of_two.history = manifests.History([], ["x.json is no manifest"])
-    monkeypatch.setattr(backup_run, "prune", lambda *_arguments: pytest.fail("it vouches for a snapshot"))
+    monkeypatch.setattr(backup_run, "prune", lambda *_arguments: pytest.fail("it may have verified a snapshot"))
+    run_of_two.manifest = manifests.begin("r1", "h", ["files"], 1000.0)
     run_of_two.prune()
     (problem,) = run_of_two.manifest["problems"]
     assert problem["code"] == "not_pruned" and run_of_two.directory in problem["what"]
