@@ -12,6 +12,7 @@ import socket
 import time
 from calendar import timegm
 
+from ..host import safe_files
 from ..host.printable import sized
 from ..notify import send
 from ..release.state import write_json
@@ -167,10 +168,8 @@ def write_metrics(host: Host) -> None:
 
 
 def replace_metrics(path: str, text: str) -> None:
-    with open(path + ".new", "w", encoding="utf-8") as stream:
-        os.fchmod(stream.fileno(), 0o644)
-        stream.write(text)
-    os.rename(path + ".new", path)
+    # The directory is prometheus'.
+    safe_files.write(path, text.encode(), 0o644)
 
 
 def next_run(host: Host):
