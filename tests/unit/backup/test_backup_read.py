@@ -161,3 +161,25 @@ def test_only_the_required_fields_of_the_lock_are_sent(read, tmp_path):
     assert read.read_lock(str(lock)) == {"operation": "deploy", "owner": "me", "expires": 5}
     lock.write_text("root:x:0:0")
     assert read.read_lock(str(lock)) == {}
+
+
+def test_files_on_another_host_are_read_as_their_owner(read, tmp_path):
+    """No capability of this host counts there, and a directory of mode 0750 would be in no backup."""
+    media, mounts = tmp_path / "shared/uploaded files", tmp_path / "mounts"
+    media.mkdir(parents=True)
+    os.chown(media, 899, 898)
+    place = str(media).replace(" ", r"\040")
+
+    def of(kind, paths):
+        mounts.write_text(f"/dev/vda1 / ext4 rw 0 0\nnas:/x {place} {kind} rw 0 0\n")
+        return read.identity(paths, str(mounts))
+
+    assert of("nfs4", [str(tmp_path)]) == ["User=899", "Group=898"] == of("nfs4", [str(media)])
+    assert (
+        of("ext4", [str(tmp_path)])
+        == of("nfs4", ["/etc"])
+        == of("nfs4", [str(tmp_path / "share")])
+        == ["DynamicUser=yes"]
+    )
+    os.chown(media, 0, 0)
+    assert of("nfs4", [str(tmp_path)]) == ["DynamicUser=yes"]
