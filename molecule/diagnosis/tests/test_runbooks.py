@@ -15,13 +15,16 @@ from support import ROOT, SCENARIO_HOME
 
 # Services of other hosts, by the alert's `where` and `service`, and programs that only such a host has.
 ELSEWHERE = {"logging", "logstash", "monitoring"}
-NOT_HERE = {"docker", "filebeat", "pgbackrest", "promtool"}
+NOT_HERE = {"docker", "filebeat", "patronictl", "pgbackrest", "promtool"}
+# The port of Sentinel, which one Redis has not, and the example's name of a function.
+NOT_OF_THIS_HOST = re.compile(r" -p 26379 |audit_row")
 READING = [command for command in runbooks.every() if runbooks.reads_only(command.text)]
 HERE = [
     command
     for command in READING
     if command.where not in ELSEWHERE
     and command.service != "container"
+    and not NOT_OF_THIS_HOST.search(command.text)
     and not NOT_HERE & {words[0] for words in runbooks.simple_commands(command.text)}
 ]
 ON_HOST = [command for command in HERE if not command.text.startswith("ansible ")]
