@@ -101,7 +101,7 @@ def test_a_growth_that_was_killed_is_given_up_without_the_new_host(site):
         run = site.app1.run("playbooks/grow.yml", to="grow-data", confirm="grow-data")
         assert run.code == 2 and run.prints("grow-data cannot be reached", "-e back=true"), run.output[-4000:]
         run = site.app1.run("playbooks/grow.yml", to="grow-data", back=True)
-        assert (run.code, run.changed) == (0, 0) and run.prints("database stay on"), run.output[-4000:]
+        assert (run.code, run.changed) == (0, 0) and run.prints("database stays on"), run.output[-4000:]
         run = site.app1.run("playbooks/grow.yml", to="grow-data", back=True, confirm="grow-data")
         assert run.code == 0, run.output[-5000:]
         assert site.app1.primary() and site.app1.live_version(60) == "2.0.0"
@@ -145,7 +145,7 @@ def test_the_cache_moves_and_no_task_is_lost_where_a_run_is_killed(site, grow):
     run_until(site, "Switch | Let Redis of the new host serve", to="grow-data", confirm="grow-data")
     # The database, which was moved before, would stay where it is.
     run = site.app1.run("playbooks/grow.yml", to="grow-data", back=True)
-    assert run.code == 0 and run.prints("cache stay on") and not run.prints("database and cache"), run.output[-4000:]
+    assert run.code == 0 and run.prints("cache stays on") and not run.prints("database and cache"), run.output[-4000:]
     run = site.app1.run("playbooks/grow.yml", timeout=3600, to="grow-data", confirm="grow-data")
     assert run.code == 0, run.output[-6000:]
     assert site.app1.live_version(60) == "2.0.0" and site.app1.active("redis-server") == ["inactive"]

@@ -110,7 +110,7 @@ def test_a_move_is_ended_alone_where_the_other_host_is_lost():
     assert lost("__move_found", "commit") == lost("__move_found_of_both", "commit") == []
     for step in ("prepare", "switch", "back"):
         (found,) = lost("__move_found", step, move_noted={"role": "source", "address": "new"})
-        assert "-e step=commit lets old serve alone" in found
+        assert "old serves alone by: -e step=commit -e confirm=new" in found
     # Nothing was prepared: there is no move that could be ended.
     assert lost("__move_found", "commit", move_noted={}) != []
 
