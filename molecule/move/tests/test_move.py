@@ -158,7 +158,7 @@ def test_the_old_host_serves_where_the_new_one_is_lost_as_a_primary(old, new):
     finally:
         docker("unpause", new.host)
         new.release_hold()
-    # Its primary has served nobody. Another machine, or this one without its data, is prepared as the first one was.
+    # No user has worked with its primary: without its data it is prepared again.
     new.shell("pg_dropcluster --stop 17 main && pg_createcluster --start 17 main")
     run = old.move("prepare", to=new.host, confirm=new.host)
     assert run.code == 0, run.output[-6000:]
