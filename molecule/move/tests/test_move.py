@@ -15,9 +15,9 @@ LOAD = ("--clients", "2", "--rate", "3")
 PLAN = "/var/www/shiftmaster/shared/media/a/plan.txt"
 
 
-def serves(one, other):
-    """Check that one host serves, and nothing of the other one writes."""
-    assert one.live_version(120) == "2.0.0" and not one.page()
+def serves(one, other, version="2.0.0"):
+    """Check that one host serves this version, and nothing of the other one writes."""
+    assert one.live_version(120) == version and not one.page()
     assert one.primary() and one.application() == ["3", "enabled"]
     assert not other.primary() and other.application() == ["0", "disabled"]
 
@@ -160,9 +160,18 @@ def test_the_old_host_serves_where_the_new_one_is_lost_as_a_primary(old, new):
         new.release_hold()
     # No user has worked with its primary: without its data it is prepared again.
     new.shell("pg_dropcluster --stop 17 main && pg_createcluster --start 17 main")
-    run = old.move("prepare", to=new.host, confirm=new.host)
-    assert run.code == 0, run.output[-6000:]
-    serves(old, new)
+
+
+def test_prepared_again_after_a_deploy_and_a_rollback(old, new):
+    for playbook, extra, version in (
+        ("deploy.yml", {"shiftmaster_version": "2.1.0"}, "2.1.0"),
+        ("rollback.yml", {}, "2.0.0"),
+    ):
+        run = old.run(playbook, timeout=3600, **extra)
+        assert run.code == 0, run.output[-4000:]
+        run = old.move("prepare", to=new.host, confirm=new.host)
+        assert run.code == 0, run.output[-6000:]
+        serves(old, new, version)
 
 
 def test_a_reboot_changes_nothing(old, new):
