@@ -366,24 +366,34 @@ HELP = {
 }
 
 
-def metrics(manifests: Iterable, wal_gaps=None, wal_newest=None, next_run=None, not_begun: float = 0) -> str:
+def metrics(
+    manifests: Iterable, wal_gaps=None, wal_newest=None, next_run=None, not_begun: float = 0, without: Iterable = ()
+) -> str:
     """Return the lines for node exporter's textfile collector, of all the manifests that there are.
 
     not_begun is when a run last could not even begin, which leaves no manifest. A failed run does not take away the
-    times of the last good one: its age is what the alerts go by.
+    times of the last good one: its age is what the alerts go by. without holds "logical" and "offsite" where the
+    host's options do not have them: their last results would stay for ever.
     """
     values = {("shiftmaster_backup_failed", "run"): 1} if not_begun else {}
+    failed_parts = None
     for manifest in sorted(manifests, key=lambda one: (one["started"], one["run_id"])):
         if not manifest["ended"]:
             continue
         saved = all(part["result"] in (*GOOD, "skipped") for part in manifest["parts"].values())
-        otherwise = saved and manifest["result"] == "failed" or not_begun > seconds_of(manifest["started"])
+        regular = set(manifest["parts"]) - {"logical"}
+        if saved and manifest["result"] == "failed":
+            failed_parts = regular
+        # A backup of the database before migrations makes no copy outside: it does not end that failure.
+        elif failed_parts is not None and failed_parts <= regular:
+            failed_parts = None
+        otherwise = failed_parts is not None or not_begun > seconds_of(manifest["started"])
         values["shiftmaster_backup_failed", "run"] = int(otherwise)
         for name, part in manifest["parts"].items():
             kind = KINDS[name]
-            if part["result"] == "skipped":
+            if part["result"] == "skipped" or name in without:
                 continue
-            if part.get("offsite"):
+            if part.get("offsite") and "offsite" not in without:
                 ended = seconds_of(manifest["ended"])
                 values["shiftmaster_backup_offsite_last_success_timestamp_seconds", ""] = ended
             values["shiftmaster_backup_failed", kind] = int(part["result"] not in GOOD)

@@ -159,8 +159,10 @@ def write_metrics(host: Host) -> None:
     path = os.path.join(host.options["textfile_dir"], METRICS)
     try:
         archive = backup_archive.noted()
+        without = ["offsite"] if not host.options["offsite"] else []
+        without += ["logical"] if not host.options["logical_interval_days"] else []
         told = manifests.metrics(
-            found.manifests, archive.get("gaps"), archive.get("newest"), next_run(host), not_begun_at()
+            found.manifests, archive.get("gaps"), archive.get("newest"), next_run(host), not_begun_at(), without
         )
         replace_metrics(path, told)
     except OSError as error:

@@ -408,6 +408,30 @@ def test_a_run_that_failed_without_a_failed_part_is_reported():
     assert series(manifests.metrics([outside, failed]))['shiftmaster_backup_failed{kind="run"}'] == 0
 
 
+def test_a_failure_of_the_run_ends_with_a_good_run_of_as_many_parts():
+    outside = good_run(now=NOW + 86400, run_id="next", parts=manifests.PARTS)
+    manifests.note(outside, [("offsite_failed", "not brought outside", "")])
+    manifests.finish(outside, NOW + 86700, failed=True)
+    database = good_run(now=NOW + 90000, run_id="of-deploy", parts=["database"])
+    full = good_run(now=NOW + 2 * 86400, run_id="after")
+    failed = 'shiftmaster_backup_failed{kind="run"}'
+    assert series(manifests.metrics([outside, database]))[failed] == 1
+    assert series(manifests.metrics([outside, database, full]))[failed] == 0
+
+
+def test_what_the_options_no_longer_have_is_left_out():
+    one = run(now=NOW, parts=["database", "logical"])
+    save(one, "database", NOW)
+    save(one, "logical", NOW, good=False)
+    one["parts"]["database"]["offsite"] = "abcdef12"
+    manifests.finish(one, NOW + 300)
+    text = manifests.metrics([one])
+    assert 'shiftmaster_backup_failed{kind="logical"} 1' in text and "offsite_last_success" in text
+    text = manifests.metrics([one], without=["logical", "offsite"])
+    assert "logical" not in text and "offsite_last_success" not in text
+    assert 'shiftmaster_backup_failed{kind="database"} 0' in text
+
+
 def test_a_run_that_did_not_begin_is_reported_until_one_has():
     assert series(manifests.metrics([], not_begun=NOW)) == {'shiftmaster_backup_failed{kind="run"}': 1}
     assert series(manifests.metrics([good_run()], not_begun=NOW + 9))['shiftmaster_backup_failed{kind="run"}'] == 1
