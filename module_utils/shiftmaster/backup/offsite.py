@@ -150,7 +150,7 @@ class Offsite(Restic):
         state = os.path.join(self.host.options["state"], "offsite")
         begun, ended = os.path.join(state, "fetching"), os.path.join(state, "fetched")
         if os.path.exists(ended):
-            return []
+            return self.fetched_before(ended, run_id)
         if not os.path.exists(begun):
             self.require_nothing()
         self.change_password()
@@ -164,7 +164,7 @@ class Offsite(Restic):
         os.mkdir(staging, mode=0o700)
         os.makedirs(state, mode=0o700, exist_ok=True)
         with open(begun, "w", encoding="utf-8") as stream:
-            stream.write(newest["id"])
+            stream.write(" ".join([newest["id"], *(newest.get("tags") or [])]))
         try:
             self.restore("fetching", newest["id"], staging, timeout=FETCH_SECONDS)
             brought = self.put_in_place(staging, os.path.join(state, "manifests"))
@@ -173,6 +173,18 @@ class Offsite(Restic):
         self.bring_snapshots()
         os.rename(begun, ended)
         return brought + ["files and configuration"]
+
+    def fetched_before(self, path: str, run_id: str) -> list:
+        """Nothing is fetched twice. Raises BackupError where another run is asked for than the one that was."""
+        with open(path, encoding="utf-8") as stream:
+            tags = stream.read().split()[1:]
+        if run_id != "latest" and tags and "run=" + run_id not in tags:
+            runs = [tag.removeprefix("run=") for tag in tags if tag.startswith("run=")]
+            raise BackupError(
+                "the backups were fetched as of run %s already, not as of %s: without fetch=, a target of that time "
+                "restores what they hold" % (" ".join(runs), run_id)
+            )
+        return []
 
     def require_nothing(self) -> None:
         """What is here already is not replaced. Raises BackupError."""

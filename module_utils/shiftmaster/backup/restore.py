@@ -358,9 +358,12 @@ def _undo_a_killed_one(host: Host, data: str) -> None:
         return
     aside, _phase = _marked(data)
     if os.path.exists(aside) and not os.path.exists(aside + ".part"):
-        _mark(data, aside, UNDOING)
         if os.path.lexists(data):
+            # The disk may be full, and have no room for the marker. Half removed it must not count as one that came up.
+            host.as_postgres("removing pg_control", "rm", "--force", os.path.join(data, "global", "pg_control"))
+            os.sync()
             _empty(host, data)
+        _mark(data, aside, UNDOING)
         try:
             # Onto the empty directory.
             safe_files.rename(aside, os.path.basename(data))

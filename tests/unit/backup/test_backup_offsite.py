@@ -244,6 +244,27 @@ def test_fetched_files_have_their_original_paths(host, tmp_path):
     assert not (directory / "fetched").exists() and not (state / "fetching").exists()
 
 
+def test_another_run_than_the_fetched_one_is_rejected(host, tmp_path):
+    outside, state = offsite.Offsite(host), tmp_path / "state" / "offsite"
+    tags = ["database", "run=first"]
+    host.responses["snapshots"] = (0, json.dumps([{"id": "a", "time": "2026-11-25", "tags": tags}]), "")
+    kept = host.run
+
+    def restore(what, *command, **more):
+        if "restore" in command:
+            (tmp_path / (command[-1] + str(state / "manifests"))).mkdir(parents=True)
+        return kept(what, *command, **more)
+
+    host.run = restore
+    assert outside.fetch("first") != []
+    assert outside.fetch("first") == [] and outside.fetch("latest") == []
+    with pytest.raises(BackupError, match="as of run first already"):
+        outside.fetch("second")
+    # As an earlier version has written it.
+    (state / "fetched").write_text("a")
+    assert outside.fetch("second") == []
+
+
 @pytest.mark.parametrize("kind", ["link", "latest elsewhere", "latest above", "fifo", "setuid"])
 def test_only_files_and_directories_are_fetched(host, tmp_path, kind):
     """The copy may be of a backup server that was taken over: roles and units would follow what it has put there."""

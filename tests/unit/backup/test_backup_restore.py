@@ -225,8 +225,21 @@ def test_a_killed_revert_continues(backup_server, place, monkeypatch):
         patched.setattr(restore, "_empty", killed)
         with pytest.raises(Killed):
             restore.undo(backup_server, "r1")
-    assert place.content() == "new" and os.listdir(place.data) == ["global"]
+    assert os.listdir(place.data) == ["global"]
     restore.undo_at_boot(backup_server)
+    assert place.content() == "old" and not place.marker.exists() and not place.aside.exists()
+
+
+def test_a_restore_that_filled_the_disk_is_reverted(backup_server, place, monkeypatch):
+    write = restore.safe_files.write
+
+    def full(path, *arguments):
+        if any(files for _path, _names, files in os.walk(place.data)):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *arguments)
+
+    monkeypatch.setattr(restore.safe_files, "write", full)
+    restore._undo_a_killed_one(backup_server, str(place.data))
     assert place.content() == "old" and not place.marker.exists() and not place.aside.exists()
 
 
