@@ -580,21 +580,24 @@ def of_change(engine: Engine, rule: dict, host: dict, topology: dict, effects: l
         return []
     recent = (host["parts"].get("requests") or {}).get("recent") or {}
     failed = [one for one in (recent.get("failing") or []) + (recent.get("refused") or []) if one.get("first")]
-    if not any(one["symptom"] for one in effects):
-        failed = []  # Not what is to be explained: an earlier fault's.
+    symptoms, now = any(one["symptom"] for one in effects), host["at"]
     began = [one["first"] for one in failed]
     # What fails since the beginning of what is looked at began at any time before.
-    known = bool(began) and min(began) > host["at"] - 270
-    until = min(began) + 60 if known else host["at"]
-    if failed and all(one["symptom"] for one in effects):
+    known = bool(began) and min(began) > now - 270
+    until = min(began) + 60 if known else now
+    if failed:
         until = min(until, max(one["last"] for one in failed))  # Nothing has failed since a later change.
 
     def fits(change):
-        if change["felt"]:
-            return [one for one in effects if one["component"] in change["felt"]]
-        return effects if until - 60 - _AT_ONCE_SECONDS <= change["at"] else []
+        at, felt = change["at"], change["felt"]
+        of_requests = until - _NEAR_SECONDS if known else 0
+        while_failing = symptoms and at <= until and at > (of_requests if felt else until - 60 - _AT_ONCE_SECONDS)
+        # Requests may fail because of an earlier fault: a unit may have failed after them.
+        at_last = at <= now and (felt or at >= now - 60 - _AT_ONCE_SECONDS)
+        fitting = [one for one in effects if while_failing or at_last and not one["symptom"]]
+        return [one for one in fitting if not felt or one["component"] in felt]
 
-    made = [one for one in changes_of(host) if one["at"] <= until and (not known or one["at"] > until - _NEAR_SECONDS)]
+    made = changes_of(host)
     made = sorted((one for one in made if fits(one)), key=lambda one: (not one["felt"], -one["at"]))
     if not made:
         return []

@@ -382,6 +382,22 @@ def test_a_change_after_the_last_failed_request_does_not_explain_it():
     assert (first(1799999890.0), first(1799999995.0)) == ("ChangedByHand", "RequestsFail")
 
 
+def test_a_change_explains_a_unit_that_fails_after_requests_have_failed():
+    page = {"page": "/", "status": 502, "errors": 30, "requests": 90, "often": False, "new": False, "own_errors": 0,
+            "first": 1799999800.0, "last": 1799999850.0, "seconds": 0.1}  # fmt: skip
+    unit = "/run/systemd/system/shiftmaster-worker@blue.service.d/x.conf"
+    made = {"path": unit, "at": 1799999980.0, "in_release": False, "unit": "shiftmaster-worker@blue.service",
+            "settings": ["ExecStart=/bin/false"]}  # fmt: skip
+    worker = copy.deepcopy(CASES["WorkerDown"]["fires"]["parts"])
+    worker["units"]["units"][0].update(active="activating", restarts=3)
+    parts = {**worker, "requests": {"recent": {"requests": 100, "errors": 30, "failing": [page]}}}
+    before = names(found(host({"parts": parts})))
+    assert "WorkerDown" in before and "RequestsFail" in before
+    parts["changes"] = {"files": [made]}
+    after = [one for one in found(host({"parts": parts})) if one["root"]]
+    assert "ChangedByHand" in names(after) and "WorkerDown" not in names(after)
+
+
 @pytest.mark.parametrize("cause", ["CpuHog", "MemoryShort", "SwapStorm"])
 def test_causes_of_an_overload_come_before_the_overload(cause):
     parts = {
