@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
 
+import pytest
 from database_cluster import CTL, Writer
 from support import Operations, docker, wait_for
 
@@ -50,9 +53,9 @@ def test_a_second_run_changes_nothing(members):
 
 
 def test_the_application_follows_a_failover(members):
-    """Its next deploy names all members."""
+    """Its next deploy names all members, and sets the backups up."""
     first = members.hosts[0]
-    run = first.run("deploy.yml", "--tags", "app,release", timeout=900)
+    run = first.run("deploy.yml", timeout=3600)
     assert run.code == 0, run.output[-6000:]
     environment = first.shell("cat /var/www/shiftmaster/active/release/env")
     assert all(address in environment for address in members.address.values())
@@ -73,9 +76,29 @@ def test_the_first_member_is_rebuilt_by_pg_rewind_when_it_was_lost(members):
     assert members.primary() is not first
 
 
+@pytest.fixture(scope="session")
+def moment(members):
+    """A time between two rows, of the cluster after its failovers."""
+    primary = members.primary()
+    sql = partial(members.sql, host=primary, database="shiftmaster")
+    sql("CREATE TABLE kept (id int); ALTER TABLE kept OWNER TO shiftmaster; INSERT INTO kept VALUES (1)")
+    time.sleep(2)
+    found = sql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS+00:00')").strip()
+    time.sleep(2)
+    sql("INSERT INTO kept VALUES (2)")
+    sql("SELECT pg_switch_wal()")
+    return found
+
+
 def single(members):
     """The inventory in which the first host alone is in the group `database`."""
     return Operations(INVENTORY.parent / "single", members.hosts[0].host)
+
+
+def test_a_failover_keeps_the_backups(members, moment):
+    """The moment to which the database is restored later: the newest backup is of before the failovers."""
+    run = members.hosts[0].run("playbooks/restore.yml", into="scratch", target=moment, timeout=1800)
+    assert run.code == 0, run.output[-4000:]
 
 
 def test_the_plan_of_the_way_back_changes_nothing(members):
@@ -110,3 +133,22 @@ def test_one_member_becomes_the_only_database(members, capsys):
     assert first.live_version(60) == "2.0.0"
     second = single(members).run("deploy.yml", timeout=1200)
     assert (second.code, second.changed) == (0, 0), second.output[-6000:]
+
+
+def test_the_database_of_a_cluster_is_restored(members, moment):
+    """As the guide has it: one member is left, restored, and the others copy it."""
+    first, rows = members.hosts[0], "SELECT string_agg(id::text, ',') FROM kept"
+    assert members.sql(rows, first, "shiftmaster").strip() == "1,2"
+    run = single(members).run("playbooks/restore.yml", target=moment, confirm=first.host, timeout=1800)
+    assert run.code == 0, run.output[-6000:]
+    assert members.sql(rows, first, "shiftmaster").strip() == "1"
+    run = first.run("deploy.yml", "--tags", "base,tls,database", timeout=1700)
+    assert run.code == 0, run.output[-6000:]
+    wait_for(members.complete, 240, "a primary that two standbys follow")
+    for host in members.hosts:
+        assert members.sql(rows, host, "shiftmaster").strip() == "1"
+    run = first.run("deploy.yml", timeout=3600)
+    assert run.code == 0, run.output[-6000:]
+    assert first.live_version(60) == "2.0.0"
+    run = first.run("playbooks/backup.yml", timeout=1800)
+    assert run.code == 0, run.output[-4000:]
