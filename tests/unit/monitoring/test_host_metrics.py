@@ -120,10 +120,13 @@ def made(directory, days):
     return certificate, key
 
 
-@pytest.mark.parametrize("name", ["postgresql", "redis"])
+@pytest.mark.parametrize("name", ["postgresql", "redis", "etcd"])
 def test_the_certificate_of_a_service_is_distinguished_from_its_file(tmp_path, elsewhere, name):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*made(tmp_path, 3))
+    if name == "etcd":
+        # It accepts no client without a certificate, and shows its own before.
+        context.verify_mode = ssl.CERT_REQUIRED
     renewed, _key = made(tmp_path, 90)
 
     def handle(connection):

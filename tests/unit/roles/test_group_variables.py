@@ -253,6 +253,20 @@ def test_exporters_that_know_no_password_are_left_out(site):
     assert instances(site["mon1"], "redis") == ["db1"]
 
 
+def test_hosts_of_a_cluster_watch_all_its_certificates(tmp_path):
+    hosts = "[web]\na\n[app]\na\n[database]\nd\ne\nf\n[cache]\nd\n[monitoring]\nm\n[backup]\nb\n"
+    (tmp_path / "hosts").write_text(hosts)
+    secrets = {"vault_backup_cipher_passphrase": "x" * 32}
+    found = group_variables(
+        str(tmp_path / "hosts"), variable_names=("exporter_tls_listeners",), shiftmaster_domain="x", **secrets
+    )
+    names = {host: [one["name"] for one in values["exporter_tls_listeners"]] for host, values in found.items()}
+    assert names == {
+        "a": [], "m": [], "b": ["pgbackrest"], "d": ["postgresql", "redis", "etcd", "patroni", "pgbackrest"],
+        "e": ["postgresql", "etcd", "patroni", "pgbackrest"], "f": ["postgresql", "etcd", "patroni", "pgbackrest"],
+    }  # fmt: skip
+
+
 def test_hosts_watch_the_certificates_of_their_services_and_their_mail_servers(tmp_path):
     (tmp_path / "hosts").write_text("[web]\na\n[app]\na\n[database]\nd\n[cache]\nd\n[monitoring]\nm\n")
     variable_names = ("exporter_tls_listeners", "exporter_mail_servers", "diagnosis_certificates")
