@@ -71,6 +71,20 @@ def lock_wait(host):
 
 
 @contextlib.contextmanager
+def commits_wait(host):
+    """A commit waits for a synchronous standby that is not there."""
+    sql(host, "ALTER SYSTEM SET synchronous_standby_names = 'none'")
+    sql(host, "SELECT pg_reload_conf()")
+    try:
+        with session(host, "commits", "CREATE TABLE waits_for_a_standby ()"):
+            yield
+    finally:
+        sql(host, "ALTER SYSTEM RESET synchronous_standby_names")
+        sql(host, "SELECT pg_reload_conf()")
+        sql(host, "DROP TABLE IF EXISTS waits_for_a_standby")
+
+
+@contextlib.contextmanager
 def deadlock(host):
     """Two sessions wait for each other, until PostgreSQL ends one of them; nothing is left to be fixed."""
     text = """DO $$ BEGIN

@@ -176,6 +176,12 @@ def test_a_database_is_down(hosts, alerting, scaled, capsys, host):
     )  # fmt: skip
 
 
+def test_nothing_is_committed(hosts, alerting, scaled, capsys):
+    comes_and_goes(
+        alerting, capsys, "DatabaseCommitsWait", service_faults.commits_wait(hosts.app), EVERYBODY, hosts.app.host
+    )
+
+
 def one_message_to_each_receiver(alerting, watch, host, others: set, capsys) -> None:
     """All alerts of a host that is switched off, in ten minutes of the rules."""
     # For a quarter of an hour Prometheus repeats that another host is back, and Alertmanager sends it again with what
