@@ -167,6 +167,29 @@ def test_the_application_goes_on_when_the_host_of_the_primary_is_lost(members, c
     assert since < 10, "it has not come back"
 
 
+def test_the_password_of_the_standbys_is_changed(members, capsys):
+    """While the cluster is paused, which the run does not end; a standby that starts again uses the new one."""
+    first, standby = members.hosts[0], members.standbys()[0]
+    first.shell(f"{CTL} pause --wait")
+    try:
+        writer = Writer(members, first, "password", 900)
+        changed = {"vault_postgres_replication_password": "another" * 5}
+        run = first.run("deploy.yml", "--tags", "database", timeout=1200, **changed)
+        writer.end()
+        assert run.code == 0, run.output[-5000:]
+        again = first.run("deploy.yml", "--tags", "database", timeout=900, **changed)
+        assert (again.code, again.changed) == (0, 0), again.output[-4000:]
+        assert "Maintenance mode: on" in first.shell(f"{CTL} list")
+    finally:
+        first.shell(f"{CTL} resume --wait")
+    result = writer.result()
+    report(capsys, f"a new password of the standbys: {result['gap']:.1f} s without writes")
+    assert writer.lost(result) == [] and result["gap"] < 5
+    standby.shell("systemctl restart patroni@17-main")
+    wait_for(members.complete, 240, "a primary that two standbys follow")
+    assert first.run("deploy.yml", "--tags", "database", timeout=1200).code == 0
+
+
 def test_a_version_is_deployed_while_a_host_is_lost(members):
     """Not the first one, which holds the lock; it gets the version when it is back."""
     first = members.hosts[0]
