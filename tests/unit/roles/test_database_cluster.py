@@ -81,6 +81,7 @@ def test_accepted(tmp_path, arguments):
         ({"etcd": ["etcd1"]}, "one or two members survive no loss"),
         ({"database": 1, "etcd": ["etcd1", "etcd2", "etcd3"]}, "one database host needs no etcd"),
         ({"standby": ["db2"]}, "db2 is in the groups database and standby"),
+        ({"addresses": {"db3": "10.0.0.3 postgresql_version=15"}}, "would have PostgreSQL 17, 17, 15: all members"),
         (
             {"addresses": {"db3": "10.0.0.2"}},
             "db1, db2, db3 have 10.0.0.1, 10.0.0.2, 10.0.0.2: a machine is one member",
@@ -94,6 +95,7 @@ def test_accepted(tmp_path, arguments):
         "one of etcd",
         "etcd without a cluster",
         "two clusters",
+        "two versions",
         "one machine twice",
     ],
 )
