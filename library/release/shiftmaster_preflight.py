@@ -44,6 +44,14 @@ options:
     suboptions:
       port: {description: The TCP port., type: int, required: true}
       expected: {description: Names of the programs that may listen there., type: list, elements: str, default: []}
+  calendars:
+    description: Times of systemd's timers, of systemd.time(7). A timer with an unknown one is never started.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name: {description: The setting that names it., type: str, required: true}
+      calendar: {description: The time., type: str, required: true}
   controller_time: {description: "The controller's time in seconds since 1970, taken just before.", type: float}
   interpreter:
     description: An interpreter of the host for which wheels are chosen; RV(facts) then contains in C(interpreter) what
@@ -355,6 +363,22 @@ def check_clock(report, controller_time, at):
         )
 
 
+def check_calendars(report, calendars):
+    for entry in calendars:
+        command = ["systemd-analyze", "calendar", entry["calendar"]]
+        try:
+            done = subprocess.run(command, check=False, timeout=20, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        except FileNotFoundError:
+            report.note("systemd-analyze is not on this host, so the times of timers were not looked at")
+            return
+        if done.returncode != 0:
+            report.problem(
+                "calendars",
+                "%s: systemd does not know the time %s" % (entry["name"], json.dumps(entry["calendar"])),
+                'write it as systemd.time(7) has it, e.g. "Mon..Fri 07:30"',
+            )
+
+
 def lock_holder(path):
     """Return the process that holds a lock on a file, None where nobody does. Takes none itself."""
     try:
@@ -469,6 +493,7 @@ def run(params):
     check_disk(report, params["disk"])
     check_directories(report, params["directories"])
     check_ports(report, params["ports"])
+    check_calendars(report, params["calendars"])
     if params["release"] and not os.path.lexists(params["release"]):
         report.problem(
             "release",
@@ -487,6 +512,7 @@ def argument_spec():
         "disk": list_of(path=PATH, minimum_mb=given(0), minimum_inodes=given(0)),
         "directories": list_of(name=TEXT, path=PATH),
         "ports": list_of(port=dict(TEXT, type="int"), expected=given([], elements="str")),
+        "calendars": list_of(name=TEXT, calendar=TEXT),
         "controller_time": {"type": "float"},
         "interpreter": given(""),
         "release": given("", type="path"),

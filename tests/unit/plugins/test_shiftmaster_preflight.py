@@ -304,6 +304,20 @@ def test_releases_are_listed_unless_their_state_is_damaged(tmp_path, monkeypatch
     assert listed() == []
 
 
+def test_a_time_that_systemd_does_not_know(report, tmp_path, monkeypatch):
+    """As the host's program responds."""
+    program = tmp_path / "systemd-analyze"
+    program.write_text("#!/bin/sh\ntest \"$1\" = calendar && test \"$2\" != 'each morning'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    times = [{"name": "report", "calendar": "each morning"}, {"name": "clear", "calendar": "03:10"}]
+    preflight.check_calendars(report, times)
+    assert len(problems(report)) == 1 and 'report: systemd does not know the time "each morning"' in problems(report)[0]
+    monkeypatch.setenv("PATH", "/nonexistent")
+    preflight.check_calendars(report, times)
+    assert len(problems(report)) == 1 and "systemd-analyze is not on this host" in report.notes[-1]
+
+
 def test_without_requirements_there_is_no_problem(monkeypatch):
     monkeypatch.setattr(preflight, "check_systemd", lambda *_arguments: None)
     result = preflight.run(defaults())
