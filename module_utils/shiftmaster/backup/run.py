@@ -407,8 +407,10 @@ class Run:
         self.damaged_labels |= {one.where for one in problems if one.code not in behind} & (labels | others)
         if ours:
             raise BackupError("; ".join(problem.what for problem in ours))
-        # What was lost of the past is lost: the run reports it each day until the damaged backup has been expired.
-        self.damaged = self.damaged or bool(problems)
+        # An older backup that is damaged fails the runs until it has expired, but no deploy: today's is good. A gap of the
+        # past is a warning, and has an alert of its own. A host that moved away and back has one for the time in between.
+        past = [problem for problem in problems if problem.code not in behind]
+        self.damaged = self.damaged or bool(past) and not self.request.get("within_deploy")
         manifests.note(self.manifest, problems)
         self.seen("database", "verify", "checksums of this backup and of what it needs, and its WAL without a gap")
 
