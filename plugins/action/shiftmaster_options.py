@@ -82,7 +82,8 @@ def misnamed(options, names, playbook):
             meant[rest] = option
         meant["%s_%s" % (playbook, option)] = option
     for name in names:
-        near = difflib.get_close_matches(name, options, n=1, cutoff=0.85)
+        # One letter of a short name is much of it: too for to.
+        near = difflib.get_close_matches(name, options, n=1, cutoff=0.85 if len(name) > 5 else 0.75)
         if name not in meant and near:
             meant[name] = near[0]
     return [

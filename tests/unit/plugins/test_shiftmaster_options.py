@@ -140,6 +140,10 @@ def test_a_name_near_that_of_an_option_is_refused():
     assert action.misnamed(OPTIONS["rollback"], ["shema"], "rollback") == [
         "shema is no option of this playbook: schema is"
     ]
+    assert action.misnamed(OPTIONS["move"], ["too", "stpe"], "move") == [
+        "too is no option of this playbook: to is",
+        "stpe is no option of this playbook: step is",
+    ]
     # Names of roles and sites are not checked, nor are options of other playbooks.
     for name in ("nginx_state", "health_fail_on", "host", "app_language", "report_dir", "target"):
         for playbook, options in OPTIONS.items():
