@@ -167,6 +167,22 @@ def test_the_application_goes_on_when_the_host_of_the_primary_is_lost(members, c
     assert since < 10, "it has not come back"
 
 
+def test_the_data_of_etcd_are_lost_on_every_host(members, capsys):
+    """As the guide has it: a new etcd, into which the primary writes its cluster again."""
+    first, primary = members.hosts[0], members.primary()
+    writer = Writer(members, first, "etcd", 1200)
+    for host in members.hosts:
+        host.shell("systemctl stop etcd; rm -r /var/lib/etcd/shiftmaster /etc/ansible/facts.d/shiftmaster_etcd.fact")
+    run = first.run("deploy.yml", "--tags", "base,tls,database", timeout=1200)
+    writer.end()
+    assert run.code == 0, run.output[-6000:]
+    wait_for(members.complete, 240, "a primary that two standbys follow")
+    outcome(capsys, "etcd without its data", writer)
+    assert members.primary() is primary
+    again = first.run("deploy.yml", "--tags", "base,tls,database", timeout=900)
+    assert (again.code, again.changed) == (0, 0), again.output[-4000:]
+
+
 def test_the_password_of_the_standbys_is_changed(members, capsys):
     """While the cluster is paused, which the run does not end; a standby that starts again uses the new one."""
     first, standby = members.hosts[0], members.standbys()[0]
