@@ -388,12 +388,17 @@ def fired(engine: Engine, rule: dict, host: dict, topology: dict, area: str = "a
     for item in items[:MOST_ITEMS]:
         if len(found) == MOST_FINDINGS:
             break
-        inside = dict(names, it=item)
-        for name, expression in rule.get("let", {}).items():
-            inside[name] = engine.value(expression, inside)
+        inside = let(engine, rule, dict(names, it=item))
         if engine.value(rule["when"], inside):
             found.append(describe(engine, rule, host["host"], inside))
     return found
+
+
+def let(engine: Engine, rule: dict, names: dict) -> dict:
+    """Return these names and those that the rule defines."""
+    for name, expression in rule.get("let", {}).items():
+        names = dict(names, **{name: engine.value(expression, names)})
+    return names
 
 
 def describe(engine: Engine, rule: dict, host: str, names: dict) -> dict:
@@ -605,7 +610,7 @@ def of_change(engine: Engine, rule: dict, host: dict, topology: dict, effects: l
     affected = list(dict.fromkeys(one["rule"] for one in fits(made[0])))
     also = [one["what"] for one in made[1:] if one["what"] != made[0]["what"]][:4]
     title = {language: fits(made[0])[0]["title"].get(language, "") for language in LANGUAGES}
-    inside = dict(names, it=dict(made[0], also=also, title=title), affected=affected)
+    inside = let(engine, rule, dict(names, it=dict(made[0], also=also, title=title), affected=affected))
     return [describe(engine, rule, host["host"], inside)]
 
 

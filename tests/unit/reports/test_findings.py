@@ -396,6 +396,11 @@ def test_a_change_explains_a_unit_that_fails_after_requests_have_failed():
     parts["changes"] = {"files": [made]}
     after = [one for one in found(host({"parts": parts})) if one["root"]]
     assert "ChangedByHand" in names(after) and "WorkerDown" not in names(after)
+    (change,) = [one for one in after if one["rule"] == "ChangedByHand"]
+    assert change["fix"] == [
+        f"mv --backup=numbered {unit} /root/; systemctl daemon-reload",
+        "systemctl reset-failed; systemctl restart shiftmaster-worker@blue.service",
+    ]
 
 
 @pytest.mark.parametrize("cause", ["CpuHog", "MemoryShort", "SwapStorm"])
