@@ -407,8 +407,8 @@ class Run:
         self.damaged_labels |= {one.where for one in problems if one.code not in behind} & (labels | others)
         if ours:
             raise BackupError("; ".join(problem.what for problem in ours))
-        # An older backup that is damaged fails the runs until it has expired, but no deploy: today's is good. A gap of the
-        # past is a warning, and has an alert of its own. A host that moved away and back has one for the time in between.
+        # An older backup that is damaged fails the runs until it has expired, but no deploy: today's is good. A gap of
+        # the past is a warning, and has an alert of its own: a host that moved away and back has one in between.
         past = [problem for problem in problems if problem.code not in behind]
         self.damaged = self.damaged or bool(past) and not self.request.get("within_deploy")
         manifests.note(self.manifest, problems)
