@@ -91,16 +91,26 @@ def going(listed, arrived, now, keep):
 
 
 def quarantine(path, after, check_mode):
-    """Move what arrived after a time out of the repository; return the paths."""
+    """Move what arrived after a time out of the repository; return the paths. Without an earlier key the keys stay."""
     aside, moved = "%s.after-%s" % (path, time.strftime(TIME, time.gmtime(after))), []
     for kind in DECIDE:
-        for name, when in sorted(arrivals(os.path.join(path, kind)).items()):
+        arrived = arrivals(os.path.join(path, kind))
+        if kind == "keys" and all(when > after for when in arrived.values()):
+            continue
+        for name, when in sorted(arrived.items()):
             if when > after:
                 moved.append(os.path.join(kind, name))
                 if not check_mode:
                     os.makedirs(os.path.join(aside, kind), mode=0o700, exist_ok=True)
                     os.rename(os.path.join(path, kind, name), os.path.join(aside, kind, name))
     return moved
+
+
+def keys_back(path, after):
+    """Bring quarantined keys back: that of a password which was changed after that time."""
+    aside = os.path.join("%s.after-%s" % (path, time.strftime(TIME, time.gmtime(after))), "keys")
+    for name in os.listdir(aside) if os.path.isdir(aside) else ():
+        os.rename(os.path.join(aside, name), os.path.join(path, "keys", name))
 
 
 def main():
@@ -118,14 +128,25 @@ def main():
     )
     path, after, keys = module.params["path"], module.params["received_after"], []
 
+    def run(password, *words):
+        environment = {"RESTIC_REPOSITORY": path, "HOME": "/nonexistent", "RESTIC_PASSWORD": password}
+        return module.run_command(["restic", "--quiet", "--no-cache", *words], environ_update=environment)
+
+    def opening():
+        """The first password that opens the repository, None where none does."""
+        passwords = [module.params["password"], *module.params["previous_passwords"]]
+        found = (one for one in passwords if run(one, "cat", "config", "--no-lock")[0] == 0)
+        return next(found, None)
+
     def restic(*words, password=None):
-        environment = {"RESTIC_REPOSITORY": path, "HOME": "/nonexistent"}
-        environment["RESTIC_PASSWORD"] = password or module.params["password"]
-        code, output, errors = module.run_command(
-            ["restic", "--quiet", "--no-cache", *words], environ_update=environment
-        )
-        if code and password:
+        code, output, errors = run(password or module.params["password"], *words)
+        if code and password and not after:
             return "[]"
+        if code and after:
+            module.fail_json(
+                msg="restic %s failed: %s What arrived after %s is beside the repository, and its index has to be made "
+                "anew: run it again with received_after=%s" % (words[0], errors.strip()[-500:], after, after)
+            )
         if code:
             times = [(when, kind, name) for kind in DECIDE for name, when in arrivals(os.path.join(path, kind)).items()]
             when, kind, name = max(times, default=(0, "keys", "none"))
@@ -141,9 +162,14 @@ def main():
             module.exit_json(changed=False, removed=[], msg="%s: no backup has arrived yet" % path)
         if after:
             moved = quarantine(path, seconds_of(after), module.check_mode)
-            if moved and not module.check_mode:
-                # Each prune writes new indexes in place of the old ones.
-                restic("repair", "index")
+            if not module.check_mode:
+                password = opening()
+                if password is None:
+                    keys_back(path, seconds_of(after))
+                    password = opening()
+                # Each prune writes new indexes in place of the old ones. Also where nothing is moved: a run may have been
+                # killed before it.
+                restic("repair", "index", password=password)
             module.exit_json(changed=bool(moved), removed=moved, msg="%s: %d files quarantined" % (path, len(moved)))
         arrived = arrivals(os.path.join(path, "snapshots"))
         if not module.check_mode:

@@ -85,6 +85,60 @@ def test_files_that_arrived_later_are_quarantined(tmp_path):
     assert module.quarantine(str(path), NOW, False) == []
 
 
+def repository(tmp_path, keys):
+    path = tmp_path / "shiftmaster"
+    for kind in module.DECIDE:
+        (path / kind).mkdir(parents=True)
+    for name, when in {**{"keys/" + name: when for name, when in keys.items()}, "index/late": NOW + 5}.items():
+        (path / name).write_text("")
+        os.utime(path / name, (when, when))
+    return path
+
+
+@pytest.mark.parametrize(
+    "keys, password, there",
+    [
+        ({"old": NOW - 5}, "old", ["old"]),
+        # The password was changed after the time, and prune has removed the earlier one.
+        ({"new": NOW + 5}, "new", ["new"]),
+        ({"old": NOW - 5, "new": NOW + 5}, "new", ["new", "old"]),
+        ({"old": NOW - 5, "strange": NOW + 5}, "old", ["old"]),
+    ],
+)
+def test_a_quarantine_leaves_a_repository_that_opens_and_has_an_index(tmp_path, monkeypatch, keys, password, there):
+    """Also where a run was killed between both: the second one finds nothing to move."""
+    path, repaired = repository(tmp_path, keys), []
+
+    class Module:
+        check_mode = False
+        params = {
+            "path": str(path), "password": password, "previous_passwords": [], "received_after": "20261126120000Z",
+            **{"keep_" + name: value for name, value in KEEP.items()},
+        }  # fmt: skip
+
+        def __init__(self, **_more):
+            pass
+
+        def run_command(self, words, environ_update):
+            if not (path / "keys" / environ_update["RESTIC_PASSWORD"]).exists():
+                return 12, "", "wrong password or no key found"
+            repaired.extend([words[3:]] if "repair" in words else [])
+            return 0, "{}", ""
+
+        def exit_json(self, **_result):
+            raise SystemExit(0)
+
+        def fail_json(self, **result):
+            raise AssertionError(result)
+
+    monkeypatch.setattr(module, "QuietModule", Module)
+    for _run in range(2):
+        with pytest.raises(SystemExit):
+            module.main()
+        assert repaired.pop() == ["repair", "index"] and sorted(os.listdir(path / "keys")) == there
+    assert os.listdir(path / "index") == []
+
+
 @pytest.mark.parametrize("check_mode", [False, True])
 def test_earlier_passwords_end_where_todays_opens_the_repository(tmp_path, monkeypatch, check_mode):
     there, results = {"1": "earlier", "2": "today"}, []
