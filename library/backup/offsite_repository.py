@@ -167,8 +167,8 @@ def main():
                 if password is None:
                     keys_back(path, seconds_of(after))
                     password = opening()
-                # Each prune writes new indexes in place of the old ones. Also where nothing is moved: a run may have been
-                # killed before it.
+                # Each prune writes new indexes in place of the old ones. Also where nothing is moved: an earlier run
+                # may have been killed before it.
                 restic("repair", "index", password=password)
             module.exit_json(changed=bool(moved), removed=moved, msg="%s: %d files quarantined" % (path, len(moved)))
         arrived = arrivals(os.path.join(path, "snapshots"))

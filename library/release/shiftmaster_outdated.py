@@ -25,7 +25,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-units: {description: "Services with such a process, without logins.", returned: always, type: list, elements: str}
+units:
+  description: Services with such a process, without logins and without jobs, which end by themselves.
+  returned: always
+  type: list
+  elements: str
 init: {description: Whether systemd itself is one of them., returned: always, type: bool}
 sessions: {description: How many such processes belong to logins., returned: always, type: int}
 reboot: {description: Why a reboot is due., returned: always, type: list, elements: str}
@@ -33,6 +37,7 @@ reboot: {description: Why a reboot is due., returned: always, type: list, elemen
 
 import os
 import re
+import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -83,6 +88,17 @@ def unit_of(cgroup):
     return ""
 
 
+def jobs(units):
+    """Those of the units that come to an end, as a backup and a scheduled task do: a restart would begin them again."""
+    command = ["systemctl", "show", "--property=Id,Type,Transient", "--", *units]
+    try:
+        shown = subprocess.run(command, check=False, timeout=60, stdout=subprocess.PIPE).stdout.decode()
+    except (OSError, subprocess.TimeoutExpired):
+        return set()
+    blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n") if block.strip()]
+    return {one["Id"] for one in blocks if one.get("Type") == "oneshot" or one.get("Transient") == "yes"}
+
+
 def look(proc, reboot_file):
     units, sessions = set(), 0
     for pid in os.listdir(proc):
@@ -98,9 +114,10 @@ def look(proc, reboot_file):
     if reboot and packages:
         reboot = ["%s wants it" % name for name in packages]
     reboot += ["%s runs on in its earlier version" % name for name in REBOOT_UNITS if name in units]
+    services = units - {"", "init.scope"} - set(REBOOT_UNITS)
     return {
         "changed": False,
-        "units": sorted(units - {"", "init.scope"} - set(REBOOT_UNITS)),
+        "units": sorted(services - jobs(sorted(services))) if services else [],
         "init": "init.scope" in units,
         "sessions": sessions,
         "reboot": reboot,

@@ -51,6 +51,23 @@ def test_replaced_libraries_and_programs_are_found_with_their_units(proc, tmp_pa
     assert (found["init"], found["sessions"], found["reboot"]) == (False, 2, [])
 
 
+def test_jobs_under_way_are_not_restarted(proc, tmp_path, monkeypatch):
+    """A backup would be killed, and its next run wait for the lock of the patch."""
+    gone = LIBRARY + " (deleted)"
+    types = {"nginx": "forking", "shiftmaster-backup": "oneshot", "run-r1": "simple"}
+    for number, name in enumerate(types):
+        proc[1](number + 2, f"0::/system.slice/{name}.service", gone)
+    program = tmp_path / "systemctl"
+    lines = "".join(
+        f"Id={name}.service\\nType={kind}\\nTransient={'yes' if name == 'run-r1' else 'no'}\\n\\n"
+        for name, kind in types.items()
+    )
+    program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert inspect_host(proc, tmp_path)["units"] == ["nginx.service"]
+
+
 def test_a_login_in_the_unit_of_ssh_is_a_login(proc, tmp_path):
     proc[1](2, "0::/system.slice/ssh.service", LIBRARY + " (deleted)")
     (proc[0] / "2" / "cmdline").write_text("sshd-session: root@notty")
