@@ -14,8 +14,10 @@ import pwd
 import re
 import shutil
 import stat
+import time
 
 from ..host import safe_files
+from ..monitoring.metrics import timestamp_of
 from . import catalogue, sandbox
 from . import manifest as manifests
 from .files import Restic
@@ -149,16 +151,21 @@ class Offsite(Restic):
         """Bring everything back to a host that has no backups; returns what was brought. Raises BackupError."""
         state = os.path.join(self.host.options["state"], "offsite")
         begun, ended = os.path.join(state, "fetching"), os.path.join(state, "fetched")
-        if os.path.exists(ended):
+        there = manifests.history(os.path.join(self.host.directory, "manifests")).manifests
+        # Not where what was fetched once has been lost since.
+        if os.path.exists(ended) and there:
             return self.fetched_before(ended, run_id)
-        if not os.path.exists(begun):
+        newest = max((manifests.seconds_of(one["ended"]) for one in there if one["ended"]), default=0)
+        if not os.path.exists(begun) or newest > os.path.getmtime(begun):
             self.require_nothing()
         self.change_password()
         tags = "database" if run_id == "latest" else "database,run=%s" % run_id
         listed = json.loads(self.run("listing what is outside", "snapshots", "--json", "--tag", tags).stdout or "[]")
         if not listed:
             raise BackupError("outside there is no backup%s" % ("" if run_id == "latest" else " of run %s" % run_id))
-        newest = max(listed, key=lambda one: one["time"])
+        # Those of a wrong clock are the newest of a restore that nobody wants, unless there is no other.
+        past = [one for one in listed if (timestamp_of(one["time"]) or 0) < time.time() + 86400]
+        newest = max(past or listed, key=lambda one: one["time"])
         staging = os.path.join(self.host.directory, "fetched")
         shutil.rmtree(staging, ignore_errors=True)
         os.mkdir(staging, mode=0o700)

@@ -714,8 +714,13 @@ def files(host: Host, request: dict, part: str) -> dict:
             if free < needed:
                 sizes = (host.directory, sized(free), sized(needed))
                 raise BackupError("there is too little room in %s for the restored files: %s free, %s needed" % sizes)
-            if not of:
-                kept = restic.backup(options, request["id"], "before-restore")[0]["snapshot_id"]
+            try:
+                kept = restic.backup(part_of(host, part), request["id"], "before-restore")[0]["snapshot_id"]
+            except BackupError as error:
+                # A host that was lost sends nothing.
+                if not of:
+                    raise
+                host.log("restore %s: what %s has now could not be saved: %s" % (request["id"], of, error))
             make_dir(os.path.dirname(staged), 0o711)
             shutil.rmtree(staged, ignore_errors=True)
             os.mkdir(staged, 0o700)

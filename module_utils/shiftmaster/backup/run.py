@@ -244,7 +244,9 @@ class Run:
             for part in good:
                 part["offsite"] = seen
             self.host.log("outside: %s" % seen)
-            if len(good) == len(self.parts):
+            # What keeps the backups here from going, such as a clock that was moved, keeps those outside.
+            doubts = {"clock", "gap", "not_pruned"} & {one["code"] for one in self.manifest["problems"]}
+            if len(good) == len(self.parts) and not doubts:
                 outside.prune()
         except Exception as error:
             manifests.note(self.manifest, [("offsite_failed", "not brought outside: %s" % message_of(error), "")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -252,7 +253,9 @@ def test_another_run_than_the_fetched_one_is_rejected(host, tmp_path):
 
     def restore(what, *command, **more):
         if "restore" in command:
-            (tmp_path / (command[-1] + str(state / "manifests"))).mkdir(parents=True)
+            directory = tmp_path / (command[-1] + str(state / "manifests"))
+            directory.mkdir(parents=True)
+            manifests.write(str(directory / "first.json"), run_of())
         return kept(what, *command, **more)
 
     host.run = restore
@@ -263,6 +266,31 @@ def test_another_run_than_the_fetched_one_is_rejected(host, tmp_path):
     # As an earlier version has written it.
     (state / "fetched").write_text("a")
     assert outside.fetch("second") == []
+    # What was fetched is lost, too.
+    shutil.rmtree(tmp_path / "backups/manifests")
+    assert outside.fetch("second") != []
+
+
+def test_a_fetch_that_was_killed_before_new_backups_were_made_replaces_none(host, tmp_path):
+    state, directory = tmp_path / "state" / "offsite", tmp_path / "backups" / "manifests"
+    state.mkdir(parents=True)
+    directory.mkdir()
+    (state / "fetching").write_text("a")
+    manifest = run_of()
+    manifests.finish(manifest, NOW + 3)
+    manifests.write(str(directory / "20261126T000000Z.json"), manifest)
+    os.utime(state / "fetching", (NOW - 5, NOW - 5))
+    with pytest.raises(BackupError, match="backups here already"):
+        offsite.Offsite(host).fetch("latest")
+
+
+def test_a_snapshot_of_the_future_is_not_the_latest(host, tmp_path):
+    listed = [{"id": "past", "time": "2026-11-25T00:00:00Z"}, {"id": "wrong", "time": "2099-01-01T00:00:00Z"}]
+    host.responses["snapshots"], fetched = (0, json.dumps(listed), ""), []
+    outside = offsite.Offsite(host)
+    outside.restore = lambda _what, snapshot, *_more, **_others: fetched.append(snapshot)
+    outside.fetch("latest")
+    assert fetched[0] == "past"
 
 
 @pytest.mark.parametrize("kind", ["link", "latest elsewhere", "latest above", "fifo", "setuid"])

@@ -53,6 +53,12 @@ def backup_server(tmp_path, monkeypatch):
         def unlock(self):
             pass
 
+        def backup(self, part, run_id, tag):
+            if host.options.get("lost"):
+                raise BackupError("app1 cannot be read")
+            assert (part["name"], run_id, tag) == ("files", "r1", "before-restore")
+            return {"snapshot_id": "before"}, []
+
         def full_id(self, _part, _run):
             return "snapshot"
 
@@ -80,7 +86,11 @@ def test_files_are_packed_once_for_another_host_with_their_paths(backup_server, 
     with tarfile.open(response["archive"]) as packed:
         names = [member.name for member in packed if not member.isdir()]
     assert names == ["./srv/shiftmaster/shared/media/a.txt"]
-    assert not (tmp_path / "backups/outgoing/r1").exists()
+    assert not (tmp_path / "backups/outgoing/r1").exists() and response["kept"] == "before"
+    logged = []
+    backup_server.options["lost"], backup_server.log = True, logged.append
+    assert restore.files(backup_server, request, "files")["kept"] == ""
+    assert "what app1 has now could not be saved" in logged[0]
     response = restore.files(backup_server, dict(request, into=str(tmp_path / "aside")), "files")
     assert "archive" not in response
     assert (tmp_path / "aside" / pulled(backup_server, "files", "app1")[1:] / PATHS[0][1:] / "a.txt").read_text() == "a"
