@@ -325,11 +325,12 @@ def copies(directory, at=None):
 def prune_plan(found, keep, database, protect=()):
     """Return the paths of the copies of one database that may go.
 
-    The newest `keep` complete ones stay, at least one, everything newer, what has no manifest, and what is
-    protected.
+    The newest `keep` complete ones stay, at least one, everything newer, what has no manifest, what is protected, and
+    the newest one that belongs to a release: failed runs leave others.
     """
     mine = [entry for entry in found if entry.get("database") == database]
     complete = [entry["file"] for entry in mine if entry["complete"]]
+    protect = [*protect, *[entry["file"] for entry in mine if entry["complete"] and entry.get("release")][-1:]]
     if not complete:
         return []
     oldest_kept = complete[-max(1, keep) :][0]
@@ -421,12 +422,15 @@ class Database:
 
     def restore(self, path, work):
         """Replace what the user owns by what is in a dump, in one transaction. Raises DumpError."""
-        superuser = self.ask("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").strip() == "t"
+        # A login of its own acts as the owner of the objects.
+        answer = self.ask("SELECT rolsuper, rolname FROM pg_roles WHERE rolname = current_user")
+        superuser, _, user = answer.strip().partition("|")
+        superuser = superuser == "t"
         kept = set(self.ask(KEPT_SCHEMAS_SQL).splitlines())
         listing = self.run("reading the dump's contents", "pg_restore", "--list", path).decode(errors="replace")
         chosen = os.path.join(work, "list")
         with open(chosen, "w", encoding="utf-8") as stream:
-            stream.write("\n".join(wanted_entries(listing, self.database["user"], superuser, kept)) + "\n")
+            stream.write("\n".join(wanted_entries(listing, user, superuser, kept)) + "\n")
         arguments = ["--use-list=" + chosen, "--file=-"] + ([] if superuser else ["--no-owner"]) + [path]
         pipe, words = subprocess.PIPE, ("-X", "--no-password", "--quiet", "--output=/dev/null", "--set=ON_ERROR_STOP=1")
         reader = self.start("pg_restore", *arguments, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)

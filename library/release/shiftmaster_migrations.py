@@ -320,8 +320,11 @@ class Runner:
         keep = result.pop("known") + [name.split(".", 1) for name in sorted(tolerated)]
         request = dict(self.timing(), op="reverse", keep=keep, dry_run=self.check_mode)
         ahead, release = result["ahead"], self.options["release"]
-        for record in ahead:  # A release that never came to serve left it half done; only that one can undo it.
-            if migrations.key(record) in result["half"] and record.get("found_in"):
+        held = {migrations.key(one) for one in migrations.known_statically(release)}
+        # A release that never came to serve left it, whole or half done; only that one can undo it.
+        for record in ahead:
+            name = migrations.key(record)
+            if (name in result["half"] or name not in held) and record.get("found_in"):
                 release = os.path.join(self._root(), record["found_in"])
         answer = self.ask(release, request, self.options["timeout_seconds"])
         done = names(answer["done"])

@@ -538,8 +538,11 @@ class Operation:
             left = self.state.transition
             notes = ["an interrupted run's cutover to %s would be recovered" % left["to"]] if left else []
             return self.result(bool(left), notes=notes)
+        left = dict(self.state.transition or {})
         message = self.cutover().recover()
         notes = [message] if message else []
+        if left and not self.params["background"] and self.layout.current() == left["from"] != left["to"]:
+            self.cutover().hold_background()
         removed = releases.remove_unfinished(self.layout, self.state)
         notes += ["removed the unfinished build %s" % name for name in removed]
         notes += ["stopped %s, which served nobody" % name for name in self.cutover().stop_others()]

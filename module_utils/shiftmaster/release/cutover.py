@@ -459,7 +459,8 @@ class Cutover:
                 self._finish()
                 outcome = "had already switched to %s, which is healthy: finished" % target
             except Exception as error:
-                self.revert(str(error))
+                # One that has served users before is not the fault: the database may be down.
+                self.revert(str(error), bad=not self.state.was_live(target))
                 outcome = "had switched to %s, which is not healthy: reverted to %s" % (target, source)
         elif phase in ("start", "gate"):
             self._stop(slot, ("beat", "worker", "web"))

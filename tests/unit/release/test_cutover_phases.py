@@ -1065,6 +1065,15 @@ def test_a_worker_that_responds_to_no_ping_during_the_watch_is_a_problem(site):
     assert site.engine.worker_problem() == ""
 
 
+def test_a_release_that_has_served_is_not_bad_because_the_database_is_down(site):
+    """A rollback to it was killed after its switch."""
+    site.state.set_status(TWO, "live")
+    site.in_phase("watch", active="green", kind="rollback")
+    site.host.health = [HttpResult(503, 0.1, "{}", None)]
+    assert "reverted" in site.engine.recover()
+    assert site.state.status(TWO) == "live"
+
+
 def test_a_release_is_called_by_its_version(site):
     assert site.engine.called(ONE) == "version 1.0 (release %s)" % ONE
     assert site.engine.called("20260404T000000Z-ddddddd") == "release 20260404T000000Z-ddddddd"

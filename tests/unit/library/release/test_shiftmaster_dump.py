@@ -48,7 +48,7 @@ def tools(tmp_path, monkeypatch):
         (directory / tool).chmod(0o755)
     does(
         "psql",
-        "case \"$*\" in *server_version_num*) echo '170005 1000 17.5 (Debian)';; *rolsuper*) echo f;;"
+        "case \"$*\" in *server_version_num*) echo '170005 1000 17.5 (Debian)';; *rolsuper*) echo 'f|owner';;"
         ' *nspname*) echo public;; *ANALYZE*) ;; *) cat > "$(dirname "$0")/sql";; esac\n',
     )
     does("pg_dump", 'for word; do case $word in --file=*) echo content > "${word#--file=}";; esac; done\n')
@@ -488,6 +488,9 @@ def test_pruning_keeps_the_newest_complete_ones():
     damaged = listed("1") + listed("2", "3", complete=False)
     assert dump.prune_plan(damaged, 1, "shiftmaster") == []
     assert dump.prune_plan(listed("1", complete=False) + listed("2"), 1, "shiftmaster") == ["/f/1"]
+    # Deploys that failed again and again leave copies that belong to no release.
+    of_release = [dict(listed("1")[0], release="v1"), *listed("2", "3", "4")]
+    assert dump.prune_plan(of_release, 2, "shiftmaster") == ["/f/2"]
     assert dump.prune_plan(listed("1", complete=False), 1, "shiftmaster") == []
 
 

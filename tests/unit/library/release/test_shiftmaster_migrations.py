@@ -150,6 +150,19 @@ def test_a_failure_returns_what_was_done():
     assert caught.value.details["changed"] and caught.value.details["applied"] == ["a.0001"]
 
 
+def test_a_release_that_never_served_reverses_what_it_has_applied(tmp_path):
+    """Its gate failed after its migrations: the live release, which is the target, has no file of them."""
+    live, failed = tmp_path / "20260101T000000Z-1111111", tmp_path / "20261201T000000Z-2222222"
+    (live / "source").mkdir(parents=True)
+    directory = failed / "source/a/migrations"
+    directory.mkdir(parents=True)
+    (directory / "0002.py").write_text(REMOVES)
+    answer = {"done": [], "repaired": [], "applied": []}
+    code = Code(inspection(applied=["0001", "0002"], known=["0001"]), answer)
+    run(code, "reverse", release=str(live), target_release=str(live))
+    assert code.requests[-1][0] == str(failed) and code.requests[-1][1]["op"] == "reverse"
+
+
 @pytest.mark.parametrize("mode", ["plan", "apply"])
 def test_half_applied_migrations_are_reported(mode):
     """So that the only release that can undo it is not pruned."""

@@ -245,6 +245,18 @@ def test_a_killed_run_is_recovered_and_reported(site):
     assert site.run("recovered", check_mode=True)["changed"] and site.calls == []
 
 
+@pytest.mark.parametrize(("live", "held"), [(ONE, True), (TWO, False)])
+def test_old_background_work_is_held_while_a_page_is_up(site, live, held):
+    """After migrations that the old code does not survive. A new version that is finished fits them."""
+    site.begin()
+    site.layout.point_slot(site.layout.active_slot(), live)
+    site.run("recovered", background=False)
+    assert (("hold_background",) in site.calls) == held
+    site.calls.clear()
+    site.run("recovered")
+    assert ("hold_background",) not in site.calls
+
+
 def test_an_edited_release_is_not_started_again(site):
     """It may be unable to start, and the next step builds it again."""
     site.responses["ensure_running"] = ["web@blue"]
