@@ -57,7 +57,7 @@ def test_the_application_follows_a_failover(members):
     first = members.hosts[0]
     run = first.run("deploy.yml", timeout=3600)
     assert run.code == 0, run.output[-6000:]
-    run = first.run("playbooks/backup.yml", timeout=1800)
+    run = first.run("playbooks/backup.yml", only="database", timeout=1800)
     assert run.code == 0, run.output[-4000:]
     environment = first.shell("cat /var/www/shiftmaster/active/release/env")
     assert all(address in environment for address in members.address.values())
@@ -153,5 +153,5 @@ def test_the_database_of_a_cluster_is_restored(members, moment):
     run = first.run("deploy.yml", timeout=3600)
     assert run.code == 0, run.output[-6000:]
     assert first.live_version(60) == "2.0.0"
-    run = first.run("playbooks/backup.yml", timeout=1800)
+    run = first.run("playbooks/backup.yml", only="database", timeout=1800)
     assert run.code == 0, run.output[-4000:]
