@@ -181,6 +181,28 @@ def test_the_page_stays_where_no_release_fits_the_schema(operations):
     assert code == "200"
 
 
+@pytest.mark.parametrize("schema", ["reverse", "restore"])
+def test_a_version_that_fails_after_contract_migrations(operations, schema):
+    """The live one does not survive the schema: no run but the named way back lets users in."""
+    background = "systemctl list-units --plain --no-legend --state=active 'shiftmaster-worker@*' 'shiftmaster-beat@*'"
+    login = "curl -skS -o /dev/null -w '%{http_code}' https://localhost/login/"
+    assert operations.deploy("2.1.0", shiftmaster_watch_seconds=1).code == 0
+    run = operations.deploy("2.2.0", shiftmaster_allow_contract=True, **hook("before_cutover", "false"))
+    assert run.code == 2 and run.prints("The maintenance page stays up"), run.output[-6000:]
+    run = operations.deploy("2.1.0", shiftmaster_watch_seconds=1)
+    assert run.code == 2 and operations.shell(login) == "503", run.output[-6000:]
+    assert operations.shell(background) == ""
+    run = operations.rollback(to="2.1.0", schema=schema)
+    assert run.code == 0, run.output[-6000:]
+    assert operations.live_version(10) == "2.1.0" and operations.shell(login) == "200"
+    assert operations.shell(background).count("\n") == 2
+    # Its copies belong to no release.
+    copies = operations.shell(
+        "grep -l before-rollback /var/backups/shiftmaster/pre-migration/*.json | tail -n 1"
+    ).strip()
+    assert not copies or json.loads(operations.shell(f"cat {copies}"))["release"] == ""
+
+
 def test_a_rollback_to_code_without_its_migrations_is_rejected(operations):
     schema_of_2_0_0(operations)
     run = operations.rollback(to="2.1.0")
