@@ -431,7 +431,11 @@ class Cutover:
         if bad and self._t("from") != target:
             self.state.set_status(target, "bad", reason.splitlines()[0] if reason else "")
         if self._t("from_slot") is None:
-            self.notes.append("there is no earlier release to go back to: %s keeps running" % target)
+            kept = self.layout.active_slot() == self._t("to_slot")
+            if not kept:
+                self._stop(self._t("to_slot"), ("beat", "worker", "web"))
+            words = "keeps running" if kept else "was stopped before it served"
+            self.notes.append("there is no earlier release to go back to: %s %s" % (target, words))
             self._audit("not_reverted", reason=reason)
             self.state.end()
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -1063,6 +1064,16 @@ def test_a_worker_that_responds_to_no_ping_during_the_watch_is_a_problem(site):
     assert GREEN in site.engine.worker_problem() and site.host.drivers == 0
     site.options["celery_application"] = ""
     assert site.engine.worker_problem() == ""
+
+
+def test_a_first_release_that_fails_before_its_switch_leaves_nothing_running(empty, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cutover.releases, "publish_static", full)
+    with pytest.raises(cutover.CutoverError):
+        empty.engine.prepare(ONE, "deploy")
+    assert empty.running() == set() and empty.layout.current() is None and "was stopped" in empty.engine.notes[-1]
 
 
 def test_a_release_that_has_served_is_not_bad_because_the_database_is_down(site):
