@@ -114,7 +114,12 @@ def entries(text: str) -> list:
 
 
 def is_bad(line: str) -> bool:
-    """Return whether a line complains: a logger named error may only report that it started."""
+    """Return whether a line complains: a logger named error may only report that it started.
+
+    Celery notes a task that fails and is tried again as information.
+    """
+    if " retry: Retry in " in line:
+        return True
     level = _LEVEL.search(line)
     # PostgreSQL only notes the death of one of its processes.
     if level and "was terminated by signal" not in line:

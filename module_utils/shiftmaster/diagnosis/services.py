@@ -177,7 +177,7 @@ _JOB = re.compile(r"^(\d+\.\d+) \S+ systemd\[1\]: (Start|Stopp)(?:ed|ing) (.*?)[
 
 def restarted(setting, text: str, since: float, times: int = 3) -> list:
     """Return [{unit, by, count}]: units of ours that are stopped each time that another unit begins."""
-    counts, begun, seen = {}, [], set()
+    counts, begun, counted = {}, [], {}
     for at, what, name in (match.groups() for match in map(_JOB.match, reversed(text.splitlines())) if match):
         at, ours = float(at), setting.mentions_ours(name)
         if at < since:
@@ -187,8 +187,8 @@ def restarted(setting, text: str, since: float, times: int = 3) -> list:
         elif what == "Stopp" and ours:
             for other in {one for when, one in begun if at - 3 <= when <= at}:
                 # One stop has several lines.
-                if (name, other, int(at) // 5) not in seen:
-                    seen.add((name, other, int(at) // 5))
+                if at - counted.get((name, other), 0.0) > 5:
+                    counted[name, other] = at
                     counts[name, other] = counts.get((name, other), 0) + 1
     rows = [{"unit": name[:80], "by": other, "count": count} for (name, other), count in counts.items()]
     return sorted((row for row in rows if row["count"] >= times), key=lambda row: -row["count"])[:5]

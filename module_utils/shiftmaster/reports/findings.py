@@ -236,10 +236,16 @@ def the_engine() -> Engine:
 
 
 def names_of(host: dict, topology: dict) -> dict:
-    """Return what a rule's expressions may use: the parts by name, the host, and the installation."""
+    """Return what a rule's expressions may use: the parts by name, the host, and the installation.
+
+    worker_unit is the unit in whose journal its worker writes, where the application sets up Celery's logging.
+    """
+    parts = host.get("parts") or {}
+    log = ((parts.get("logs") or {}).get("files") or {}).get("celery") or {}
     return dict(
-        host.get("parts") or {},
-        parts=host.get("parts") or {},
+        parts,
+        parts=parts,
+        worker_unit=(re.match(r"journalctl -u (\S+)$", str(log.get("path") or "")) or ["", ""])[1],
         host=host["host"],
         functions=host.get("functions") or [],
         reach=host.get("reach") or {},
