@@ -370,28 +370,13 @@ def _validity(certificate, now) -> dict:
 # --- HTTP and connections --------------------------------------------------------------------------------------------
 
 
-def own_address() -> str:
-    """Return the address from which this host reaches others. Nothing is sent. Raises ProbeError."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
-            connection.connect(("192.0.2.1", 9))
-            return connection.getsockname()[0]
-    except OSError as error:
-        raise probe.ProbeError("error", "network", "no address leads to other hosts: %s" % error)
-
-
 def http(setting) -> dict:
     """The application's responses, from the inside to the outside: its socket, the local listener, the public site."""
     found = {}
 
-    def url_of(target):
-        url = target["url"]
-        url = url.replace("{address}", own_address()) if "{address}" in url else url
-        return health_checks_context(setting).fill(url)
-
     def ask(name, target):
         try:
-            url = url_of(target)
+            url = health_checks_context(setting).fill(target["url"])
             result = symptoms.get_page(url, target.get("path", "/"), target.get("host"), 4.0, verify=False)
         except probe.ProbeError as error:
             found[name] = {"error": str(error), "reason": error.reason, "status": None}

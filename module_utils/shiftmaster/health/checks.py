@@ -75,13 +75,15 @@ class Context:
         return self.layout.active_slot()
 
     def fill(self, text: str) -> str:
-        """Put the live slot and the application's directory into a text of the options."""
+        """Put the live slot, the application's directory and the host's address into a text of the options."""
         if "{slot}" in text:
             slot = self.slot()
             if slot is None:
                 raise ProbeError(DOWN, "live", "no release is live, so there is no slot")
             text = text.replace("{slot}", slot)
         text = text.replace("{node}", os.uname().nodename)
+        if "{address}" in text:
+            text = text.replace("{address}", probe.own_address())
         return text.replace("{app_root}", self.layout.root)
 
 
@@ -143,7 +145,7 @@ def check_http(options: dict, context: Context) -> Outcome:
     expected, milliseconds = options.get("expected_status") or [200], data["latency_ms"]
     if result.error:
         reason = "tls" if result.reason == "certificate" else result.reason
-        return Outcome(state, (), reason, data, result.error, hint_values=_where(options["url"]))
+        return Outcome(state, (), reason, data, result.error, hint_values=_where(url))
     if result.status not in expected:
         return Outcome(UNHEALTHY, (), "status", data, "HTTP %d" % result.status)
     wanted = options.get("body_contains")

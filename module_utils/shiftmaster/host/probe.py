@@ -1044,6 +1044,17 @@ def serves_another(path: str, host: str, port: int, server_name: Optional[str] =
         return True
 
 
+def own_address() -> str:
+    """Return the address from which this host reaches others; localhost where there is no way out."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+            # Nothing is sent.
+            connection.connect(("192.0.2.1", 9))
+            return connection.getsockname()[0]
+    except OSError:
+        return "localhost"
+
+
 # --- clock -----------------------------------------------------------------------------------------------------------
 
 

@@ -1111,6 +1111,9 @@ def test_sizes_have_readable_units_and_patterns_contain_names():
     sizes = [(0, "0 B"), (1023, "1023 B"), (1024, "1 KiB"), (1 << 20, "1 MiB"), (3 << 30, "3 GiB"), (1 << 41, "2 TiB")]
     assert [health_checks.size(count) for count, _text in sizes] == [text for _count, text in sizes]
     assert Context(app_root="/a").fill("{app_root}/{node}") == "/a/" + os.uname().nodename
+    # Of the interface that leads to others, and not the loopback where there is one.
+    address = Context().fill("https://{address}:443").split("/")[2]
+    assert address == probe.own_address() + ":443" and address != "127.0.0.1:443"
 
 
 def test_disks_without_a_response_are_an_error_and_full_inodes_are_named():
