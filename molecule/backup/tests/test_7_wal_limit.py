@@ -37,12 +37,14 @@ def test_beyond_the_limit_wal_is_dropped_and_the_next_backup_begins_a_new_chain(
         backups.shell(f"chmod 750 {directory}; cp -p /root/pgbackrest.conf /etc/pgbackrest.conf")
     wait_for(lambda: int(backups.sql(READY)) == 0, 120, "the archive")
     # The run names what is missing, and is a full one.
-    manifest = backups.run(only="database")
+    manifest = backups.run(check=None, only="database")
+    # Older backups reach less far; today's is good.
+    assert manifest["result"] == "warning"
     part = manifest["parts"]["database"]
     assert (part["result"], part["kind"]) == ("succeeded", "full")
     assert "wal_missing" in {problem["code"] for problem in manifest["problems"]}
     assert backups.metric("shiftmaster_backup_wal_gaps")[""] > 0
     # The chain has begun: what comes next builds upon it.
-    following = backups.run(only="database")["parts"]["database"]
+    following = backups.run(check=None, only="database")["parts"]["database"]
     assert (following["result"], following["kind"]) == ("succeeded", "incr")
     assert following["label"].startswith(part["label"]), json.dumps(following)
