@@ -144,8 +144,8 @@ def main():
             return "[]"
         if code and after:
             module.fail_json(
-                msg="restic %s failed: %s What arrived after %s is beside the repository, and its index has to be made "
-                "anew: run it again with received_after=%s" % (words[0], errors.strip()[-500:], after, after)
+                msg="restic %s failed: %s What arrived after %s is quarantined, and the index has to be made "
+                "again: run it again with received_after=%s" % (words[0], errors.strip()[-500:], after, after)
             )
         if code:
             times = [(when, kind, name) for kind in DECIDE for name, when in arrivals(os.path.join(path, kind)).items()]

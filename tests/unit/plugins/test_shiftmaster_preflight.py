@@ -307,7 +307,7 @@ def test_releases_are_listed_unless_their_state_is_damaged(tmp_path, monkeypatch
 def test_a_time_that_systemd_does_not_know(report, tmp_path, monkeypatch):
     """As the host's program responds."""
     program = tmp_path / "systemd-analyze"
-    program.write_text("#!/bin/sh\ntest \"$1\" = calendar && test \"$2\" != 'each morning'\n")
+    program.write_text('#!/bin/sh\ntest "$1" = calendar && test "$2" != \'each morning\'\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     times = [{"name": "report", "calendar": "each morning"}, {"name": "clear", "calendar": "03:10"}]
