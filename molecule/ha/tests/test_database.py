@@ -168,7 +168,7 @@ def test_the_application_goes_on_when_the_host_of_the_primary_is_lost(members, c
 
 
 def test_the_data_of_etcd_are_lost_on_every_host(members, capsys):
-    """As the guide has it. Patroni rejects an etcd that has begun anew until it is restarted: the primary's first."""
+    """As the guide has it. Patroni rejects an etcd that has begun again until it is restarted: the primary's first."""
     first, primary, standbys = members.hosts[0], members.primary(), members.standbys()
     writer = Writer(members, first, "etcd", 1500)
     for host in members.hosts:
