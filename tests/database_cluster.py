@@ -152,7 +152,7 @@ class Members:
         )
         self.sql(
             "CREATE TABLE IF NOT EXISTS public.ha_rows (writer text, number int, PRIMARY KEY (writer, number));"
-            f"TRUNCATE public.ha_rows; GRANT ALL ON public.ha_rows TO {LOGIN};",
+            f"TRUNCATE public.ha_rows; GRANT ALL ON public.ha_rows TO {LOGIN}, shiftmaster;",
             host,
             database="shiftmaster",
         )
