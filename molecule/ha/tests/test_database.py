@@ -212,23 +212,3 @@ def test_the_password_of_the_standbys_is_changed(members, capsys):
     standby.shell("systemctl restart patroni@17-main")
     wait_for(members.complete, 240, "a primary that two standbys follow")
     assert first.run("deploy.yml", "--tags", "database", timeout=1200).code == 0
-
-
-def test_a_version_is_deployed_while_a_host_is_lost(members):
-    """Not the first one, which holds the lock; it gets the version when it is back."""
-    first = members.hosts[0]
-    lost = next(host for host in members.standbys() if host is not first)
-    docker("kill", lost.host)
-    run = first.deploy("2.1.0")
-    # By ssh the host is unreachable, and the list of problems has the option; Docker's connection fails in the first module.
-    assert run.code != 0 and run.changed == 0, run.output[-4000:]
-    assert first.live_version(60) == "2.0.0"
-    run = first.deploy("2.1.0", "--limit", f"!{lost.host}", timeout=1800)
-    assert run.code == 0, run.output[-6000:]
-    assert [host.live_version(60) for host in members.hosts if host is not lost] == ["2.1.0"] * 2
-    members.heal()
-    run = first.run("deploy.yml", timeout=2400, shiftmaster_version="2.1.0")
-    assert run.code == 0, run.output[-6000:]
-    assert lost.live_version(60) == "2.1.0"
-    again = first.run("deploy.yml", timeout=1800, shiftmaster_version="2.1.0")
-    assert (again.code, again.changed) == (0, 0), again.output[-4000:]
