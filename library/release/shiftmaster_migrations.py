@@ -321,7 +321,7 @@ class Runner:
         request = dict(self.timing(), op="reverse", keep=keep, dry_run=self.check_mode)
         ahead, release = result["ahead"], self.options["release"]
         held = {migrations.key(one) for one in migrations.known_statically(release)}
-        # A release that never came to serve left it, whole or half done; only that one can undo it.
+        # A migration of a release that was never live, complete or not: that release alone has its code.
         for record in ahead:
             name = migrations.key(record)
             if (name in result["half"] or name not in held) and record.get("found_in"):

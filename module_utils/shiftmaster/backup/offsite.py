@@ -163,7 +163,7 @@ class Offsite(Restic):
         listed = json.loads(self.run("listing what is outside", "snapshots", "--json", "--tag", tags).stdout or "[]")
         if not listed:
             raise BackupError("outside there is no backup%s" % ("" if run_id == "latest" else " of run %s" % run_id))
-        # Those of a wrong clock are the newest of a restore that nobody wants, unless there is no other.
+        # A snapshot of a later time was made while the clock was wrong: it counts only where there is no other.
         past = [one for one in listed if (timestamp_of(one["time"]) or 0) < time.time() + 86400]
         newest = max(past or listed, key=lambda one: one["time"])
         staging = os.path.join(self.host.directory, "fetched")

@@ -405,13 +405,13 @@ class Run:
             one for one in problems if not one.where or one.where in labels or one.where not in others and not older
         ]
         # A gap after a backup removes later points in time, and not the backup.
-        behind = ("wal_missing", "history_missing")
-        self.damaged_labels |= {one.where for one in problems if one.code not in behind} & (labels | others)
+        gap_codes = ("wal_missing", "history_missing")
+        self.damaged_labels |= {one.where for one in problems if one.code not in gap_codes} & (labels | others)
         if ours:
             raise BackupError("; ".join(problem.what for problem in ours))
         # An older backup that is damaged fails the runs until it has expired, but no deploy: today's is good. A gap of
         # the past is a warning, and has an alert of its own: a host that moved away and back has one in between.
-        past = [problem for problem in problems if problem.code not in behind]
+        past = [problem for problem in problems if problem.code not in gap_codes]
         self.damaged = self.damaged or bool(past) and not self.request.get("within_deploy")
         manifests.note(self.manifest, problems)
         self.seen("database", "verify", "checksums of this backup and of what it needs, and its WAL without a gap")

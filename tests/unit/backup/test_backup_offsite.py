@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from ansible.module_utils.shiftmaster.backup import files, offsite
 from ansible.module_utils.shiftmaster.backup import manifest as manifests
+from ansible.module_utils.shiftmaster.backup import run as runs
 from ansible.module_utils.shiftmaster.backup.host import BackupError, Host
 
 SFTP = "sftp:copies@offsite.example.jp:/srv/shiftmaster"
@@ -311,3 +312,18 @@ def test_only_files_and_directories_are_fetched(host, tmp_path, kind):
     with pytest.raises(BackupError, match="which no backup has"):
         offsite.Offsite(host).put_in_place(str(staging), str(tmp_path / "state/offsite/manifests"))
     assert not (directory / "logical").exists()
+
+
+@pytest.mark.parametrize(("code", "pruned"), [("clock", []), ("gap", []), ("wal_missing", [1])])
+def test_nothing_is_removed_outside_while_the_clock_is_in_doubt(monkeypatch, code, pruned):
+    calls = []
+    outside = SimpleNamespace(init=lambda: False, save=lambda _manifest: "snapshot 1", prune=lambda: calls.append(1))
+    monkeypatch.setattr(runs, "Offsite", lambda _host: outside)
+    part = {"result": "succeeded"}
+    run = SimpleNamespace(
+        manifest={"parts": {"database": part}, "problems": [{"code": code, "what": "x", "where": ""}]},
+        parts=["database"], request={},
+        host=SimpleNamespace(options={"offsite": {"repository": SFTP}}, log=lambda _text: None),
+    )  # fmt: skip
+    runs.Run.copy_outside(run)
+    assert calls == pruned and part["offsite"] == "snapshot 1"

@@ -85,6 +85,13 @@ def test_files_that_arrived_later_are_quarantined(tmp_path):
     assert module.quarantine(str(path), NOW, False) == []
 
 
+def options(path, password="today", previous_passwords=(), received_after=""):
+    keep = {"keep_" + name: value for name, value in KEEP.items()}
+    return dict(
+        keep, path=str(path), password=password, previous_passwords=previous_passwords, received_after=received_after
+    )
+
+
 def repository(tmp_path, keys):
     path = tmp_path / "shiftmaster"
     for kind in module.DECIDE:
@@ -111,10 +118,7 @@ def test_a_quarantine_leaves_a_repository_that_opens_and_has_an_index(tmp_path, 
 
     class Module:
         check_mode = False
-        params = {
-            "path": str(path), "password": password, "previous_passwords": [], "received_after": "20261126120000Z",
-            **{"keep_" + name: value for name, value in KEEP.items()},
-        }  # fmt: skip
+        params = options(path, password, received_after="20261126120000Z")
 
         def __init__(self, **_more):
             pass
@@ -145,10 +149,7 @@ def test_earlier_passwords_end_where_todays_opens_the_repository(tmp_path, monke
     (tmp_path / "snapshots").mkdir()
 
     class Module:
-        params = {
-            "path": str(tmp_path), "password": "today", "previous_passwords": ["earlier", "oldest"],
-            "received_after": "", **{"keep_" + name: value for name, value in KEEP.items()},
-        }  # fmt: skip
+        params = options(tmp_path, previous_passwords=["earlier", "oldest"])
 
         def __init__(self, **_more):
             self.check_mode = check_mode
@@ -190,10 +191,7 @@ def test_snapshots_are_removed_where_all_data_is_intact_alone(tmp_path, monkeypa
 
     class Module:
         check_mode = False
-        params = {
-            "path": str(tmp_path), "password": "today", "previous_passwords": [], "received_after": "",
-            **{"keep_" + name: value for name, value in KEEP.items()},
-        }  # fmt: skip
+        params = options(tmp_path)
 
         def __init__(self, **_more):
             pass

@@ -292,6 +292,23 @@ def sql(tools):
     return path.read_text() if path.exists() else ""
 
 
+def test_rights_of_the_owner_are_restored(tools, options, copy, monkeypatch):
+    """The login has another name than the owner of the objects, as which it acts."""
+    entries = []
+    choose = dump.wanted_entries
+
+    def chosen(listing, user, *arguments):
+        found = choose(
+            listing + "4; 0 0 ACL public TABLE ward owner\n5; 0 0 ACL public TABLE x other\n", user, *arguments
+        )
+        entries.extend(found)
+        return found
+
+    monkeypatch.setattr(dump, "wanted_entries", chosen)
+    revert(options)
+    assert any(line.startswith("4;") for line in entries) and not any(line.startswith("5;") for line in entries)
+
+
 def test_a_restore_is_one_transaction_and_reports_what_is_lost(tools, options, copy):
     result = revert(options)
     text = sql(tools)
