@@ -32,6 +32,8 @@ def clone(tmp_path, monkeypatch):
         done = subprocess.run(["git", *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
+    # Of who runs these tests.
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
     for directory in ("scripts", "docs", "code", "late", ".cache/logs"):
         (tmp_path / directory).mkdir(parents=True)
     (tmp_path / "scripts/steps.yml").write_text(STEPS)
@@ -133,6 +135,13 @@ def test_a_failure_keeps_the_last_pass_and_counts_as_not_verified(clone):
     assert run("late")[0] == 1
     assert rows(directory)["late"][2] == f"`{passed}`" and "❌ failed" in rows(directory)["late"][-1]
     assert run("rest") == (1, ["late"])
+
+
+def test_a_choice_of_tests_is_no_complete_run(clone, monkeypatch):
+    record, step = {}, run_tests.Step("late", covers=["late/*"], closing=["1 passed, 87 deselected in 66.66s"])
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k one")
+    assert not verification.note(record, step, True, verification.present()) and record == {}
+    assert verification.note(record, step, False, verification.present()) and "failed" in record["late"]
 
 
 def test_a_retry_is_named(clone):
