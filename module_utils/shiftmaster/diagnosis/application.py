@@ -269,7 +269,24 @@ def rights(setting) -> dict:
         if slot and os.path.exists(layout.socket(slot)):
             wanted.append((layout.socket(slot), setting.web_user, 2))
     found = [obstacle(*one) for one in wanted if os.path.lexists(one[0])]
+    found += [obstacle(path, user, 5 if path.endswith("/") else 4) for path, user in closed(active, setting)]
     return {"obstacles": [one for one in found if one], "checked": len(wanted)}
+
+
+def closed(release: str, setting) -> list:
+    """Return [(path, user)] of a release's directories, with a slash, and files that not everybody may read.
+
+    Another process walks: here each look at a file waits for the threads of all other parts.
+    """
+    users = {"source": setting.user, "venv": setting.user, "static": setting.web_user}
+    tops = [os.path.join(os.path.realpath(release), name) for name, user in users.items() if user]
+    tops = [top for top in tops if os.path.isdir(top)]
+    shut = ["(", "-type", "d", "!", "-perm", "-0005", "-printf", "%p/\\0", "-prune", ")"]
+    shut += ["-o", "(", "-type", "f", "!", "-perm", "-0004", "-printf", "%p\\0", ")"]
+    text = probe.run(["find", "-P", *tops, "-xdev", *shut], 2.0)[1] if tops else ""
+    paths = [path for path in text.split("\0") if path][:20]
+    top = len(os.path.realpath(release).split("/"))
+    return [(path, users[path.split("/")[top]]) for path in paths]
 
 
 _OWN_LOGS = ("error.log", "app.log", "celery.log", "celery-beat.log")

@@ -10,10 +10,12 @@ import glob
 import json
 import os
 import re
+import time
 
 from ..health import checks
 from ..host import database_cluster, probe, safe_files
 from ..host.sql import SAFE_SEARCH_PATH
+from . import logs
 from .engine import Absent
 from .host import read_file
 from .redact import redact_sql
@@ -131,6 +133,12 @@ QUERIES = {
         SELECT c.relname AS table, t.tgname AS trigger, p.proname AS function FROM pg_trigger t
         JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_proc p ON p.oid = t.tgfoid
         WHERE NOT t.tgisinternal AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2 LIMIT 20""",
+    # Rows that a policy keeps from the tables' owner, which the application is; Django makes no policies either.
+    "row_security": """
+        SELECT c.relname AS table, ARRAY(SELECT polname::text FROM pg_policy WHERE polrelid = c.oid ORDER BY 1) AS policies
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relrowsecurity AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND (c.relforcerowsecurity
+              OR c.relowner <> (SELECT datdba FROM pg_database WHERE datname = current_database())) ORDER BY 1 LIMIT 20""",
     "expired_roles": """
         SELECT rolname AS role, extract(epoch FROM rolvaliduntil)::bigint AS until FROM pg_roles
         WHERE isfinite(rolvaliduntil) AND rolvaliduntil < now()""",
@@ -154,6 +162,16 @@ STATEMENTS = {
                round(total_exec_time::numeric, 0) AS total_ms, rows
         FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid
         WHERE d.datname = current_database() AND query NOT LIKE '%row_to_json(t)%' ORDER BY total_exec_time DESC LIMIT 10""",
+    # What ended within a second.
+    "just_now": """
+        WITH before AS MATERIALIZED (SELECT * FROM public.pg_stat_statements(false)),
+             later AS MATERIALIZED (SELECT pg_sleep(1)::text = '' AS slept FROM (SELECT count(*) FROM before) AS read)
+        SELECT left(s.query, 600) AS query, s.calls - coalesce(b.calls, 0) AS calls,
+               round(((s.total_exec_time - coalesce(b.total_exec_time, 0)) / (s.calls - coalesce(b.calls, 0)))::numeric, 1) AS mean_ms
+        FROM later CROSS JOIN LATERAL public.pg_stat_statements(later.slept) s JOIN pg_database d ON d.oid = s.dbid
+        LEFT JOIN before b USING (userid, dbid, queryid, toplevel)
+        WHERE d.datname = current_database() AND s.calls > coalesce(b.calls, 0) AND s.query NOT LIKE '%row_to_json(t)%'
+        ORDER BY mean_ms DESC LIMIT 10""",
 }
 
 
@@ -258,7 +276,36 @@ def database(setting) -> dict:
         # The server is there, the database is not.
         answers, errors = ask(setting, "postgres", QUERIES, 6.0)
         answers["missing_database"] = [{"name": setting.database}]
-    return dict(summary(answers), errors=errors)
+    found = dict(summary(answers), errors=errors)
+    files = damaged_files(setting)
+    if files:
+        with contextlib.suppress(probe.ProbeError):
+            found["damaged"] = ask(setting, setting.database, {"damaged": _DAMAGED % ",".join(files)}, 2.0)[0][
+                "damaged"
+            ]
+    return found
+
+
+# The number of a table's or an index's file.
+_DAMAGED = """
+    SELECT c.relname AS name, c.relkind AS kind, coalesce(i.indrelid::regclass::text, '') AS table
+    FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid WHERE pg_relation_filenode(c.oid) IN (%s) LIMIT 5"""
+
+
+def damaged_files(setting) -> list:
+    """Return the numbers of the files of which PostgreSQL has reported damaged pages in the last minutes."""
+    paths = setting.logs.get("postgresql") or []
+    path = logs.newest(paths) if isinstance(paths, str) else None
+    with contextlib.suppress(OSError):
+        lines = logs.tail(path, 64 * 1024).splitlines() if path else []
+        words = re.compile(r"(?:invalid page|verification failed|could not read blocks?).*\bbase/\d+/(\d{1,10})\b")
+        found = [
+            match[1]
+            for match in map(words.search, lines)
+            if match and (logs.moment(match.string) or 0) > time.time() - 900
+        ]
+        return sorted(set(found))[:5]
+    return []
 
 
 def summary(answers: dict) -> dict:
@@ -284,12 +331,44 @@ def summary(answers: dict) -> dict:
     found["oldest_age"] = max([row["age"] for row in answers.get("databases") or []], default=None)
     found["statements_known"] = "most_time_together" in answers
     found["scanning_statements"] = scanning(answers)
+    found["slow_triggers"] = slow_triggers(answers)
     large = [row for row in answers.get("tables") or [] if row["rows"] > 10000]
     found["worst_dead_percent"] = max(
         [round(100.0 * row["dead_rows"] / (row["rows"] + row["dead_rows"]), 1) for row in large],
         default=0.0 if "tables" in answers else None,
     )
     return found
+
+
+def slow_statements(answers: dict) -> list:
+    """Return what may be slow now, {query, mean_ms, calls}, the slowest first.
+
+    Statements that run, those that ended within the second of the diagnosis, and those that are slow on average. One that
+    ran a few times (a migration) is long past: its average stays until somebody resets it. One that has become slow after
+    a million calls has a short average.
+    """
+    running = [
+        {"query": row["query"], "mean_ms": 1000.0 * row["query_seconds"], "calls": 1}
+        for row in answers.get("activity") or []
+        if row["state"] == "active" and row["query_seconds"] and not row["blocked_by"]
+    ]
+    often = [row for row in answers.get("slowest_on_average") or [] if row["calls"] >= 10]
+    # The time of a statement that has just begun is less useful than its average.
+    return sorted([*running, *(answers.get("just_now") or []), *often], key=lambda one: -one["mean_ms"])
+
+
+def slow_triggers(answers: dict) -> list:
+    """Return the triggers of tables to which writes are slow, with the slowest such statement."""
+    found = []
+    for trigger in answers.get("triggers") or []:
+        writes = r'(?i)\s*(?:insert\s+into|update(?:\s+only)?|delete\s+from)\s+(?:"?\w+"?\.)?"?%s"?(?!\w)' % re.escape(
+            trigger["table"]
+        )
+        of_table = [row for row in slow_statements(answers) if row["mean_ms"] > 500 and re.match(writes, row["query"])]
+        if of_table:
+            slowest = max(of_table, key=lambda row: row["mean_ms"])
+            found.append(dict(trigger, **{name: slowest[name] for name in ("query", "mean_ms", "calls")}))
+    return sorted(found, key=lambda row: -row["mean_ms"])[:5]
 
 
 # A column of a statement with a value, as Django writes it ("table"."column" = $1) or as people do.
@@ -300,11 +379,7 @@ _COMPARED = (
 
 
 def scanning(answers: dict) -> list:
-    """Return the slow statements that name a large table which is mostly read completely: an index is missing.
-
-    Of the statements by their average, and of those that run now. A statement that ran a few times (a migration) is long
-    past: its numbers stay until somebody resets them.
-    """
+    """Return the slow statements that name a large table which is mostly read completely: an index is missing."""
     broken = {row["table"].split(".")[-1].strip('"'): row["index"] for row in answers.get("invalid_indexes") or []}
     # Each process of a parallel scan counts as one, and reads its part: 0.15. A table that is mostly read by its indexes is
     # read completely now and then, by reports and dumps.
@@ -314,15 +389,8 @@ def scanning(answers: dict) -> list:
         if row["rows"] > 10000 and row["scans"] > 5 and row["scanned_rows"] > 0.15 * row["rows"] * row["scans"]
         and row["scans"] > 0.1 * row["index_scans"]
     ]  # fmt: skip
-    often = [row for row in answers.get("slowest_on_average") or [] if row["calls"] >= 10]
-    running = [
-        {"query": row["query"], "mean_ms": 1000.0 * row["query_seconds"], "calls": 1}
-        for row in answers.get("activity") or []
-        if row["state"] == "active" and row["query_seconds"] and not row["blocked_by"]
-    ]
     found = {}
-    # The time of a statement that has just begun is less useful than its average.
-    for statement in sorted(running + often, key=lambda one: -one["mean_ms"]):
+    for statement in slow_statements(answers):
         if not re.match(r"(?i)\s*(select|update|delete|with)\b", statement["query"]):
             continue
         for row in scanned:

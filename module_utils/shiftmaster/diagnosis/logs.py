@@ -291,6 +291,8 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
     recent = [one for one in found if one[0] >= now - 300]
     earlier = [one for one in found if one[0] < now - 300]
     p95, usual = (round(percentile([one[2] for one in requests], 0.95), 3) for requests in (recent, earlier))
+    # Of those that the application responded to: where they are slow and it is not, nginx or the clients' network is.
+    own = [one.own_seconds for one in recent if one.own_seconds is not None]
     failing = symptoms.failing(
         [one for one in recent if one.at >= switch[1]] if switch else recent,
         symptoms.counts(one for one in found if switch[0] <= one.at < switch[1]) if switch else None,
@@ -317,6 +319,8 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
             "usual_p95_seconds": usual,
             # Several times as slow as in the hours before, and so that people notice it.
             "slower": len(earlier) >= 100 and p95 > max(0.5, 4 * usual),
+            "slow_pages": symptoms.slow(recent, earlier),
+            "own_p95_seconds": round(percentile(own, 0.95), 3) if own else None,
             "by_status": by_status(recent),
             "failing": failing,
             "refused": symptoms.refused(recent, earlier),

@@ -18,7 +18,7 @@ from ..health import checks
 from ..host import probe, redundancy, safe_files, symptoms
 from ..monitoring.host_metrics import name_server, name_servers
 from .engine import Absent
-from .host import read_file
+from .host import read, read_file, unit_of
 
 # --- listeners -------------------------------------------------------------------------------------------------------
 
@@ -66,8 +66,23 @@ def ports(setting) -> dict:
         "expected": expected,
         "waiting": waiting[:20],
         "clients": parse_clients(probe.run(["ss", "-Htin", "state", "established", clients], 3.0)[1]),
+        "redis_clients": redis_clients(setting),
         "loopback": loopback(),
     }
+
+
+def redis_clients(setting) -> list:
+    """Return the programs outside of ours that are connected to this Redis from here: {name, pid, unit, command}."""
+    found, wanted = {}, "( %s )" % " or ".join("dport = :%d" % port for port, _tls in setting.redis_ports)
+    if not setting.redis_ports:
+        return []
+    for row in parse_ss(probe.run(["ss", "-Htnp", "state", "established", wanted], 3.0)[1], peer=True):
+        for pid in row["pids"][:1]:
+            unit = unit_of(read(setting.proc, str(pid), "cgroup"))
+            if not re.match(r"shiftmaster-|redis|haproxy|prometheus-", unit):
+                command = read(setting.proc, str(pid), "cmdline", limit=1000).replace("\0", " ").strip()
+                found[pid] = dict(name=row["programs"][0], pid=pid, unit=unit, command=command[:160])
+    return list(found.values())[:10]
 
 
 def parse_clients(text: str) -> dict:
@@ -123,8 +138,8 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
             continue
         chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
         ports, addresses, packets, narrow, ours = set(), [], 0, limited, True
-        # Whether it is about packets to a host that ShiftMaster's parts are not on.
-        foreign = False
+        # Whether it is about packets to a host that ShiftMaster's parts are not on; about packets of some size.
+        foreign = sized = False
         for one in expressions:
             if "xt" in one:
                 # Something of iptables that nft does not understand.
@@ -138,8 +153,14 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
                     narrow = True
                     if field in ("saddr", "daddr"):
                         addresses.append("%s %s" % (field, right))
+                # Of what leaves this host, the source port is that of the service that responds.
+                elif not other and field == ("sport" if chain.get("hook") in ("output", "postrouting") else "dport"):
+                    ports |= _ports_of(right)
                 elif field == "dport" and not other:
                     ports |= _ports_of(right)
+                elif field == "length" or left == {"meta": {"key": "length"}}:
+                    # Small packets get through: connections are made, and pages hang.
+                    sized = True
                 elif field in ("saddr", "daddr"):
                     addresses.append("%s %s%s" % (field, "!= " if other else "", _words(right)))
                     # Where none is known, only a rule for everybody is surely for the others.
@@ -149,9 +170,12 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
                         foreign = not any(_covers(right, its) for its in (*known, "127.0.0.1", "::1"))
                 elif left == {"ct": {"key": "state"}} and "new" in (right if isinstance(right, list) else [right]):
                     pass  # Every connection begins so.
-                elif field not in ("protocol", "nexthdr"):
+                else:
                     meta = left.get("meta", {}).get("key") if isinstance(left, dict) else None
-                    narrow = narrow or meta not in ("l4proto", "nfproto", "iifname", "oifname")
+                    # What is about another protocol is none of ShiftMaster's.
+                    other_protocol = (field in ("protocol", "nexthdr") or meta == "l4proto") and not _covers_tcp(right)
+                    usual = field in ("protocol", "nexthdr") or meta in ("l4proto", "nfproto", "iifname", "oifname")
+                    narrow, foreign = narrow or not usual, foreign or other_protocol
             packets += one.get("counter", {}).get("packets", 0) if isinstance(one.get("counter"), dict) else 0
         hit = sorted(ports & set(interesting))
         if not hit and rule["table"] == "shiftmaster":
@@ -159,20 +183,26 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
             continue
         if not hit and not ports and addresses and not narrow and not foreign:
             hit = sorted(interesting)
-        if hit or (not ports and not addresses and not narrow and chain.get("hook") in ("input", "output")):
+        everything = not ports and not addresses and not narrow and not foreign
+        if hit or (everything and chain.get("hook") in ("input", "output")):
             table, sure = "%s %s" % (rule["family"], rule["table"]), ours and not narrow
             entry = dict(table=table, chain=rule["chain"], handle=rule.get("handle"), hook=chain.get("hook") or "")
-            entry.update(verdict=verdict, ports=hit, addresses=addresses, sure=sure, packets=packets)
+            entry.update(verdict=verdict, ports=hit, addresses=addresses, sure=sure, packets=packets, sized=sized)
             found.append(entry)
     for (family, table, name), chain in chains.items():
         if chain.get("hook") in ("input", "output") and chain.get("policy") == "drop" and table != "shiftmaster":
             found.append(
                 {
                     "table": "%s %s" % (family, table), "chain": name, "handle": None, "hook": chain["hook"],
-                    "verdict": "policy drop", "ports": [], "addresses": [], "sure": True, "packets": 0,
+                    "verdict": "policy drop", "ports": [], "addresses": [], "sure": True, "packets": 0, "sized": False,
                 }
             )  # fmt: skip
     return found
+
+
+def _covers_tcp(right) -> bool:
+    rows = right["set"] if isinstance(right, dict) and "set" in right else [right]
+    return any(one in ("tcp", 6) or isinstance(one, dict) for one in rows)
 
 
 def _ports_of(right) -> set:

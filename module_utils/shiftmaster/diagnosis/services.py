@@ -279,6 +279,34 @@ def _last_lines(path: str, limit: int) -> list:
         return []
 
 
+# What ShiftMaster runs on. Its files are compared with the sums that came with them.
+_PACKAGES = re.compile(
+    r"((?:nginx|nginx-common|postgresql(?:-client)?-\d+|postgresql-common|redis-server|redis-tools|python3\.\d+(?:-minimal)?"
+    r"|libpython3\.\d+-(?:stdlib|minimal)|tzdata|libc6|libc-bin|openssl|libssl3\w*|libpq5|ca-certificates|systemd|logrotate"
+    r"|haproxy|keepalived|etcd-server|patroni))(?::[a-z0-9]+)?\.list"
+)
+# Without what a container image may leave out.
+_VERIFIED = re.compile(
+    r"^(missing |[?.]{2}5\S{6})\s+(/(?!usr/share/(?:doc|man|locale|info|lintian|bug)/)\S.*?)(?: \(.*\))?$"
+)
+
+
+def packages(setting) -> dict:
+    """Files of Debian's packages that were changed or removed, without configuration files: [{path, at, package}]."""
+    names = map(_PACKAGES.fullmatch, os.listdir(setting.path("/var/lib/dpkg/info")))
+    names = sorted({one[1] for one in names if one})
+    text = probe.run(["dpkg", "--verify", *names], 4.0)[1] if names else ""
+    found = []
+    for match in filter(None, map(_VERIFIED.match, text.splitlines()[:100])):
+        path, at = match[2], None
+        with contextlib.suppress(OSError):
+            at = os.lstat(path if os.path.lexists(path) else os.path.dirname(path)).st_ctime
+        found.append({"path": path, "at": at, "missing": match[1].startswith("missing")})
+    for one in found[:10]:
+        one["package"] = probe.run(["dpkg-query", "--search", one["path"]], 1.0)[1].partition(": ")[0].partition(":")[0]
+    return {"files": sorted(found[:10], key=lambda one: -(one["at"] or 0)), "checked": len(names)}
+
+
 def containers(setting) -> dict:
     """Containers, where there is an engine."""
     for engine in ("docker", "podman"):

@@ -10,6 +10,7 @@ import datetime
 import itertools
 import json
 import re
+import statistics
 from typing import NamedTuple, Optional
 from urllib.parse import urlsplit
 
@@ -36,6 +37,8 @@ class Request(NamedTuple):
     page: str = ""
     # Whether the application itself responded with an error: a 502 is nginx's, and so is the maintenance page.
     by_application: bool = False
+    # How long the application took; the rest is nginx and the way to the client. None where it was not requested.
+    own_seconds: Optional[float] = None
 
     @property
     def failed(self) -> bool:
@@ -53,7 +56,8 @@ def parse(line) -> Optional[Request]:
         page = re.sub(r"\d+", "#", str(entry.get("path") or entry.get("uri") or "").partition("?")[0][:200])
         upstream = re.findall(r"\d+", str(entry.get("upstream_status", status)))[-1:]
         own = bool(upstream) and 500 <= int(upstream[0]) < 600 and int(upstream[0]) not in (502, 504)
-        return Request(at, status, seconds, page, own and status >= 500)
+        times = re.findall(r"\d+(?:\.\d+)?", str(entry.get("upstream_response_time", "")))
+        return Request(at, status, seconds, page, own and status >= 500, float(times[-1]) if times else None)
     # Binary garbage has lines that are JSON: a number, or too many brackets.
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
@@ -136,7 +140,7 @@ def refused(requests: list, before: list) -> list:
         if one.page in then or len(then) < _MOST_PAGES:
             then[one.page][0] += 1
             then[one.page][1] += one.status in REFUSALS
-    for one in sorted(requests):
+    for one in sorted(requests, key=lambda one: one.at):
         now[one.page].append(one)
     for page, ours in now.items():
         errors = [one for one in ours if one.status in REFUSALS]
@@ -150,6 +154,28 @@ def refused(requests: list, before: list) -> list:
     return sorted(found, key=lambda entry: (-entry["errors"], entry["page"]))
 
 
+def slow(requests: list, before: list) -> list:
+    """Return the pages that are slow now and were not before, the slowest first.
+
+    Each: {page, seconds, usual_seconds, requests}; seconds: the median, above 1 and four times the usual one.
+    requests: those of the last minutes, five or more of a page; before: earlier ones, REQUESTS_MIN or more of it.
+    """
+    then, now, found = collections.defaultdict(list), collections.defaultdict(list), []
+    for one in before:
+        if one.page in then or len(then) < _MOST_PAGES:
+            then[one.page].append(one.seconds)
+    for one in requests:
+        now[one.page].append(one.seconds)
+    for page, seconds in now.items():
+        if len(seconds) < 5 or len(then.get(page, ())) < REQUESTS_MIN:
+            continue
+        median, usual = statistics.median(seconds), statistics.median(then[page])
+        if median > max(1, 4 * usual):
+            entry = {"page": page, "seconds": round(median, 2), "usual_seconds": round(usual, 2)}
+            found.append(dict(entry, requests=len(seconds)))
+    return sorted(found, key=lambda entry: (-entry["seconds"], entry["page"]))[:20]
+
+
 def failing(requests: list, before: Optional[dict] = None) -> list:
     """Return the pages that fail now, the worst first.
 
@@ -159,7 +185,7 @@ def failing(requests: list, before: Optional[dict] = None) -> list:
     often: half of its requests or more. own_errors: those of the application itself. seconds: the longest failed one.
     new: the page did not fail so in the release before.
     """
-    ordered = sorted(requests)
+    ordered = sorted(requests, key=lambda one: one.at)
     everywhere = goes_on([one.failed for one in ordered])
     known = before is not None and sum(total for total, _errors in before.values()) >= REQUESTS_MIN
     by_page, found = collections.defaultdict(list), []

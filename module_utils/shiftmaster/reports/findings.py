@@ -256,7 +256,8 @@ def names_of(host: dict, topology: dict) -> dict:
 
 
 def _slow(recent: dict) -> bool:
-    return (recent.get("requests") or 0) > 20 and ((recent.get("p95_seconds") or 0) > 2 or bool(recent.get("slower")))
+    everywhere = (recent.get("p95_seconds") or 0) > 2 or bool(recent.get("slower"))
+    return ((recent.get("requests") or 0) > 20 and everywhere) or bool(recent.get("slow_pages"))
 
 
 def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
@@ -323,6 +324,12 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
             host for host, part in members.items() if part.get("role") == "primary" and part.get("followers")
         ],
         member_majority=any(part.get("majority") for part in members.values()),
+        # As many clients of Redis wait for tasks.
+        workers=sum(
+            str(one.get("unit")).startswith("shiftmaster-worker@")
+            for part in celery.values()
+            for one in part.get("workers") or []
+        ),
         # Whether all hosts that might run the scheduler have reported.
         beats_known=all(celery.get(host, {}).get("status") == "ok" for host in apps),
         apps=len(apps),

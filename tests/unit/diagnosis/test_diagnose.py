@@ -855,6 +855,7 @@ def test_responses_of_the_web_server():
     assert found["recent"].pop("failing")[0]["errors"] == 1 and found["recent"].pop("refused") == []
     # Too few earlier requests for a comparison.
     assert not found["recent"].pop("slower") and found["recent"].pop("usual_p95_seconds") == 0
+    assert found["recent"].pop("own_p95_seconds") is None and found["recent"].pop("slow_pages") == []
     assert found["recent"] == {"requests": 3, "errors": 1, "p95_seconds": 3.0, "by_status": {"200": 2, "500": 1}}
     assert [slot["requests"] for slot in found["series"]] == [0, 0, 0, 0, 0, 3]
 
@@ -933,6 +934,24 @@ def chain(name="input", table="other", policy="accept"):
 def test_rules_that_refuse_what_is_needed(entries, results):
     found = network.refusals({"nftables": entries}, [443, 5432])
     assert [(one["verdict"], one["ports"]) for one in found] == results
+
+
+def test_a_rule_for_packets_of_some_size_lets_connections_be_made():
+    long = {"match": {"left": {"payload": {"protocol": "ip", "field": "length"}}, "op": ">", "right": 1000}}
+    source = {"match": {"left": {"payload": {"protocol": "tcp", "field": "sport"}}, "op": "==", "right": 443}}
+    out = chain("output")
+    out["chain"]["hook"] = "output"
+    for expressions, ports in (([source, long], [443]), ([long], [])):
+        (one,) = network.refusals({"nftables": [out, rule(*expressions, {"drop": None}, chain="output")]}, [443])
+        assert one["sized"] and one["ports"] == ports
+    # A source port of what arrives is the client's.
+    assert network.refusals({"nftables": [chain(), rule(source, {"drop": None})]}, [443]) == []
+
+
+@pytest.mark.parametrize(("protocol", "found"), [("icmp", 0), ("tcp", 1), ({"set": ["udp", "tcp"]}, 1), (17, 0)])
+def test_a_rule_for_another_protocol_refuses_nothing_of_ours(protocol, found):
+    one = {"match": {"left": {"meta": {"key": "l4proto"}}, "op": "==", "right": protocol}}
+    assert len(network.refusals({"nftables": [chain(), rule(one, {"drop": None})]}, [443])) == found
 
 
 def test_an_address_that_is_shut_out_counts_for_every_port():
@@ -1415,6 +1434,102 @@ def test_functions_in_which_statements_fail(tmp_path):
     assert logs.failing_functions(str(tmp_path / "none"), 0) == []
 
 
+def test_writes_to_a_table_with_a_trigger_are_slow():
+    update = {"query": 'UPDATE "auth_user" SET "last_login" = $1', "mean_ms": 3004.2, "calls": 12}
+    rows = [
+        {"query": 'SELECT * FROM "auth_user"', "mean_ms": 9000.0, "calls": 2},
+        update,
+        {"query": 'UPDATE "auth_user_groups" SET "x" = $1', "mean_ms": 7000.0, "calls": 2},
+    ]
+    trigger = {"table": "auth_user", "trigger": "audit", "function": "audit_row"}
+    found = database.slow_triggers({"triggers": [trigger], "slowest_on_average": rows})
+    assert found == [{**trigger, **update}]
+    assert database.slow_triggers({"triggers": [dict(trigger, table="roster_ward")], "slowest_on_average": rows}) == []
+    running = {
+        "query": "insert into public.auth_user values (?)",
+        "query_seconds": 2.5,
+        "state": "active",
+        "blocked_by": [],
+    }
+    assert database.slow_triggers({"triggers": [trigger], "activity": [running]})[0]["mean_ms"] == 2500.0
+    assert database.slow_triggers({"triggers": [trigger], "activity": [dict(running, blocked_by=[7])]}) == []
+
+
+def test_damaged_files_are_those_of_the_last_minutes(tmp_path):
+    path, now = tmp_path / "x.log", time.strftime("%Y-%m-%d %H:%M:%S.000 UTC", time.gmtime())
+    setting = SimpleNamespace(logs={"postgresql": str(tmp_path / "*.log")})
+    assert database.damaged_files(setting) == []
+    path.write_text(
+        '2026-01-01 00:00:00.000 UTC [1] ERROR:  invalid page in block 1 of relation "base/5/1"\n'
+        f'{now} [7] ERROR:  invalid page in block 0 of relation "base/16384/16500"\n'
+        f'{now} [7] ERROR:  could not read blocks 3..4 in file "base/16384/16501.1": read only 0 of 16384 bytes\n'
+        f"{now} [7] STATEMENT:  SELECT 1\n"
+    )
+    assert database.damaged_files(setting) == ["16500", "16501"]
+
+
+def test_files_of_a_release_that_its_user_may_not_read(tmp_path):
+    release = tmp_path / "releases" / "r1"
+    for part in ("source", "venv", "static"):
+        (release / part / "deep").mkdir(parents=True)
+        (release / part / "deep" / "file.py").touch()
+    tmp_path.chmod(0o755)
+    setting = SimpleNamespace(user="nobody", web_user="www-data")
+    assert application.closed(str(release), setting) == []
+    (release / "static/deep").chmod(0o700)
+    (release / "venv/deep/file.py").chmod(0o600)
+    # Elsewhere modes are not looked at.
+    (release / "env").touch(0o600)
+    assert sorted(application.closed(str(release), setting)) == [
+        (f"{release}/static/deep/", "www-data"),
+        (f"{release}/venv/deep/file.py", "nobody"),
+    ]
+    assert application.closed(str(release), SimpleNamespace(user="nobody", web_user="")) == [
+        (f"{release}/venv/deep/file.py", "nobody")
+    ]
+
+
+def test_changed_files_of_packages(tmp_path, monkeypatch):
+    info = tmp_path / "var/lib/dpkg/info"
+    info.mkdir(parents=True)
+    for name in ("tzdata.list", "libc6:amd64.list", "vim.list", "tzdata.md5sums"):
+        (info / name).touch()
+    changed, asked = tmp_path / "Tokyo", []
+    changed.touch()
+    printed = (
+        f"??5??????   {changed}\n??5?????? c /etc/nginx/nginx.conf\nmissing     /usr/lib/gone.so (No such file)\n"
+        "missing     /usr/share/doc/libc6/copyright\nmissing   c /etc/x\n"
+    )
+
+    def run(command, _seconds):
+        asked.append(command)
+        return (0, "tzdata:amd64: " + command[-1], "") if command[0] == "dpkg-query" else (1, printed, "")
+
+    monkeypatch.setattr(services.probe, "run", run)
+    found = services.packages(Setting({}, str(tmp_path)))
+    assert asked[0] == ["dpkg", "--verify", "libc6", "tzdata"] and found["checked"] == 2
+    assert [(one["path"], one["missing"], one["package"]) for one in found["files"]] == [
+        (str(changed), False, "tzdata"),
+        ("/usr/lib/gone.so", True, "tzdata"),
+    ]
+
+
+def test_programs_at_redis_that_are_none_of_ours(tmp_path, monkeypatch):
+    rows = "".join(f'0 0 127.0.0.1:4{pid} 127.0.0.1:6379 users:(("python3",pid={pid},fd=7))\n' for pid in (71, 72, 73))
+    asked = []
+    monkeypatch.setattr(network.probe, "run", lambda command, _seconds: (asked.append(command), (0, rows, ""))[1])
+    for pid, unit in (
+        (71, "shiftmaster-worker@blue.service"),
+        (72, "staging.service"),
+        (73, "prometheus-redis-exporter.service"),
+    ):
+        process(tmp_path, pid, "python3 take.py", unit=unit)
+    setting = Setting({"redis_ports": [[6379, False]], "proc_path": str(tmp_path)})
+    expected = {"name": "python3", "pid": 72, "unit": "staging.service", "command": "python3 take.py"}
+    assert network.redis_clients(setting) == [expected] and asked[0][-1] == "( dport = :6379 )"
+    assert network.redis_clients(Setting({})) == []
+
+
 def test_an_interpreter_in_a_closed_directory_is_a_matter_of_rights(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python").symlink_to("/usr/bin/env")
@@ -1755,6 +1870,7 @@ def test_an_access_log_is_summed_up_by_slot_and_status():
     ]
     made = logs.summary(found, now, 2.0, slots=4)
     assert [one["page"] for one in made["recent"].pop("failing")] == [""] and made["recent"].pop("refused") == []
+    assert made["recent"].pop("own_p95_seconds") is None and made["recent"].pop("slow_pages") == []
     assert made["requests"] == 5 and made["by_status"] == {"200": 2, "499": 1, "500": 1, "503": 1}
     assert made["recent"] == {
         "requests": 3, "errors": 1, "p95_seconds": 0.5, "usual_p95_seconds": 9.0, "slower": False, "by_status": {"200": 1, "499": 1, "500": 1},
@@ -1774,6 +1890,27 @@ def test_pages_are_slow_by_comparison_with_the_hours_before(usual, now, slower):
     made = logs.summary([*before, *(logs.symptoms.Request(900.0 + at, 200, now) for at in range(30))], 1000.0, 1.0)
     assert made["recent"]["slower"] is slower
     assert logs.summary([*before[1:], logs.symptoms.Request(900.0, 200, now)], 1000.0, 1.0)["recent"]["slower"] is False
+
+
+@pytest.mark.parametrize(
+    ("seconds", "requests", "slow"), [(3.0, 5, True), (3.0, 4, False), (0.9, 5, False), (1.1, 5, True)]
+)
+def test_one_page_is_slow_by_comparison_with_the_hours_before(seconds, requests, slow):
+    before = [logs.symptoms.Request(float(at), 200, 0.2, "/login/") for at in range(10)]
+    others = [logs.symptoms.Request(900.0 + at, 200, 0.1, "/") for at in range(90)]
+    now = [logs.symptoms.Request(950.0 + at, 200, seconds, "/login/") for at in range(requests)]
+    pages = logs.summary([*before, *others, *now], 1000.0, 1.0)["recent"]["slow_pages"]
+    expected = {"page": "/login/", "seconds": seconds, "usual_seconds": 0.2, "requests": requests}
+    assert pages == ([expected] if slow else [])
+    assert logs.summary([*before[1:], *now], 1000.0, 1.0)["recent"]["slow_pages"] == []
+
+
+def test_the_time_of_the_application_is_that_of_its_last_response():
+    """nginx has tried one server and then another; a page of its own has none."""
+    lines = [access(990.0, upstream_response_time=one) for one in ("0.010, 0.250", "-", "", "0.030")]
+    found = logs.answers(lines, 0.0)
+    assert [one.own_seconds for one in found] == [0.25, None, None, 0.03]
+    assert logs.summary(found, 1000.0, 1.0)["recent"]["own_p95_seconds"] == 0.25
 
 
 @pytest.mark.parametrize(("served", "new"), [(10, False), (9, True)])
