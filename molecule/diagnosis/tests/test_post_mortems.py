@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from diagnosing import PSQL, diagnose_directly, facts_of, forget, processors_first, recorded
+from diagnosing import PSQL, carry_out, diagnose_directly, facts_of, forget, processors_first, recorded
 from support import load, wait_for
 
 pytestmark = pytest.mark.usefixtures("healthy")
@@ -60,10 +60,15 @@ def test_the_true_cause_of_an_unknown_fault_is_the_first_finding(operations, fac
             operations.shell(filled(fault["inject"], facts), check=False, timeout=200)
             time.sleep(fault.get("seconds", 20))
             seen = diagnose_directly(operations)
+            first = next((one for one in seen.report["findings"] if one["rule"] not in OF_THE_MACHINE), None)
+            if fault.get("fixed") and first and first["rule"] == fault["rule"]:
+                for command in first["fix"]:
+                    carry_out(operations, command)
+                again = diagnose_directly(operations)
+                assert fault["rule"] not in again.names, f"{first['fix']}: {again.output[-4000:]}"
         finally:
             operations.shell(filled(fault["restore"], facts), check=False, timeout=200)
             operations.shell("systemctl reset-failed; true")
-    first = next((one for one in seen.report["findings"] if one["rule"] not in OF_THE_MACHINE), None)
     assert first, f"nothing is wrong: {seen.output[-3000:]}"
     assert first["rule"] == fault["rule"], f"{seen.names}: {seen.output[-6000:]}"
     assert re.search(
@@ -79,20 +84,26 @@ EVENTS = {
     "killed web process": "pkill -KILL -n -f gunicorn",
     "backup": "for unit in shiftmaster-backup logrotate; do systemctl start $unit 2>/dev/null; done; true",
     "reload": "systemctl reload nginx",
+    "load average of 10": "systemd-run --quiet --unit=busy --property=RuntimeMaxSec=90 bash -c"
+    " 'for i in 1 2 3 4 5 6 7 8 9 10; do while :; do :; done & done; wait'; sleep 20",
 }
 ROUNDS = 10
 
 
-@pytest.mark.parametrize("event", [*EVENTS, "deploy"], ids=lambda name: name.replace(" ", "-"))
+@pytest.mark.parametrize("event", [*EVENTS, "reboot", "deploy", "rollback"], ids=lambda name: name.replace(" ", "-"))
 def test_normal_events_on_a_healthy_host_cause_no_finding(operations, facts, event):
     """`ROUNDS` rounds for each event, over more than a minute."""
     forget(operations)
     false = []
+    if event == "reboot":
+        operations.reboot()
     with processors_first(operations), load(operations, *USERS, seconds=900):
         time.sleep(8)
         if event == "deploy":
             assert operations.deploy({"2.0.0": "2.1.0"}.get(operations.health()["version"], "2.0.0")).code == 0
-        else:
+        elif event == "rollback":
+            assert operations.rollback().code == 0
+        elif event in EVENTS:
             operations.shell(filled(EVENTS[event], facts))
             wait_for(lambda: operations.live_version(1), 60, "the host")
         for _round in range(ROUNDS):
@@ -103,4 +114,5 @@ def test_normal_events_on_a_healthy_host_cause_no_finding(operations, facts, eve
                 if one["rule"] not in OF_THE_MACHINE
             ]
             time.sleep(4)
+    operations.shell("systemctl stop busy 2>/dev/null; true")
     assert false == []
