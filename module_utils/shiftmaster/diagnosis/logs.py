@@ -19,6 +19,7 @@ from ..logging.ecs import as_lines
 from ..release.layout import Layout
 from ..release.state import last_switch
 from .engine import Absent
+from .redact import redact_sql
 
 _TAIL = 256 * 1024
 # How much of a log is read where it was rotated since, and how much of a packed file.
@@ -253,6 +254,35 @@ def failing_functions(path: str, since: float) -> list:
         return []
     found = [match[1] for match in map(_FUNCTION.search, lines) if match and (moment(match.string) or 0) > since]
     return sorted(set(found))[:10]
+
+
+_STATEMENT = re.compile(
+    r"\[user=([^,]*),db=([^,]*),app=([^,]*),client=\S*\] LOG:  (?:statement|execute [^:]*): "
+    r"(?!\s*create\s+(?:local\s+)?temp)(.*)",
+    re.I,
+)
+# Programs that create what they restore, and runs of this repository.
+_OWN_PROGRAMS = re.compile(r"shiftmaster|pg_|pgbackrest|patroni", re.I)
+
+
+def schema_changes(path: str, since: float) -> list:
+    """Return the changes of a schema that people have typed, the latest last.
+
+    Each: {at, role, database, application, statement}. PostgreSQL logs them (log_statement). Those of the application,
+    its migrations, name no program.
+    """
+    try:
+        text = tail(path, _TAIL)
+    except OSError:
+        return []
+    found = []
+    for at, lines in entries(text):
+        match = _STATEMENT.search(lines[0])
+        if match and at and at > since and (match[3] or match[1] == "postgres") and not _OWN_PROGRAMS.match(match[3]):
+            statement = redact_sql(" ".join(" ".join([match[4], *lines[1:20]]).split()))[:200]
+            names = zip(("role", "database", "application"), match.groups())
+            found.append(dict({name: value[:63] for name, value in names}, at=at, statement=statement))
+    return found[-20:]
 
 
 def logs(setting) -> dict:

@@ -168,6 +168,7 @@ def changes(setting) -> dict:
         "events": sorted((event for event in events if event["at"]), key=lambda event: event["at"])[-60:],
         "reboot_required": os.path.exists(setting.path("/run/reboot-required")),
         "files": edited(setting),
+        "statements": statements(setting),
         "restarted": restarted(setting, text, time.time() - 900),
     }
 
@@ -208,6 +209,22 @@ _UNIT_FILE = re.compile(
 _MOST_CHANGES = 20
 
 
+def of_the_last_deploy(setting) -> tuple:
+    """Return (since when a change of the host is by hand, since when one of the live release is)."""
+    lately, deployed = time.time() - setting.hours * 3600, 0.0
+    with contextlib.suppress(OSError):
+        deployed = os.stat(os.path.join(Layout(setting.app_root).state, "state.json")).st_mtime + 30
+    with contextlib.suppress(OSError):
+        lately = max(lately, os.stat(setting.path(configuration.STAMP)).st_mtime + 30)
+    return max(lately, deployed), deployed
+
+
+def statements(setting) -> list:
+    """Return the changes of a schema by hand since the last deploy or rollback."""
+    path = logs.newest(setting.logs.get("postgresql", ""))
+    return logs.schema_changes(path, of_the_last_deploy(setting)[0]) if path else []
+
+
 def edited(setting, seconds: float = 6.0) -> list:
     """Return [{path, at, in_release}] of what has changed since the last deploy or rollback, the latest first.
 
@@ -215,15 +232,11 @@ def edited(setting, seconds: float = 6.0) -> list:
     unit's file and drop-in also the unit and its settings.
     """
     layout, end = Layout(setting.app_root), time.monotonic() + seconds
-    lately, deployed = time.time() - setting.hours * 3600, 0.0
-    with contextlib.suppress(OSError):
-        deployed = os.stat(os.path.join(layout.state, "state.json")).st_mtime + 30
-    with contextlib.suppress(OSError):
-        lately = max(lately, os.stat(setting.path(configuration.STAMP)).st_mtime + 30)
+    lately, deployed = of_the_last_deploy(setting)
     found = []
     # A configuration may have been tried for long; a release is never changed, whenever it was built.
     with contextlib.suppress(probe.ProbeError):
-        found = _newer([setting.path(one) for one in _CONFIGURATION], max(lately, deployed), end)
+        found = _newer([setting.path(one) for one in _CONFIGURATION], lately, end)
     release = os.path.realpath(os.path.join(layout.active, "release"))
     tops = [os.path.join(release, part) for part in ("source", "static", "venv", "site")]
     inside = []

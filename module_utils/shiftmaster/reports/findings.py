@@ -589,6 +589,8 @@ def changes_of(host: dict) -> list:
             what = "ALTER SYSTEM SET %s = '%s'" % (row["name"], row["value"])
             entry = {"what": what, "at": row["at"], "felt": felt_of("postgresql")}
             found.append(dict(entry, setting=row["name"], value=row["value"]))
+    for one in (parts.get("changes") or {}).get("statements") or []:
+        found.append({"what": one["statement"], "at": one["at"], "felt": felt_of("postgresql"), "statement": True})
     return [one for one in found if isinstance(one["at"], (int, float))]
 
 
@@ -638,9 +640,11 @@ _TAGS = (
 
 def add_changes(finding: dict, host: dict, topology: dict) -> None:
     """Add to a symptom without a known cause what differs on its host from the last deploy."""
-    files = (host["parts"].get("changes") or {}).get("files") or []
+    changes = host["parts"].get("changes") or {}
+    files, statements = changes.get("files") or [], changes.get("statements") or []
     shown = " ".join(finding["evidence"])
-    new = [(one["path"], clock(one["at"], topology["zone"])) for one in files[:5] if one["path"] not in shown]
+    made = [(one["path"], one["at"]) for one in files[:5]] + [(one["statement"], one["at"]) for one in statements[-3:]]
+    new = [(what, clock(at, topology["zone"])) for what, at in made if what not in shown]
     for field, words in (("evidence", "changed since the last deploy"), ("evidence_ja", "前回のデプロイ後に変更")):
         finding[field] += ["%s: %s (%s)" % (words, *one) for one in new]
     deep = (host["parts"].get("http") or {}).get("deep") or {}

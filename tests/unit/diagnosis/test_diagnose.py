@@ -1455,6 +1455,31 @@ def test_writes_to_a_table_with_a_trigger_are_slow():
     assert database.slow_triggers({"triggers": [trigger], "activity": [dict(running, blocked_by=[7])]}) == []
 
 
+def test_changes_of_the_schema_are_those_of_people(tmp_path):
+    now = time.strftime("%Y-%m-%d %H:%M:%S.000 UTC", time.gmtime())
+
+    def line(role, application, words, at=now):
+        return f"{at} [7] [user={role},db=shiftmaster,app={application},client=[local]] {words}\n"
+
+    path = tmp_path / "x.log"
+    path.write_text(
+        line("postgres", "psql", "LOG:  statement: DROP INDEX older", "2026-01-01 00:00:00.000 UTC")
+        + line("postgres", "psql", "LOG:  statement: ALTER ROLE app PASSWORD 'secret word'\n\tVALID UNTIL 'x'")
+        + line("shiftmaster_abc", "", "LOG:  statement: ALTER TABLE roster_ward ADD COLUMN x int")
+        + line("shiftmaster_abc", "psql", "LOG:  execute <unnamed>: DROP TRIGGER audit ON roster_ward")
+        + line("postgres", "pg_restore", "LOG:  statement: CREATE TABLE x ()")
+        + line("postgres", "shiftmaster-backup", "LOG:  statement: CREATE TABLE x ()")
+        + line("anna", "psql", "LOG:  statement: CREATE TEMP TABLE x ()")
+        + line("anna", "psql", "LOG:  duration: 2000 ms  statement: CREATE TABLE x ()")
+        + line("anna", "psql", "ERROR:  x", now)
+    )
+    found = logs.schema_changes(str(path), time.time() - 900)
+    assert [(one["role"], one["application"]) for one in found] == [("postgres", "psql"), ("shiftmaster_abc", "psql")]
+    assert found[0]["statement"] == "ALTER ROLE app PASSWORD '?' VALID UNTIL '?'"
+    assert found[1]["statement"] == "DROP TRIGGER audit ON roster_ward"
+    assert logs.schema_changes(str(tmp_path / "none"), 0) == []
+
+
 def test_damaged_files_are_those_of_the_last_minutes(tmp_path):
     path, now = tmp_path / "x.log", time.strftime("%Y-%m-%d %H:%M:%S.000 UTC", time.gmtime())
     setting = SimpleNamespace(logs={"postgresql": str(tmp_path / "*.log")})
