@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 
 # `make test` and the scenarios sample-* run the tests marked `sample`, everything else runs all tests.
 SAMPLE_SCENARIO = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", "")).name.startswith("sample-")
@@ -87,6 +88,31 @@ def operations_of(conftest: str):
         return operations
 
     return operations
+
+
+def by_ssh(inventory: Path, hosts: list) -> None:
+    """Let Ansible reach hosts of a copied inventory by ssh: a lost host looks to it as it does to a site."""
+    key = inventory.parent / "key"
+    key.unlink(missing_ok=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    (inventory.parent / "known_hosts").unlink(missing_ok=True)
+    # What the hosts must know of this machine.
+    (inventory / "controller.py").unlink(missing_ok=True)
+    (inventory / "controller.py").symlink_to(ROOT / "inventory/demo/controller.py")
+    content = yaml.safe_load((inventory / "hosts.yml").read_text())
+    demo = content["all"]["children"]["demo"]
+    demo["vars"].update(
+        ansible_connection="ssh", ansible_user="root", ansible_ssh_private_key_file=str(key),
+        ansible_ssh_extra_args=f"-o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={key.parent}/known_hosts",
+    )  # fmt: skip
+    for host in hosts:
+        host.shell(
+            "install -d -m 0700 /root/.ssh && cat >>/root/.ssh/authorized_keys",
+            stdin=key.with_suffix(".pub").read_text(),
+        )
+        if host.host in demo["hosts"]:
+            demo["hosts"][host.host]["ansible_host"] = address_of(host.host)
+    (inventory / "hosts.yml").write_text(yaml.safe_dump(content))
 
 
 @dataclass

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from support import ROOT, Operations, address_of
+from support import ROOT, Operations, address_of, by_ssh
 
 SCENARIO = Path(__file__).resolve().parents[1]
 # Where the site's inventory is, which the tests extend.
@@ -15,27 +15,6 @@ INVENTORY = ROOT / ".cache/grow/inventory"
 # What a site has in its group_vars; those of the demo would win over the inventory's.
 DEMO = yaml.safe_load((SCENARIO / "inventory/hosts.yml").read_text())["all"]["children"]["demo"]
 SETTINGS = {name: one for name, one in DEMO["hosts"]["grow-trixie"].items() if not name.startswith("container_")}
-
-
-def by_ssh(hosts: dict) -> None:
-    """Let Ansible reach all hosts by ssh: a host that is lost looks to it as it does to a site."""
-    key = INVENTORY.parent / "key"
-    key.unlink(missing_ok=True)
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    (INVENTORY.parent / "known_hosts").unlink(missing_ok=True)
-    for host in hosts.values():
-        host.shell(
-            "install -d -m 0700 /root/.ssh && cat >>/root/.ssh/authorized_keys",
-            stdin=key.with_suffix(".pub").read_text(),
-        )
-    content = yaml.safe_load((INVENTORY / "hosts.yml").read_text())
-    demo = content["all"]["children"]["demo"]
-    demo["vars"].update(
-        ansible_connection="ssh", ansible_user="root", ansible_ssh_private_key_file=str(key),
-        ansible_ssh_extra_args=f"-o StrictHostKeyChecking=accept-new -o UserKnownHostsFile={key.parent}/known_hosts",
-    )  # fmt: skip
-    demo["hosts"]["grow-trixie"]["ansible_host"] = address_of("grow-trixie")
-    (INVENTORY / "hosts.yml").write_text(yaml.safe_dump(content))
 
 
 class Host(Operations):
@@ -57,11 +36,8 @@ class Host(Operations):
 def site():
     INVENTORY.mkdir(parents=True, exist_ok=True)
     shutil.copy(SCENARIO / "inventory/hosts.yml", INVENTORY)
-    # What the hosts must know of this machine.
-    (INVENTORY / "controller.py").unlink(missing_ok=True)
-    (INVENTORY / "controller.py").symlink_to(ROOT / "inventory/demo/controller.py")
     hosts = {name: Host(INVENTORY, f"grow-{name}") for name in ("trixie", "data", "app2")}
-    by_ssh(hosts)
+    by_ssh(INVENTORY, list(hosts.values()))
     hosts["app1"] = hosts["trixie"]
     assert hosts["app1"].live_version(60), "the host does not serve"
     hosts["app1"].manage("seed_demo")

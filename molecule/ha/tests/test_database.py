@@ -1,12 +1,17 @@
 """A cluster of PostgreSQL: its members are lost, crash and are cut off; what is acknowledged and what is not."""
 
 import json
+import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
+import support
 from database_cluster import CTL, ETCD, Writer
-from support import docker, wait_for
+from support import ROOT, Operations, docker, wait_for
+
+INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
 
 def report(capsys, text: str) -> None:
@@ -212,3 +217,31 @@ def test_the_password_of_the_standbys_is_changed(members, capsys):
     standby.shell("systemctl restart patroni@17-main")
     wait_for(members.complete, 240, "a primary that two standbys follow")
     assert first.run("deploy.yml", "--tags", "database", timeout=1200).code == 0
+
+
+@pytest.fixture
+def by_ssh(members):
+    """The first host, whose playbooks reach all hosts by ssh."""
+    directory = ROOT / ".cache/ha/inventory"
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copy(INVENTORY / "hosts.yml", directory)
+    support.by_ssh(directory, members.hosts)
+    return Operations(directory, members.hosts[0].host)
+
+
+def test_a_version_is_deployed_while_a_host_is_lost(members, by_ssh):
+    """Not the first one, which holds the lock; it gets the version when it is back."""
+    lost = next(host for host in members.standbys() if host is not members.hosts[0])
+    docker("kill", lost.host)
+    run = by_ssh.deploy("2.1.0")
+    assert run.code != 0 and run.changed == 0 and run.prints("--limit", lost.host), run.output[-4000:]
+    assert by_ssh.live_version(60) == "2.0.0"
+    run = by_ssh.deploy("2.1.0", "--limit", f"!{lost.host}", timeout=1800)
+    assert run.code == 0, run.output[-6000:]
+    assert [host.live_version(60) for host in members.hosts if host is not lost] == ["2.1.0"] * 2
+    members.heal()
+    run = by_ssh.run("deploy.yml", timeout=2400, shiftmaster_version="2.1.0")
+    assert run.code == 0, run.output[-6000:]
+    assert lost.live_version(60) == "2.1.0"
+    again = by_ssh.run("deploy.yml", timeout=1800, shiftmaster_version="2.1.0")
+    assert (again.code, again.changed) == (0, 0), again.output[-4000:]
