@@ -60,7 +60,7 @@ def test_a_reload_that_does_not_take_effect_is_an_error(host, site):
         " ec_paramgen_curve:P-256 -noenc -subj /CN=x -keyout /dev/null -out /root/other.crt 2>/dev/null;"
         " /usr/local/sbin/shiftmaster-tls reload --certificate /root/other.crt --key /x --group ssl-cert"
         " --unit nginx.service --command 'systemctl reload nginx.service' --address 127.0.0.1:443 --name shift.test"
-        " --timeout 2"
+        " --timeout 2 --unread /root/unread"
     )
     assert done.rc == 1
     assert "still serves another certificate for shift.test" in done.stderr

@@ -60,6 +60,15 @@ def test_the_only_authority_has_a_private_key_that_others_cannot_read(host, dire
     assert host.run("find /etc /root /var -name 'ca.key' -not -path '/root/acme/*' | grep .").rc == 1
 
 
+def test_services_read_what_a_killed_run_has_issued(host, site):
+    host.check_output("rm /root/internal-reloaded && touch /run/shiftmaster-tls-internal.unread")
+    code, output = site.run()
+    assert code == 0 and "was left by an earlier run" in output, output
+    assert host.file("/root/internal-reloaded").exists
+    code, output = site.run()
+    assert code == 0 and "changed=0" in output, output
+
+
 @ON_BOOKWORM
 def test_a_certificate_near_its_expiry_is_reissued_and_loaded(host, site):
     before, authority, master = site.served(), site.file(path=f"{INTERNAL}/site-ca.crt"), site.master()

@@ -342,6 +342,47 @@ def test_a_renewal_reaches_the_site_only_where_acme_is_its_source(mode):
 
 
 @pytest.mark.parametrize(
+    ("lineage", "unread", "code", "action"),
+    [
+        ("/etc/letsencrypt/live/shiftmaster", False, 3, "install"),
+        ("/etc/letsencrypt/live/another", True, 0, ""),
+        (None, True, 3, "reload"),
+        (None, False, 0, ""),
+    ],
+)
+def test_a_failed_reload_fails_the_hook_and_then_the_unit_of_certbot(tmp_path, lineage, unread, code, action):
+    files = value("tls", "__tls_unread")
+    marker, tool = tmp_path / "unread", tmp_path / "tool"
+    tool.write_text(f"#!/bin/sh\necho $1 >{tmp_path}/called\nexit 3\n")
+    tool.chmod(0o755)
+    if unread:
+        marker.touch()
+    text = render("tls", "deployed.sh.j2", tls_mode="acme", tls_names=["shift.test"])
+    text = text.replace("/usr/local/sbin/shiftmaster-tls ", f"{tool} ")
+    text = text.replace(files["The site's certificate changed"], str(marker))
+    done = subprocess.run(["sh"], input=text, text=True, env={"RENEWED_LINEAGE": lineage} if lineage else {})
+    assert done.returncode == code
+    assert ((tmp_path / "called").read_text().strip() if (tmp_path / "called").exists() else "") == action
+    assert "ExecStartPost=/usr/local/sbin/shiftmaster-tls-deployed\n" in render("tls", "certbot.service.conf.j2")
+
+
+def test_a_certificate_that_a_killed_run_left_unread_is_read_by_the_next_one():
+    """Each handler has a file that the run looks for, and that is made before the certificate changes."""
+    files = value("tls", "__tls_unread")
+    issues = value("tls", "__tls_issues", tls_internal_services=[{"name": "pgbackrest", "group": "postgres"}])
+    assert {one["notify"] for one in issues.values()} == set(files)
+    assert set(files.values()) <= set(value("tls", "__tls_look_for")["files"])
+    tasks = yaml.safe_load((ROOT / "roles/tls/tasks/issue_new.yml").read_text(encoding="utf-8"))
+    script = tasks[-1]["ansible.builtin.shell"]["cmd"]
+    assert script.index("__tls_unread[__tls_issue.notify]") < script.index("mv ")
+    tasks = yaml.safe_load((ROOT / "roles/tls/tasks/main.yml").read_text(encoding="utf-8"))
+    (task,) = (one for one in tasks if one.get("notify") == "{{ item.key }}")
+    found = {"stdout": json.dumps({"files": {path: {"access": "x"} for path in list(files.values())[1:]}})}
+    left = templar("tls", __tls_found=found).template(trust_as_template(task["loop"]))
+    assert [one["key"] for one in left] == ["The internal certificate changed"]
+
+
+@pytest.mark.parametrize(
     ("issuer", "variables", "expected"),
     [
         ("shift.test", {}, 1),
@@ -431,6 +472,33 @@ def test_a_file_is_replaced_completely_with_its_access(tool, tmp_path, monkeypat
     assert before.read() == b"old", "a reader of the old file keeps it"
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
     assert [path.name for path in tmp_path.iterdir()] == ["site.key"]
+
+
+def test_a_failed_reload_leaves_a_file_for_the_next_run(tool, tmp_path, monkeypatch):
+    unread = tmp_path / "unread"
+    arguments = ["tool", "install", "--from", "/lineage", "--timeout", "1", "--unread", str(unread)]
+    for name in ("certificate", "key", "group", "unit", "command", "address", "name"):
+        arguments += [f"--{name}", "x"]
+    monkeypatch.setattr(tool.sys, "argv", arguments)
+    monkeypatch.setattr(tool, "replace", lambda *_: None)
+    monkeypatch.setattr(
+        tool,
+        "open",
+        lambda path, *how, **more: open("/dev/null" if "lineage" in path else path, *how, **more),
+        raising=False,
+    )
+
+    def reload(_options):
+        assert unread.exists()
+        raise SystemExit("still another certificate")
+
+    monkeypatch.setattr(tool, "reload", reload)
+    with pytest.raises(SystemExit):
+        tool.main()
+    assert unread.exists()
+    monkeypatch.setattr(tool, "reload", lambda _options: None)
+    tool.main()
+    assert not unread.exists()
 
 
 def test_data_read_from_a_host_never_contains_a_key(tmp_path):
