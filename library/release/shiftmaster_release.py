@@ -28,6 +28,8 @@ options:
       - V(traffic_reverted) gives the traffic back to the old release where O(run_id) has switched, and ends the new
         one's background work. In an installation with several hosts it comes before V(restored), on every host.
       - V(restored) puts the old release back, with the units that belong to it, where O(run_id) has switched.
+      - V(held) stops worker and beat of the live release, since the schema will change, and keeps a boot from starting
+        them, and scheduled tasks, until V(finished), or V(restored) with O(background).
       - V(hook) runs the hooks of O(phase).
       - V(suspect) lets the next deploy build a release again that was live; a rollback may still lead to it.
       - V(bad) marks a release, so that no automatic way leads to it.
@@ -36,9 +38,8 @@ options:
       - V(audited) appends a line to the audit log.
     type: str
     choices:
-      [query, target, present, recovered, active, watched, finished, traffic_reverted, restored, hook, suspect, bad,
-      absent,
-       pruned, audited]
+      [query, target, present, recovered, active, watched, finished, traffic_reverted, restored, held, hook, suspect,
+       bad, absent, pruned, audited]
     default: query
   root: {description: The application's root., type: path, default: /var/www/shiftmaster}
   release:
@@ -267,6 +268,7 @@ switched: {description: Whether its traffic has moved., returned: for query and 
 running: {description: Whether the web processes of the live release run., returned: for query, type: bool}
 enabled: {description: Whether shiftmaster.service is active and enabled., returned: for query, type: bool}
 unfinished: {description: Whether V(recovered) has anything to do., returned: for query, type: bool}
+background_held: {description: Whether V(held) is in effect., returned: for query, type: bool}
 found: {description: What V(present) would find; empty for none., returned: for query with O(revision), type: str}
 pending_changes:
   description:
@@ -394,6 +396,7 @@ class Operation:
             transition=self.state.transition or {},
             switched=self.layout.active_slot() == (self.state.transition or {}).get("to_slot", ""),
             unfinished=self.unfinished(),
+            background_held=os.path.exists(self.layout.held),
             enabled=self.current is not None and not self.unit_problem(),
             running=self.current is not None
             and active_state(unit("web", self.layout.active_slot())) in ("active", "reloading"),
@@ -437,6 +440,7 @@ class Operation:
             unit_problem: unit_problem,
             "%s does not run" % ", ".join(missing): missing,
             "%s runs although its slot is not live" % ", ".join(others): others,
+            "background work is held": os.path.exists(self.layout.held),
             "%s is unfinished" % ", ".join(left): left,
             "a release may go": self.prunable(),
             "its health is bad": health.status != 200,
@@ -539,9 +543,11 @@ class Operation:
             notes = ["an interrupted run's cutover to %s would be recovered" % left["to"]] if left else []
             return self.result(bool(left), notes=notes)
         left = dict(self.state.transition or {})
+        # Also behind an operator's page: the run that changes the schema leaves that up.
+        background = self.params["background"] and not os.path.exists(self.layout.held)
         message = self.cutover().recover()
         notes = [message] if message else []
-        if left and not self.params["background"] and self.layout.current() == left["from"] != left["to"]:
+        if left and not background and self.layout.current() == left["from"] != left["to"]:
             self.cutover().hold_background()
         removed = releases.remove_unfinished(self.layout, self.state)
         notes += ["removed the unfinished build %s" % name for name in removed]
@@ -551,7 +557,8 @@ class Operation:
             releases.is_edited(self.layout, self.current) or releases.lacks_interpreter(self.layout, self.current)
         )
         if not broken:
-            notes += ["started %s, which was left stopped" % name for name in self.ensure_running()]
+            started = self.cutover().ensure_running(background)
+            notes += ["started %s, which was left stopped" % name for name in started]
         return self.result(bool(notes), notes=notes)
 
     def ensure_running(self):
@@ -726,6 +733,11 @@ class Operation:
             cutover.hold_background()
         return self.result(True, release=transition["from"] or "", **cutover.log())
 
+    def held(self):
+        if not self.check_mode:
+            self.cutover().hold_background()
+        return self.result(True, release=self.current or "")
+
     def hook(self):
         target = self.one(self.params["release"])
         mine = [hook for hook in self.params["hooks"] if hook["phase"] == self.params["phase"]]
@@ -790,8 +802,8 @@ class Operation:
 
 
 STATES = (
-    "query target present recovered active watched finished traffic_reverted restored hook suspect bad absent pruned"
-    " audited"
+    "query target present recovered active watched finished traffic_reverted restored held hook suspect bad absent"
+    " pruned audited"
 ).split()
 PHASES = "after_build before_migrate after_migrate before_cutover after_cutover after_rollback".split()
 

@@ -32,7 +32,7 @@ from ..logging.ecs import as_lines
 from . import celery_driver, releases
 from .layout import SLOTS, Layout
 from .releasecode import Driver, ReleaseCode, ReleaseCodeError, tail
-from .state import State, audit
+from .state import State, audit, write_json
 
 PHASES = ("start", "gate", "quiesce", "switch", "drain", "handover", "watch", "finish", "revert")
 RUN = "/run/shiftmaster"
@@ -362,6 +362,7 @@ class Cutover:
         way_back = {"previous": self._t("from")} if self._t("kind") == "deploy" and self._t("from") != target else {}
         self.state.set_status(target, "live", **way_back)
         points.reach("live")
+        self._free_background()
         self._audit("live", previous=self._t("from"))
         self.state.end()
         if units.active_state("shiftmaster.service") == "failed":
@@ -525,7 +526,11 @@ class Cutover:
         return [name for name, state in states.items() if state in ("active", "activating")]
 
     def hold_background(self) -> None:
-        """Stop worker and beat of the live release: its tasks would meet a schema that is not its own."""
+        """Stop worker and beat of the live release: its tasks would meet a schema that is not its own.
+
+        A boot does not start them either, nor scheduled tasks, until a run has ended well.
+        """
+        write_json(self.layout.held, {"run_id": self.options["run_id"]}, 0o644)
         slot = self.layout.active_slot()
         if slot is not None:
             self._stop(slot, ("beat", "worker"))
@@ -536,6 +541,8 @@ class Cutover:
         A run that died in maintenance mode leaves its worker and beat stopped; without background they stay so. An
         application that an operator has stopped completely stays stopped.
         """
+        if background:
+            self._free_background()
         slot = self.layout.active_slot()
         if slot is None or units.active_state("shiftmaster.service") != "active":
             return []
@@ -543,6 +550,10 @@ class Cutover:
         if missing:
             systemctl("start", *missing, timeout=180)
         return missing
+
+    def _free_background(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.layout.held)
 
     def missing(self) -> list:
         """Return the units of the live release which do not run."""

@@ -53,6 +53,8 @@ class Layout:
         self.unknown_tasks = _present(self.shared, "unknown-tasks", "parked")
         self.quarantine = _present(self.shared, "quarantine", "set-aside")
         self.state = os.path.join(self.shared, "state")
+        # While it is there, the schema may not be that of the live release: a boot starts no background work of it.
+        self.held = os.path.join(self.state, "background-held")
         self.union = os.path.join(self.shared, "static")
 
     def release(self, name: str) -> str:

@@ -192,6 +192,9 @@ def test_a_version_that_fails_after_contract_migrations(operations, schema):
     run = operations.deploy("2.1.0", shiftmaster_watch_seconds=1)
     assert run.code == 2 and operations.shell(login) == "503", run.output[-6000:]
     assert operations.shell(background) == ""
+    # Nor does a boot start it.
+    operations.shell("systemctl stop shiftmaster && systemctl start shiftmaster", timeout=300)
+    assert operations.shell(background) == "" and operations.live_version(60) == "2.1.0"
     run = operations.rollback(to="2.1.0", schema=schema)
     assert run.code == 0, run.output[-6000:]
     assert operations.live_version(10) == "2.1.0" and operations.shell(login) == "200"

@@ -1038,9 +1038,23 @@ def test_during_a_transition_and_on_an_empty_host_there_are_no_others(site, empt
 def test_background_work_is_held(site):
     site.engine.hold_background()
     assert site.host.done == ["stop beat@blue", "stop worker@blue"] and site.running() == {"web@blue"}
+    assert os.path.exists(site.layout.held)
     os.unlink(site.layout.active)
     site.engine.hold_background()
     assert len(site.host.done) == 2
+
+
+def test_background_work_is_held_at_a_boot_until_a_run_has_ended_well(site):
+    site.engine.hold_background()
+    site.host.states["shiftmaster"] = "active"
+    assert site.engine.ensure_running(background=False) == [] and os.path.exists(site.layout.held)
+    site.engine.switch(TWO, "deploy")
+    assert os.path.exists(site.layout.held)
+    site.engine.finish()
+    assert not os.path.exists(site.layout.held)
+    # A run that only finds the schema fit for the live release.
+    site.engine.hold_background()
+    assert site.engine.ensure_running() and not os.path.exists(site.layout.held)
 
 
 def test_missing_units_are_started_unless_an_operator_has_stopped_all(site):

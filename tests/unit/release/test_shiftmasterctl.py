@@ -143,6 +143,22 @@ def test_status_in_an_unfinished_deploy_names_the_release_that_serves(program, m
     assert first == expected[0] and last.startswith(expected[1])
 
 
+def test_a_boot_starts_no_background_work_while_it_is_held(program, monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(program, "RESTART", str(tmp_path / "restart"))
+    monkeypatch.setattr(program.units, "systemctl", lambda *words, **_: started.append(words))
+    monkeypatch.setattr(program.Layout, "active_slot", lambda self: "blue")
+    layout, options = program.Layout(str(tmp_path)), {"celery_application": "app", "beat": True}
+    (tmp_path / "shared/state").mkdir(parents=True)
+    web, worker, beat = (f"shiftmaster-{kind}@blue.service" for kind in ("web", "worker", "beat"))
+    program.unit_start(layout, options)
+    (tmp_path / "shared/state/background-held").touch()
+    program.unit_start(layout, options)
+    assert started == [("start", web, worker, beat), ("start", web)]
+    with pytest.raises(program.StateError, match="has changed the schema"):
+        program.restart(layout, options)
+
+
 def test_events_are_sealed_and_verified_by_the_program(program, monkeypatch, tmp_path, capsys):
     state, log = tmp_path / "shared/state", tmp_path / "audit.log"
     state.mkdir(parents=True)

@@ -356,6 +356,9 @@ def test_a_scheduled_task_runs_in_the_sandbox_and_marks_its_success():
     assert "readlink -f ../venv" in start and start.endswith(" django clearsessions --age 5%%"), start
     assert "ExecStartPost=+/usr/bin/touch /var/lib/shiftmaster-tasks/clear-sessions" in lines
     assert f"ConditionPathExists={ACTIVE}/env" in lines
+    # Where a page is up, on this host or on a web host.
+    for name in ("maintenance/on", "state/background-held"):
+        assert f"ConditionPathExists=!/var/www/shiftmaster/shared/{name}" in lines
     assert settings(render("sandbox.j2")) <= settings(service)
     timer = files["/etc/systemd/system/shiftmaster-task-clear-sessions.timer"]
     assert "OnCalendar=Mon..Fri 03:10" in timer.splitlines() and "Persistent=true" in timer.splitlines()

@@ -257,6 +257,20 @@ def test_old_background_work_is_held_while_a_page_is_up(site, live, held):
     assert ("hold_background",) not in site.calls
 
 
+def test_old_background_work_stays_held_behind_an_operators_page(site):
+    """The run that changes the schema leaves such a page up: then no page of a run shows that it did not end."""
+    site.run("held", check_mode=True)
+    assert site.calls == []
+    assert site.run("held")["changed"] and site.names() == ["hold_background"]
+    assert not site.run("query")["background_held"]
+    Path(site.layout.held).touch()
+    assert site.run("query")["background_held"]
+    site.calls.clear()
+    site.begin()
+    site.run("recovered")
+    assert ("hold_background",) in site.calls and ("ensure_running", False) in site.calls
+
+
 def test_an_edited_release_is_not_started_again(site):
     """It may be unable to start, and the next step builds it again."""
     site.responses["ensure_running"] = ["web@blue"]
