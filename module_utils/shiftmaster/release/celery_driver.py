@@ -11,7 +11,8 @@ line that starts with "@@shiftmaster-answer@@ ":
     {"op": "cancel", "worker": name, "queues": [...]}     {"confirmed": bool}
     {"op": "quarantine", "queues": [...], "directory": path, "all": bool}
                                                           {"quarantined": [{"id", "task", "queue"}], "more": bool}
-    {"op": "replay", "directory": path}                   {"replayed": [{"id", "task", "queue"}], "unreadable": number}
+    {"op": "replay", "directory": path, "after": name}    {"replayed": [{"id", "task", "queue"}], "unreadable": number,
+                                                          "next": name}: with it as `after` the files that are left
 
 Every version writes to the broker and to the directory of quarantined tasks. A file or an entry that is no task there
 stops no other version.
@@ -35,9 +36,9 @@ ANSWERS = {
     "consume": {"confirmed": bool},
     "cancel": {"confirmed": bool},
     "quarantine": {"quarantined": [_TASK], "more?": bool, "unsupported?": str},
-    "replay": {"replayed": [_TASK], "unreadable?": int},
+    "replay": {"replayed": [_TASK], "unreadable?": int, "next?": str},
 }
-# So many tasks are quarantined or replayed for one request, and so large is the file of one.
+# So many tasks are quarantined, and so many files read, for one request; so large is the file of one.
 MOST_TASKS = 5000
 FILE_BYTES = 16 << 20
 
@@ -189,12 +190,10 @@ class Operations:
         replayed, unreadable = [], 0
         with self.app.connection_for_write() as connection:
             client = getattr(connection.default_channel, "client", None)
-            for name in sorted(os.listdir(request["directory"])):
+            listed = os.listdir(request["directory"]) if client is not None else []
+            names = sorted(name for name in listed if name.endswith(".json") and name > request.get("after", ""))
+            for name in names[:MOST_TASKS]:
                 path = os.path.join(request["directory"], name)
-                if client is None or not name.endswith(".json"):
-                    continue
-                if len(replayed) + unreadable == MOST_TASKS:
-                    break
                 try:
                     entry = json.loads(read_file(path))
                     headers = headers_of(entry["message"])
@@ -212,7 +211,8 @@ class Operations:
                 except Exception as error:
                     print("%s: %s: %s" % (path, type(error).__name__, error), file=sys.stderr)
                     unreadable += 1
-        return {"replayed": replayed, "unreadable": unreadable}
+        more = {"next": names[MOST_TASKS - 1]} if len(names) > MOST_TASKS else {}
+        return {"replayed": replayed, "unreadable": unreadable, **more}
 
 
 def main():

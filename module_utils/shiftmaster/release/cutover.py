@@ -39,7 +39,7 @@ RUN = "/run/shiftmaster"
 # A unit that has not ended so long after its own limit (TimeoutStopSec=) is killed.
 _KILL_SECONDS = 15
 _BEAT_STOP_SECONDS = 20
-# How often a driver is queried for more tasks that it has to quarantine.
+# How often a driver is queried for more tasks that it has to quarantine or replay.
 _PARK_ROUNDS = 20
 # A release under verification yields to all other processes for this long; on a busy host no longer.
 YIELD_SECONDS = 15
@@ -343,13 +343,11 @@ class Cutover:
                     " them runs them" % (len(quarantined), target, directory)
                 )
         if os.listdir(directory):
-            found = self._ask({"op": "replay", "directory": directory})
-            for task in found["replayed"]:
+            replayed, unreadable = replay(self._ask, directory)
+            for task in replayed:
                 audit(self.layout, "task_replayed", task=task["task"], id=task["id"], queue=task["queue"])
-            if found.get("unreadable"):
-                self.notes.append(
-                    "%d file(s) in %s hold no task and were left there" % (found["unreadable"], directory)
-                )
+            if unreadable:
+                self.notes.append("%d file(s) in %s hold no task and were left there" % (unreadable, directory))
         self._free_worker(target_slot, queues)
         if self.options["beat"]:
             systemctl("start", unit("beat", target_slot))
@@ -707,6 +705,19 @@ def quarantine(ask, queues: list, directory: str, **more) -> list:
         if not found.get("more"):
             break
     return quarantined
+
+
+def replay(ask, directory: str) -> tuple:
+    """Have a driver put quarantined tasks back; returns them, and the number of files that hold none."""
+    replayed, unreadable, request = [], 0, {"op": "replay", "directory": directory}
+    for _round in range(_PARK_ROUNDS):
+        found = ask(request)
+        replayed += found["replayed"]
+        unreadable += found.get("unreadable", 0)
+        if not found.get("next"):
+            break
+        request = dict(request, after=found["next"])
+    return replayed, unreadable
 
 
 def causes(text: str, most: int = 3) -> list:

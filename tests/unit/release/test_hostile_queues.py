@@ -86,6 +86,32 @@ def test_a_flood_of_tasks_is_quarantined_in_parts_and_ends(tmp_path, monkeypatch
     assert len(cutover.quarantine(lambda request: endless, ["celery"], str(tmp_path))) < 100
 
 
+def test_more_quarantined_tasks_than_one_request_takes_are_replayed(tmp_path, monkeypatch):
+    """Also after files that hold no task, and tasks that this release does not know."""
+    monkeypatch.setattr(celery_driver, "MOST_TASKS", 3)
+    for number in range(4):
+        (tmp_path / f"a{number}.json").write_text("{")
+        (tmp_path / f"b{number}.json").write_text(
+            json.dumps({"message": {"headers": {"task": "other"}}, "key": "celery", "queue": "celery"})
+        )
+    for number in range(8):
+        entry = {"message": KNOWN, "key": "celery", "queue": "celery"}
+        (tmp_path / f"c{number}.json").write_text(json.dumps(entry))
+    redis = Redis()
+    driver = operations(redis)
+
+    def ask(request):
+        response = driver.replay(request)
+        assert matches(response, celery_driver.ANSWERS["replay"])
+        return response
+
+    replayed, unreadable = cutover.replay(ask, str(tmp_path))
+    assert (len(replayed), unreadable, len(redis.keys["celery"])) == (8, 4, 8)
+    assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["a"] * 4 + ["b"] * 4
+    endless = {"replayed": [], "unreadable": 1, "next": "x"}
+    assert cutover.replay(lambda request: endless, str(tmp_path))[1] < 100
+
+
 def test_a_file_without_a_task_stops_no_handover(tmp_path):
     """Code of every release can write to this directory, also where its build fails."""
     (tmp_path / "a.json").write_text("{")
