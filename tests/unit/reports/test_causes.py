@@ -263,7 +263,7 @@ CASES = [
      "変数 a が設定されていません: group_vars/a/vault.yml がありません。git または控えから戻してください"),
     (VARIABLES, "%s=%s is out of its range: %s to %s%s", "a_days=0 is out of its range: 1 to 9, or 77",
      "a_days=0 は範囲外です(1 から 9, or 77)"),
-    (PREFLIGHT, ", which a run deploys that names none, was live before ",
+    ("plugins/filter/earlier_version.py", ", which a run deploys that names none, was live before ",
      "app1: version 2.0.0, which a run deploys that names none, was live before 2.1.0. To stay with 2.1.0: shiftmaster_version: "
      "\"2.1.0\" in group_vars/a/vars.yml. To change: ./shiftmaster deploy -e shiftmaster_version=2.0.0",
      "app1: バージョンを指定しない実行がデプロイする 2.0.0 は、現在の 2.1.0 より前に稼働していたものです。2.1.0 のままにする場合: "
