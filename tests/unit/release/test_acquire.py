@@ -69,6 +69,14 @@ def test_the_phase_of_the_release_extends_what_the_preflight_has_acquired(tmp_pa
     assert [(one["event"], "nurse@elsewhere" in one["reason"]) for one in events] == [("lock_taken_over", True)]
 
 
+def test_each_host_of_a_patch_extends_the_lock():
+    (role,) = yaml.safe_load((ROOT / "roles/patch/tasks/main.yml").read_text(encoding="utf-8"))
+    first = role["block"][0]["ansible.builtin.include_role"]
+    assert (first["name"], first["tasks_from"]) == ("release", "acquire")
+    # What a run finds that has lost it, and ends with.
+    assert role["rescue"][-1]["ansible.builtin.fail"]
+
+
 def test_a_deploy_takes_the_lock_before_it_changes_hosts_and_keeps_it_for_minutes_if_it_fails(tmp_path):
     plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
     first = next(play for play in plays if play["name"] == "Preflight")
