@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import inspect
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import rendered
 import yaml
+from ansible.modules import apt
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
 from rendered import trusted
@@ -328,6 +330,24 @@ def test_the_ports_of_ssh_are_those_on_which_it_listens(listening, more, connect
         ansible_port=connection,
     )
     assert found == ports
+
+
+@pytest.mark.parametrize(
+    ("content", "stays"),
+    [("#!/bin/sh\nexit 101\n", False), ("#!/bin/sh\n# Of the site.\nexit 101\n", True), (None, None)],
+)
+def test_the_policy_of_an_interrupted_run_is_removed_and_the_sites_own_is_not(tmp_path, content, stays):
+    path = tmp_path / "policy-rc.d"
+    if content:
+        path.write_text(content)
+    (task,) = yaml.safe_load((ROOT / "roles/base/tasks/policy.yml").read_text(encoding="utf-8"))
+    script = task["ansible.builtin.shell"]["cmd"].replace("/usr/sbin/policy-rc.d", str(path))
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and path.exists() == bool(stays)
+    assert done.stdout.strip() == ("removed" if stays is False else "")
+    # What Ansible's module writes.
+    source = inspect.getsource(apt)
+    assert "'#!/bin/sh\\nexit %d\\n'" in source
 
 
 # tls
