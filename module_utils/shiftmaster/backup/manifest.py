@@ -135,8 +135,14 @@ def end(manifest: dict, part: str, result: str, now: float, problems: Iterable =
     entry = manifest["parts"][part]
     if not all(item["good"] for item in entry["verified"]):
         result = "failed"
-    entry.update(more, result=result, started=entry["started"] or moment(now), ended=moment(now))
+    started = entry["started"] or moment(now)
+    entry.update(more, result=result, started=started, ended=_ended(started, now))
     entry["problems"] = entry["problems"] + [_problem(problem) for problem in problems]
+
+
+def _ended(started: str, now: float) -> str:
+    """Return when what began ends now. A clock that was set back meanwhile ends nothing before its begin."""
+    return max(started, moment(now))
 
 
 def verified(manifest: dict, part: str, how: str, good: bool, what: str, now: float, **more) -> None:
@@ -168,7 +174,7 @@ def finish(manifest: dict, now: float, failed: bool = False) -> None:
         results.append("failed")
     elif manifest["problems"]:
         results.append("warning")
-    manifest.update(ended=moment(now), result=worst(results))
+    manifest.update(ended=_ended(manifest["started"], now), result=worst(results))
 
 
 def stopped(manifest: dict, now: float, why: str) -> None:

@@ -112,6 +112,17 @@ def test_a_killed_run_has_failed_although_all_its_parts_have_succeeded():
     assert manifest["parts"]["files"]["result"] == "succeeded" and manifests.exit_code(manifest) == 1
 
 
+def test_a_run_ends_although_the_clock_was_set_back_after_its_begin(tmp_path):
+    """Each run ends what was killed before it: left so, none would begin until that time has come again."""
+    manifest = run()
+    save(manifest, "database", NOW)
+    manifests.start(manifest, "files", NOW + 100)
+    manifests.stopped(manifest, NOW - 3600, "killed")
+    manifests.write(str(tmp_path / "r.json"), manifest)
+    assert manifest["ended"] == manifest["started"]
+    assert manifest["parts"]["files"]["ended"] == manifest["parts"]["files"]["started"]
+
+
 def test_only_verified_parts_succeed():
     manifest = run(["files"])
     manifests.start(manifest, "files", NOW)
