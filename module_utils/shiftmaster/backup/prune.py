@@ -29,15 +29,29 @@ def verifications(found: list, part: str) -> dict:
     }
 
 
-def forget_received(host: Host, stanza) -> None:
-    """Remove received segments that the archive has; the receiver goes by its newest, which is never one of them."""
+def forget_received(host: Host, stanza) -> list:
+    """Remove received WAL that the archive has or that no backup needs; returns the directories that went.
+
+    The receiver goes by its newest, which is never removed. One that was not full when its timeline was left stays
+    without this, and so does what was received before a restore (restore.wal_again).
+    """
     directory = os.path.join(host.directory, "wal")
-    there = os.listdir(directory) if os.path.isdir(directory) else []
     # By number: the name of one on a new timeline comes after all of the old one.
-    names = [name for name in there if re.fullmatch(r"[0-9A-F]{24}", name)]
-    names = sorted(names, key=lambda name: (name[8:], name))[:-1]
+    names = sorted(_segments(directory), key=lambda name: (name[8:24], name))[:-1]
     for name in set(names) - set(archive.lacking(host, stanza, names)):
         os.unlink(os.path.join(directory, name))
+    removed = []
+    for name in sorted(os.listdir(host.directory)):
+        path = os.path.join(host.directory, name)
+        if name.startswith("wal.before-") and not archive.lacking(host, stanza, _segments(path)):
+            safe_files.remove_tree(path)
+            removed.append(name)
+    return removed
+
+
+def _segments(directory: str) -> list:
+    there = os.listdir(directory) if os.path.isdir(directory) else []
+    return [name for name in there if re.fullmatch(r"[0-9A-F]{24}(\.partial)?", name)]
 
 
 def forget_tables(host: Host) -> list:
@@ -118,7 +132,7 @@ def prune(host: Host, manifest: dict, found: list, damaged: Iterable = ()) -> tu
             host.as_postgres("pgbackrest expire", "pgbackrest", *arguments)
         removed += () if found_links else made.remove
         problems += [*made.alerts, *found_links]
-        forget_received(host, stanza)
+        removed += forget_received(host, stanza)
     restic = Restic(host)
     going = []
     if {"files", "configuration"} & set(good):

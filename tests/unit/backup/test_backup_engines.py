@@ -423,11 +423,21 @@ def test_received_wal_goes_once_the_archive_has_it(host, past):
     """Not segments missing from the archive, not the newest, where the receiver continues, and only segments."""
     directory = Path(host.directory) / "wal"
     directory.mkdir()
-    names = [wal(7), wal(8), wal(9), wal(10), wal(8) + ".partial", "00000002.history", wal(11)]
-    for name in names:
+    gone = [wal(7), wal(8), wal(9), wal(8) + ".partial"]
+    left = [wal(10), "00000002.history", wal(11), wal(12) + ".partial"]
+    for name in gone + left:
         (directory / name).touch()
     past.prune(host)
-    assert sorted(os.listdir(directory)) == sorted(set(names) - {wal(7), wal(8), wal(9)})
+    assert sorted(os.listdir(directory)) == sorted(left)
+
+
+def test_wal_received_before_a_restore_goes_once_no_backup_needs_it(host, past):
+    for request, names in (("r1", [wal(7), wal(10)]), ("r2", [wal(7), wal(8) + ".partial", "00000002.history"])):
+        (Path(host.directory) / ("wal.before-" + request)).mkdir()
+        for name in names:
+            (Path(host.directory) / ("wal.before-" + request) / name).touch()
+    assert "wal.before-r2" in past.prune(host)[0]
+    assert [path.name for path in Path(host.directory).glob("wal.before-*")] == ["wal.before-r1"]
 
 
 def test_a_segment_of_another_timeline_makes_no_received_wal_look_archived(host, past):
@@ -452,6 +462,16 @@ def test_the_newest_received_segment_stays_though_the_archive_has_it(host, past)
         (directory / name).touch()
     past.prune(host)
     assert os.listdir(directory) == [wal(8)]
+
+
+def test_the_newest_received_segment_is_that_of_the_newest_timeline(host, past):
+    directory = Path(host.directory) / "wal"
+    directory.mkdir()
+    host.more_wal = ["%08X%016X" % (2, 14)]
+    for name in (wal(14) + ".partial", *host.more_wal):
+        (directory / name).touch()
+    past.prune(host)
+    assert sorted(os.listdir(directory)) == [wal(14) + ".partial", *host.more_wal]
 
 
 def test_without_an_archive_all_received_wal_stays(host, past):
