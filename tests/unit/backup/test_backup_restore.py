@@ -702,6 +702,33 @@ def test_a_running_backup_is_waited_for_before_the_maintenance_page():
     assert "Enable the maintenance page" in tasks[wait + 2]["block"][0]["name"]
 
 
+@pytest.mark.parametrize(
+    ("schema", "held"),
+    [
+        ({"safe_to_rollback": True, "behind": []}, False),
+        ({"safe_to_rollback": True, "behind": ["a.0002_x"]}, True),
+        ({"safe_to_rollback": False, "behind": []}, True),
+        ({"skipped": True}, False),
+    ],
+)
+def test_a_boot_starts_no_background_work_on_a_restored_schema_that_does_not_fit(schema, held):
+    tasks = yaml.safe_load((Path(__file__).parents[3] / "roles/restore/tasks/in_place.yml").read_text())
+    block = next(task["block"] for task in tasks if "block" in task)
+    names = [task["name"] for task in block]
+    hold, fail, free, start = (
+        next(number for number, name in enumerate(names) if words in name)
+        for words in ("Keep background", "Leave the page up", "Let background", "Start the application")
+    )
+    assert hold + 1 == fail < free < start
+    known = {
+        "inventory_hostname": "a", "groups": {"app": ["a"]}, "shiftmaster_lock_host": "a",
+        "hostvars": {"a": {"restore_schema": schema}},
+        **{key: trust_as_template(value) for key, value in block[hold]["vars"].items()},
+    }  # fmt: skip
+    templar = Templar(DataLoader(), known)
+    assert held == all(templar.evaluate_conditional(trust_as_template(one)) for one in block[hold]["when"])
+
+
 @pytest.mark.parametrize("given", ["", "r1; id", "r1 -e shiftmaster_git_url=x", "r1\nid", "$(id)", "-e"])
 def test_a_command_for_operators_contains_nothing_else_of_another_host(given):
     tasks = yaml.safe_load((Path(__file__).parents[3] / "roles/restore/tasks/in_place.yml").read_text())
