@@ -267,6 +267,18 @@ def test_hosts_of_a_cluster_watch_all_its_certificates(tmp_path):
     }  # fmt: skip
 
 
+def test_hosts_watch_the_certificates_that_nginx_and_the_offsite_copy_present(tmp_path):
+    hosts = "[web]\nw\n[app]\na\nb\n[database]\nw\n[cache]\nw\n[offsite]\no\n[backup]\no\n"
+    (tmp_path / "hosts").write_text(hosts)
+    more = {"backup_offsite_hosts": ["o"], "offsite_port": 8000, "shiftmaster_domain": "x"}
+    found = group_variables(str(tmp_path / "hosts"), variable_names=("exporter_tls_listeners",), **more)
+    file = "/etc/ssl/shiftmaster/host.crt"
+    nginx = {"name": "nginx", "port": 8443, "file": file}
+    assert nginx in found["a"]["exporter_tls_listeners"] and nginx in found["b"]["exporter_tls_listeners"]
+    assert nginx not in found["w"]["exporter_tls_listeners"]
+    assert found["o"]["exporter_tls_listeners"] == [{"name": "rest-server", "port": 8000, "file": file}]
+
+
 def test_hosts_watch_the_certificates_of_their_services_and_their_mail_servers(tmp_path):
     (tmp_path / "hosts").write_text("[web]\na\n[app]\na\n[database]\nd\n[cache]\nd\n[monitoring]\nm\n")
     variable_names = ("exporter_tls_listeners", "exporter_mail_servers", "diagnosis_certificates")
