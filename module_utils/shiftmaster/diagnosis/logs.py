@@ -350,6 +350,7 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
             # Several times as slow as in the hours before, and so that people notice it.
             "slower": len(earlier) >= 100 and p95 > max(0.5, 4 * usual),
             "slow_pages": symptoms.slow(recent, earlier),
+            "rising": symptoms.rising(recent, earlier, now),
             "own_p95_seconds": round(percentile(own, 0.95), 3) if own else None,
             "by_status": by_status(recent),
             "failing": failing,

@@ -176,6 +176,24 @@ def slow(requests: list, before: list) -> list:
     return sorted(found, key=lambda entry: (-entry["seconds"], entry["page"]))[:20]
 
 
+def rising(requests: list, before: list, now: float) -> list:
+    """Return the pages that are requested far more often than before, the most first: {page, per_second, usual}.
+
+    Of the last minute: 3 per second or more, and ten times the rate of `before`, which has to span five minutes. Health
+    pages are requested by monitors: there 3 per second are too many without a comparison. usual is None then.
+    """
+    span = max((one.at for one in before), default=0) - min((one.at for one in before), default=0)
+    then, last_minute = counts(before), counts(one for one in requests if one.at > now - 60)
+    found = []
+    for page, (total, _errors) in last_minute.items():
+        usual = then.get(page, (0, 0))[0] / span if span >= 300 else None
+        health = page.startswith("/health")
+        if total >= 180 and (health if usual is None else total / 60 > 10 * usual):
+            entry = {"page": page, "per_second": round(total / 60, 1)}
+            found.append(dict(entry, usual=None if usual is None else round(usual, 2)))
+    return sorted(found, key=lambda entry: -entry["per_second"])[:5]
+
+
 def failing(requests: list, before: Optional[dict] = None) -> list:
     """Return the pages that fail now, the worst first.
 

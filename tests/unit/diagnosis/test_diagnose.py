@@ -856,6 +856,7 @@ def test_responses_of_the_web_server():
     # Too few earlier requests for a comparison.
     assert not found["recent"].pop("slower") and found["recent"].pop("usual_p95_seconds") == 0
     assert found["recent"].pop("own_p95_seconds") is None and found["recent"].pop("slow_pages") == []
+    assert found["recent"].pop("rising") == []
     assert found["recent"] == {"requests": 3, "errors": 1, "p95_seconds": 3.0, "by_status": {"200": 2, "500": 1}}
     assert [slot["requests"] for slot in found["series"]] == [0, 0, 0, 0, 0, 3]
 
@@ -1896,6 +1897,7 @@ def test_an_access_log_is_summed_up_by_slot_and_status():
     made = logs.summary(found, now, 2.0, slots=4)
     assert [one["page"] for one in made["recent"].pop("failing")] == [""] and made["recent"].pop("refused") == []
     assert made["recent"].pop("own_p95_seconds") is None and made["recent"].pop("slow_pages") == []
+    assert made["recent"].pop("rising") == []
     assert made["requests"] == 5 and made["by_status"] == {"200": 2, "499": 1, "500": 1, "503": 1}
     assert made["recent"] == {
         "requests": 3, "errors": 1, "p95_seconds": 0.5, "usual_p95_seconds": 9.0, "slower": False, "by_status": {"200": 1, "499": 1, "500": 1},
@@ -1928,6 +1930,26 @@ def test_one_page_is_slow_by_comparison_with_the_hours_before(seconds, requests,
     expected = {"page": "/login/", "seconds": seconds, "usual_seconds": 0.2, "requests": requests}
     assert pages == ([expected] if slow else [])
     assert logs.summary([*before[1:], *now], 1000.0, 1.0)["recent"]["slow_pages"] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "count", "before", "usual"),
+    [
+        ("/health/deep/", 180, [], None),
+        ("/health/deep/", 179, [], "silent"),
+        ("/", 600, [], "silent"),
+        # By comparison with the minutes before.
+        ("/", 180, range(400), "silent"),
+        ("/", 180, range(0, 400, 4), 0.25),
+        ("/health/", 180, range(400), "silent"),
+    ],
+)
+def test_a_page_is_requested_far_more_often_than_before(page, count, before, usual):
+    earlier = [logs.symptoms.Request(float(at), 200, 0.1, page) for at in before]
+    now = [logs.symptoms.Request(990.0, 200, 0.1, page)] * count
+    found = logs.summary([*earlier, *now], 1000.0, 1.0)["recent"]["rising"]
+    expected = {"page": page, "per_second": count / 60, "usual": usual}
+    assert found == ([] if usual == "silent" else [expected])
 
 
 def test_the_time_of_the_application_is_that_of_its_last_response():
