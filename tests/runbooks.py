@@ -105,7 +105,7 @@ READERS = frozenset(
 VERBS = {
     "ansible": r".* -m ansible\.builtin\.(ping$|(command|raw|shell) .*-a )",
     "chronyc": r"(-n )?(sources|tracking)",
-    "dpkg": r"--audit$",
+    "dpkg": r"--(audit|verify)$",
     "docker": r"(info|inspect|logs|network ls|ps|stats --no-stream)\b",
     "filebeat": r"test ",
     "journalctl": r"(?!.*--(vacuum|rotate|flush))",

@@ -374,6 +374,9 @@ def ask_redis(target, queues, timeout: float) -> dict:
             time.sleep(1.0)
             metrics["queues_later"] = {queue: talk.number("LLEN", queue) for queue in queues}
         metrics["unacknowledged"] = talk.number("HLEN", "unacked") if queues else 0
+        # Since ten seconds or more a worker has them, and none of its processes.
+        held = ("ZCOUNT", "unacked_index", "0", "%d" % (time.time() - 10))
+        metrics["held"] = talk.number(*held) if metrics["unacknowledged"] else 0
         for queue in queues:
             talk.number("SCARD", "_kombu.binding." + queue)
         metrics["wrong_type"] = sorted(talk.wrong_type)
@@ -529,18 +532,37 @@ def workers_answer(setting) -> dict:
     found = {"asked": True, "answers": bool(outcome.data.get("workers")), "message": outcome.error}
     found.update(workers=outcome.data.get("workers", []), not_taken=outcome.data.get("not_taken", []))
     if found["answers"] and not found["not_taken"]:
-        found["tasks"] = running_tasks(setting)
+        found.update(of_workers(setting, found["workers"]))
     return found
 
 
-def running_tasks(setting) -> list:
-    """Return the tasks that the workers run now, the longest first: {name, seconds}."""
-    argv = ["celery", "-A", setting.celery_application, "inspect", "active", "--json", "--timeout", "3"]
+# One start of the application for three questions.
+_INSPECT = """
+import json, sys
+from celery.app.utils import find_app
+inspect = find_app(sys.argv[1]).control.inspect(destination=sys.argv[2:], timeout=2)
+print(json.dumps([inspect.active(), inspect.scheduled(), inspect.registered("rate_limit")]))
+"""
+
+
+def of_workers(setting, names: list) -> dict:
+    """Return {tasks, scheduled, limits} of the workers of these names; {} where they cannot be queried.
+
+    tasks: those that run, the longest first: {name, seconds}; scheduled: how many wait for their time; limits: names of
+    tasks with a rate limit, as "roster.tasks.mail [rate_limit=1/h]".
+    """
     try:
         code = ReleaseCode(os.path.join(setting.app_root, "active", "release"), user=setting.user)
-        done = code.run(argv, timeout=6.0)
-        rows = [task for tasks in json.loads(done.stdout).values() for task in tasks]
-        found = [{"name": str(row["name"])[:100], "seconds": round(time.time() - row["time_start"])} for row in rows]
+        done = code.run(["python", "-c", _INSPECT, setting.celery_application, *names], timeout=8.0)
+        active, scheduled, registered = json.loads(done.stdout)
+        rows = [task for tasks in active.values() for task in tasks]
+        tasks = [{"name": str(row["name"])[:100], "seconds": round(time.time() - row["time_start"])} for row in rows]
+        limits = {str(name)[:120] for tasks in registered.values() for name in tasks if "rate_limit=" in str(name)}
+        count = sum(len(waiting) for waiting in scheduled.values())
     except (ReleaseCodeError, KeyError, ValueError, TypeError, AttributeError):
-        return []
-    return sorted(found, key=lambda one: -one["seconds"])[:20]
+        return {}
+    return {
+        "tasks": sorted(tasks, key=lambda one: -one["seconds"])[:20],
+        "scheduled": count,
+        "limits": sorted(limits)[:10],
+    }

@@ -172,8 +172,9 @@ _OURS_SAID = re.compile(r"(?i)shiftmaster|nginx|postgres|redis|nftables|celery|d
 
 
 def suspicions(evidence: dict) -> bool:
-    """Return whether tasks wait although a worker runs."""
+    """Return whether tasks wait although a worker runs, in the broker or in the worker itself."""
     broker = evidence.get("redis", {}).get("broker", {})
     later = sum((broker.get("queues_later") or {}).values())
     # A queue that gets shorter is worked on.
-    return later > 0 and later >= sum((broker.get("queues") or {}).values())
+    stays = later > 0 and later >= sum((broker.get("queues") or {}).values())
+    return stays or bool(broker.get("held"))

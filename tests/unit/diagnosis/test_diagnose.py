@@ -1631,6 +1631,42 @@ def test_the_worker_s_lines_are_in_the_journal_where_the_application_logs_by_its
     assert "problem" in application.worker_log(str(tmp_path / "gone"), "shiftmaster-worker@blue.service")
 
 
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        (
+            '[{"w": [{"name": "a.b", "time_start": 900.0}]}, {"w": [{}, {}]}, {"w": ["a.b [rate_limit=1/h]", "a.c"]}]',
+            {"tasks": [{"name": "a.b", "seconds": 100}], "scheduled": 2, "limits": ["a.b [rate_limit=1/h]"]},
+        ),
+        ('[{"w": []}, {"w": []}, {"w": []}]', {"tasks": [], "scheduled": 0, "limits": []}),
+        # No worker responded in time, or the application does not start.
+        ("[null, null, null]", {}),
+        ("Traceback", {}),
+    ],
+)
+def test_what_the_workers_do(monkeypatch, printed, found):
+    asked = []
+
+    class Code:
+        def __init__(self, path, user):
+            assert path == "/srv/x/active/release" and user == "shiftmaster"
+
+        def run(self, argv, timeout):
+            asked.append(argv)
+            return SimpleNamespace(stdout=printed)
+
+    monkeypatch.setattr(application, "ReleaseCode", Code)
+    monkeypatch.setattr(application.time, "time", lambda: 1000.0)
+    setting = Setting({"app_root": "/srv/x", "celery_application": "site"})
+    assert application.of_workers(setting, ["w"]) == found
+    assert asked[0][-2:] == ["site", "w"]
+
+
+def test_tasks_that_a_worker_holds_are_a_suspicion():
+    for broker, expected in (({"held": 3}, True), ({"held": 0}, False), ({"queues": {"celery": 2}}, False)):
+        assert suspicions({"redis": {"broker": broker}}) is expected
+
+
 def test_errors_of_a_worker_in_the_journal_are_read_with_their_traceback(monkeypatch):
     journal = (
         "Started shiftmaster-worker@blue.service - ShiftMaster Celery worker (blue).\n"
