@@ -479,6 +479,9 @@ def celery(setting) -> dict:
         pids = {one["pid"] for one in found[kind]}
         found[kind] = sorted((one for one in found[kind] if one["parent"] not in pids), key=lambda one: one["pid"])
     found["slot"] = layout.active_slot()
+    # Queues of its own that a handover between two releases gives a worker.
+    handover = setting.path("/run/shiftmaster/worker-%s.env" % found["slot"])
+    found["handover"] = handover if os.path.lexists(handover) else ""
     unit = "shiftmaster-worker@%s.service" % found["slot"]
     found["log"] = worker_log(os.path.join(setting.log_dir, "celery.log"), unit)
     return found
