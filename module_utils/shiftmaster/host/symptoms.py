@@ -39,6 +39,7 @@ class Request(NamedTuple):
     by_application: bool = False
     # How long the application took; the rest is nginx and the way to the client. None where it was not requested.
     own_seconds: Optional[float] = None
+    method: str = ""
 
     @property
     def failed(self) -> bool:
@@ -57,7 +58,8 @@ def parse(line) -> Optional[Request]:
         upstream = re.findall(r"\d+", str(entry.get("upstream_status", status)))[-1:]
         own = bool(upstream) and 500 <= int(upstream[0]) < 600 and int(upstream[0]) not in (502, 504)
         times = re.findall(r"\d+(?:\.\d+)?", str(entry.get("upstream_response_time", "")))
-        return Request(at, status, seconds, page, own and status >= 500, float(times[-1]) if times else None)
+        own_seconds, method = float(times[-1]) if times else None, str(entry.get("method") or "")[:10]
+        return Request(at, status, seconds, page, own and status >= 500, own_seconds, method)
     # Binary garbage has lines that are JSON: a number, or too many brackets.
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
@@ -126,6 +128,16 @@ def _alone(page: str, errors: list, ordered: list) -> bool:
     return len(errors) >= 3 and 3 * sum(one.by_application or not own for one in elsewhere) < len(errors)
 
 
+def _accepted_forms(requests) -> set:
+    """Return the pages whose forms, REQUESTS_MIN or more of them, led to another page in seven of ten cases."""
+    sent = collections.defaultdict(lambda: [0, 0])
+    for one in requests:
+        if one.method == "POST" and (one.page in sent or len(sent) < _MOST_PAGES):
+            sent[one.page][0] += 1
+            sent[one.page][1] += one.status in (302, 303)
+    return {page for page, (total, led) in sent.items() if total >= REQUESTS_MIN and led >= 0.7 * total}
+
+
 def refused(requests: list, before: list) -> list:
     """Return the pages whose requests are rejected now and were served before, the worst first.
 
@@ -133,19 +145,24 @@ def refused(requests: list, before: list) -> list:
 
     requests: those of the last minutes; before: earlier ones. A page counts where five or more of its requests and a
     quarter of them are rejected, four times the share of before or more, and it goes on. 401 and 429 are left out: they
-    are meant for one client.
+    are meant for one client. A form that led to another page before, and is shown again now (200), is rejected too.
     """
     then, now, found = collections.defaultdict(lambda: [0, 0]), collections.defaultdict(list), []
+    accepted = _accepted_forms(before)
+
+    def rejected(one):
+        return one.status in REFUSALS or (one.status == 200 and one.method == "POST" and one.page in accepted)
+
     for one in before:
         if one.page in then or len(then) < _MOST_PAGES:
             then[one.page][0] += 1
-            then[one.page][1] += one.status in REFUSALS
+            then[one.page][1] += rejected(one)
     for one in sorted(requests, key=lambda one: one.at):
         now[one.page].append(one)
     for page, ours in now.items():
-        errors = [one for one in ours if one.status in REFUSALS]
+        errors = [one for one in ours if rejected(one)]
         total, earlier = then.get(page, (0, 0))
-        if len(errors) < 5 or total < REQUESTS_MIN or not goes_on([one.status in REFUSALS for one in ours]):
+        if len(errors) < 5 or total < REQUESTS_MIN or not goes_on([rejected(one) for one in ours]):
             continue
         share = len(errors) / len(ours)
         if share >= 0.25 and share >= 4 * earlier / total:

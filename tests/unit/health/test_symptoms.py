@@ -294,3 +294,20 @@ def test_a_page_without_a_response_or_with_5xx_is_not_served(site, status, probl
     site.responses = [(status, None)]
     assert symptoms.page_problem("http://localhost", "/", "host", 9.0) == problem
     assert site.requests[0][1]["verify"] is True
+
+
+@pytest.mark.parametrize(
+    ("accepted", "shown_again", "found"), [(10, 5, True), (8, 5, False), (10, 4, False), (0, 20, False)]
+)
+def test_a_form_that_was_accepted_before_and_is_shown_again_is_rejected(accepted, shown_again, found):
+    def form(at, status):
+        return symptoms.Request(float(at), status, 0.1, "/login/", method="POST")
+
+    before = [form(at, 302) for at in range(accepted)] + [form(50 + at, 200) for at in range(accepted // 5)]
+    now = [form(100 + at, 200) for at in range(shown_again)]
+    pages = symptoms.refused(now, before)
+    assert [(one["page"], one["status"], one["errors"]) for one in pages] == (
+        [("/login/", 200, shown_again)] if found else []
+    )
+    # To show the page is none: it is requested by GET.
+    assert symptoms.refused([one._replace(method="GET") for one in now], before) == []
