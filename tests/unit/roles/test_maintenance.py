@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-OWN, DEPLOY = "begun by run r1 to patch the hosts\n", "begun by run r1\n"
+OWN, DEPLOY = "begun by run r1 for patch\n", "begun by run r1\n"
 PEOPLE = '{"reason": "power"}\n'
 
 
@@ -22,9 +22,10 @@ PEOPLE = '{"reason": "power"}\n'
         (None, "main", False, None, "start"),
         # The page of a deploy stays, whose schema may not fit.
         (DEPLOY, "main", False, DEPLOY, ""),
+        ("begun by run r1 for restore\n", "main", False, "begun by run r1 for restore\n", ""),
         (DEPLOY, "migration", False, None, "start"),
         (PEOPLE, "migration", False, PEOPLE, "start"),
-        (None, "main", True, "begun by run r2 to patch the hosts\n", "stop"),
+        (None, "main", True, "begun by run r2 for patch\n", "stop"),
     ],
 )
 def test_timers_start_only_where_no_page_of_a_run_is_left(tmp_path, page, tasks, on, left, done):
@@ -43,7 +44,7 @@ def test_timers_start_only_where_no_page_of_a_run_is_left(tmp_path, page, tasks,
     (tmp_path / "play.yml").write_text(json.dumps(play))
     given = {
         "shiftmaster_root": str(tmp_path), "shiftmaster_lb_hosts": ["w"], "shiftmaster_coordinator": "a",
-        "shiftmaster_run": {"id": "r2"},
+        "shiftmaster_run": {"id": "r2", "operation": "patch"},
     }  # fmt: skip
     run = subprocess.run(
         [Path(sys.executable).with_name("ansible-playbook"), "-i", tmp_path / "hosts", tmp_path / "play.yml",
