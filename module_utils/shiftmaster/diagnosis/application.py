@@ -227,6 +227,9 @@ def obstacle(path: str, user: str, need: int):
             owner = "%s:%s" % (_named(pwd.getpwuid, status.st_uid), _named(grp.getgrgid, status.st_gid))
             letters = "".join(letter for bit, letter in ((4, "r"), (2, "w"), (1, "x")) if wanted & bit)
             found = {"path": place, "user": user, "problem": "rights", "owner": owner, "need": letters}
+            # A system user may have been taken out of a group.
+            lacks = status.st_mode >> 3 & wanted == wanted and status.st_gid and status.st_gid not in gids
+            found["lacks_group"] = _named(grp.getgrgid, status.st_gid) if lacks else ""
             return dict(found, mode="%04o" % stat.S_IMODE(status.st_mode))
     if need & 2 and read_only(real):
         return {"path": real, "user": user, "problem": "read-only", "mount": mount_of(real)}
@@ -261,6 +264,10 @@ def rights(setting) -> dict:
         # Root's; the application's files in it are below.
         (setting.log_dir, setting.user, 1),
         (os.path.join(layout.shared, "media"), setting.user, 7),
+    ]
+    # Of what the C library reads for everybody: root's checks see no difference.
+    wanted += [
+        (path, setting.user, 4) for path in ("/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/passwd")
     ]
     wanted += [(path, setting.user, 2) for path in _existing(os.path.join(setting.log_dir, name) for name in _OWN_LOGS)]
     if setting.web_user:

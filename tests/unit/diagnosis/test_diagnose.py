@@ -1595,6 +1595,11 @@ def test_the_blocking_directory_is_named(tmp_path, monkeypatch):
     assert application.obstacle(str(inner / "gone"), "shiftmaster", 7)["problem"] == "missing"
     inner.chmod(0o705)
     assert application.obstacle(str(inner), "shiftmaster", 7)["need"] == "rwx"
+    # A group that has the right, and the user is no member of it; root's group is for nobody else.
+    inner.chmod(0o770)
+    assert application.obstacle(str(inner), "shiftmaster", 7)["lacks_group"] == ""
+    os.chown(inner, 0, grp.getgrnam("www-data").gr_gid)
+    assert application.obstacle(str(inner), "shiftmaster", 7)["lacks_group"] == "www-data"
 
 
 CELERY_LOG = """[2026-01-31 08:00:00,000: INFO/MainProcess] Connected to redis://shiftmaster:**@localhost:6379/0
