@@ -109,3 +109,13 @@ def public_dir():
     os.chmod(path, 0o755)
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def in_tokyo():
+    """The zone of this process; the C library keeps it until it is told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()

@@ -387,9 +387,31 @@ def ask_redis(target, queues, timeout: float) -> dict:
         for queue in queues:
             talk.number("SCARD", "_kombu.binding." + queue)
         metrics["wrong_type"] = sorted(talk.wrong_type)
+        if (metrics.get("used_memory_percent") or 0) > 90:
+            metrics["largest_keys"] = largest_keys(talk, [name[2:] for name in values if re.fullmatch(r"db\d+", name)])
         if metrics["connect_ms"] + metrics["latency_ms"] > _SLOW_MS:
             metrics["busiest"] = busiest_command(talk)
     return metrics
+
+
+def largest_keys(talk, databases: list, seconds: float = 1.0) -> list:
+    """Return the largest of some thousand keys of Redis, by memory: [{name, bytes, database}].
+
+    What may be the secret of a session in a name is left out.
+    """
+    found, end = [], time.monotonic() + seconds
+    for database in databases:
+        talk.say("SELECT", database)
+        cursor = "0"
+        for _round in range(20):
+            cursor, names = talk.say("SCAN", cursor, "COUNT", "200") or ("0", [])
+            for name in names:
+                if time.monotonic() < end:
+                    found.append({"name": name, "bytes": talk.number("MEMORY", "USAGE", name), "database": database})
+            if cursor == "0" or time.monotonic() >= end:
+                break
+    largest = sorted(found, key=lambda one: -one["bytes"])[:3]
+    return [dict(one, name=re.sub(r"[0-9A-Za-z_-]{20,}", "...", one["name"])[:60]) for one in largest]
 
 
 # A login and a PING take less than two milliseconds where no other command runs.

@@ -113,7 +113,7 @@ script = '''
 id -u; ls /etc; cat /etc/shadow /proc/1/environ; ls -A /home /proc/1/root/; touch /etc/nginx/x /usr/x;
 cat /etc/ssl/private/shiftmaster.key > /dev/null && echo read; cat < /dev/tcp/127.0.0.1/22
 '''
-words = read.backup_sandbox.words("shiftmaster-backup-test.service", read.PROPERTIES, paths)
+words = read.backup_sandbox.words("shiftmaster-backup-test.service", read.identity(paths) + read.PROPERTIES, paths)
 print(subprocess.run([*words, "/usr/bin/bash", "-c", script], capture_output=True, text=True).stdout)
 """
     message = hosts.app.shell("python3 -B -", stdin=program)

@@ -1667,6 +1667,27 @@ def test_what_the_workers_do(monkeypatch, printed, found):
     assert asked[0][-2:] == ["site", "w"]
 
 
+def test_the_largest_keys_of_redis_are_named_without_secrets():
+    keys = {"0": ["celery", "_kombu.binding"], "1": ["etl:export", ":1:django.contrib.sessions.cache" + "k3" * 16]}
+    sizes = {"celery": 100, "_kombu.binding": 5, "etl:export": 90000000}
+    selected = []
+
+    class Talk:
+        def say(self, *words):
+            if words[0] == "SELECT":
+                selected.append(words[1])
+                return "OK"
+            return ["0", keys[selected[-1]]]
+
+        def number(self, *words):
+            return sizes.get(words[2], 7000)
+
+    found = application.largest_keys(Talk(), ["0", "1"])
+    assert [(one["name"], one["database"]) for one in found] == [
+        ("etl:export", "1"), (":1:django.contrib.sessions....", "1"), ("celery", "0"),
+    ]  # fmt: skip
+
+
 def test_tasks_that_a_worker_holds_are_a_suspicion():
     for broker, expected in (({"held": 3}, True), ({"held": 0}, False), ({"queues": {"celery": 2}}, False)):
         assert suspicions({"redis": {"broker": broker}}) is expected

@@ -105,6 +105,7 @@ SADF = {"sysstat": {"hosts": [{"statistics": [
 ]}]}}  # fmt: skip
 
 
+@pytest.mark.usefixtures("in_tokyo")
 def test_sysstats_metrics_are_used_where_there_is_no_prometheus(tmp_path, monkeypatch):
     path = tmp_path / "var/log/sysstat/sa15"
     path.parent.mkdir(parents=True)
@@ -113,7 +114,6 @@ def test_sysstats_metrics_are_used_where_there_is_no_prometheus(tmp_path, monkey
     monkeypatch.setattr(history.time, "time", lambda: NOW)
     monkeypatch.setattr(history.probe, "run", lambda command, seconds: (0, json.dumps(SADF), ""))
     # Its clock is UTC, regardless of the host's.
-    monkeypatch.setenv("TZ", "Asia/Tokyo")
     found = history.history(Setting({}, root=str(tmp_path)))
     # Of 8000 in all 6000 are available. Earlier hours than requested are left out.
     assert found == {

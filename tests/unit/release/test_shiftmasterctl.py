@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
-import time
 import unicodedata
 from types import SimpleNamespace
 
@@ -14,18 +13,14 @@ from support import ROOT
 
 
 @pytest.fixture
-def program(monkeypatch):
+def program(monkeypatch, in_tokyo):
     monkeypatch.syspath_prepend(str(ROOT / "module_utils"))
-    monkeypatch.setenv("TZ", "Asia/Tokyo")
-    time.tzset()
     loader = importlib.machinery.SourceFileLoader(
         "shiftmasterctl", str(ROOT / "roles/shiftmaster/files/shiftmasterctl")
     )
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("shiftmasterctl", loader))
     loader.exec_module(module)
-    yield module
-    monkeypatch.undo()
-    time.tzset()
+    return module
 
 
 def test_history_has_a_header_and_the_version_of_each_release(program, tmp_path, capsys):
