@@ -314,12 +314,15 @@ def static(setting) -> dict:
     if name and setting.static_url:
         result = probe.http_get(setting.static_url, "/static/" + name, setting.domain, 4.0, None, False)
         found.update(asked="/static/" + name, http_status=result.status, http_error=result.error or "")
+        # Browsers reject a style sheet of another type.
+        kind = result.headers.get("content-type", "").partition(";")[0][:60]
+        found["wrong_type"] = kind if result.status == 200 and name.endswith(".css") and kind != "text/css" else ""
     return found
 
 
 def _count(directory: str, limit: int = 20000) -> tuple:
-    """Return (number of files, the name of the first)."""
-    count, first, end = 0, "", time.monotonic() + 1.0
+    """Return (number of files, the name of the first style sheet, or of the first where there is none)."""
+    count, first, sheet, end = 0, "", "", time.monotonic() + 1.0
     for place, names, files in os.walk(directory):
         names.sort()
         for name in sorted(files):
@@ -327,9 +330,11 @@ def _count(directory: str, limit: int = 20000) -> tuple:
             # Compressed copies are handed out under another name.
             if not first and not name.endswith((".gz", ".br")):
                 first = os.path.relpath(os.path.join(place, name), directory)
+            if not sheet and name.endswith(".css"):
+                sheet = os.path.relpath(os.path.join(place, name), directory)
         if count > limit or time.monotonic() > end:
             break
-    return count, first
+    return count, sheet or first
 
 
 # --- Redis and Celery ------------------------------------------------------------------------------------------------
