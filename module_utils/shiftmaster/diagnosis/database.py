@@ -132,7 +132,7 @@ QUERIES = {
     "triggers": """
         SELECT c.relname AS table, t.tgname AS trigger, p.proname AS function FROM pg_trigger t
         JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_proc p ON p.oid = t.tgfoid
-        WHERE NOT t.tgisinternal AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2 LIMIT 20""",
+        WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2 LIMIT 20""",
     # Rows that a policy keeps from the tables' owner, which the application is; Django makes no policies either.
     "row_security": """
         SELECT c.relname AS table, ARRAY(SELECT polname::text FROM pg_policy WHERE polrelid = c.oid ORDER BY 1) AS policies

@@ -79,8 +79,10 @@ def redis_clients(setting) -> list:
     for row in parse_ss(probe.run(["ss", "-Htnp", "state", "established", wanted], 3.0)[1], peer=True):
         for pid in row["pids"][:1]:
             unit = unit_of(read(setting.proc, str(pid), "cgroup"))
-            if not re.match(r"shiftmaster-|redis|haproxy|prometheus-", unit):
-                command = read(setting.proc, str(pid), "cmdline", limit=1000).replace("\0", " ").strip()
+            command = read(setting.proc, str(pid), "cmdline", limit=1000).replace("\0", " ").strip()
+            # Health and diagnosis are connected, too.
+            own = "AnsiballZ_shiftmaster" in command or re.match(r"shiftmaster-|redis|haproxy|prometheus-", unit)
+            if not own:
                 found[pid] = dict(name=row["programs"][0], pid=pid, unit=unit, command=command[:160])
     return list(found.values())[:10]
 
@@ -132,7 +134,7 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
             continue
         expressions = rule.get("expr", [])
         verdict = next((name for one in expressions for name in ("drop", "reject") if name in one), None)
-        # One that drops what is above a rate may be meant for a flood.
+        # One that drops what exceeds a rate may be meant for a flood.
         limited = any("limit" in one for one in expressions)
         if verdict is None or (limited and rule["table"] == "shiftmaster"):
             continue
@@ -188,6 +190,7 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
             table, sure = "%s %s" % (rule["family"], rule["table"]), ours and not narrow
             entry = dict(table=table, chain=rule["chain"], handle=rule.get("handle"), hook=chain.get("hook") or "")
             entry.update(verdict=verdict, ports=hit, addresses=addresses, sure=sure, packets=packets, sized=sized)
+            entry["per_second"] = allowed(expressions)
             found.append(entry)
     for (family, table, name), chain in chains.items():
         if chain.get("hook") in ("input", "output") and chain.get("policy") == "drop" and table != "shiftmaster":
@@ -198,6 +201,18 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
                 }
             )  # fmt: skip
     return found
+
+
+_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
+
+
+def allowed(expressions: list):
+    """Return the packets per second that pass a rule which drops what exceeds them; None for another rule."""
+    for one in expressions:
+        limit = one.get("limit")
+        if isinstance(limit, dict) and limit.get("inv") and limit.get("rate_unit", "packets") == "packets":
+            return round(limit.get("rate", 0) / _SECONDS.get(limit.get("per"), 1), 2)
+    return None
 
 
 def _covers_tcp(right) -> bool:

@@ -68,12 +68,12 @@ def test_the_true_cause_of_an_unknown_fault_is_the_first_finding(operations, fac
     forget(operations)
     operations.shell(f"cp -p {facts['release']}/env /root/env")
     with load(operations, *USERS, seconds=400):
-        # Some thirty pages that were served.
-        time.sleep(8)
+        # Some twenty pages that were served.
+        time.sleep(5)
         operations.shell("python3 -", stdin=HISTORY)
         try:
             operations.shell(filled(fault["inject"], facts), check=False, timeout=200)
-            time.sleep(fault.get("seconds", 20))
+            time.sleep(fault.get("seconds", 12))
             seen = diagnose_directly(operations)
             first = next((one for one in seen.report["findings"] if one["rule"] not in OF_THE_MACHINE), None)
             if fault.get("fixed") and first and first["rule"] == fault["rule"]:

@@ -949,6 +949,23 @@ def test_a_rule_for_packets_of_some_size_lets_connections_be_made():
     assert network.refusals({"nftables": [chain(), rule(source, {"drop": None})]}, [443]) == []
 
 
+@pytest.mark.parametrize(
+    ("limit", "per_second"),
+    [
+        ({"rate": 20, "per": "minute", "inv": True}, 0.33),
+        ({"rate": 100, "per": "second", "inv": True, "rate_unit": "packets"}, 100.0),
+        # What is below a rate; a rate of bytes.
+        ({"rate": 2, "per": "minute"}, None),
+        ({"rate": 2, "per": "second", "inv": True, "rate_unit": "mbytes"}, None),
+    ],
+)
+def test_a_rate_for_all_clients_together(limit, per_second):
+    flags = {"match": {"left": {"payload": {"protocol": "tcp", "field": "flags"}}, "op": "==", "right": "syn"}}
+    entries = [chain(), rule(port(443), flags, {"limit": limit}, {"drop": None})]
+    (one,) = network.refusals({"nftables": entries}, [443])
+    assert (one["per_second"], one["sure"]) == (per_second, False)
+
+
 @pytest.mark.parametrize(("protocol", "found"), [("icmp", 0), ("tcp", 1), ({"set": ["udp", "tcp"]}, 1), (17, 0)])
 def test_a_rule_for_another_protocol_refuses_nothing_of_ours(protocol, found):
     one = {"match": {"left": {"meta": {"key": "l4proto"}}, "op": "==", "right": protocol}}
@@ -1541,7 +1558,9 @@ def test_changed_files_of_packages(tmp_path, monkeypatch):
 
 
 def test_programs_at_redis_that_are_none_of_ours(tmp_path, monkeypatch):
-    rows = "".join(f'0 0 127.0.0.1:4{pid} 127.0.0.1:6379 users:(("python3",pid={pid},fd=7))\n' for pid in (71, 72, 73))
+    rows = "".join(
+        f'0 0 127.0.0.1:4{pid} 127.0.0.1:6379 users:(("python3",pid={pid},fd=7))\n' for pid in (71, 72, 73, 74)
+    )
     asked = []
     monkeypatch.setattr(network.probe, "run", lambda command, _seconds: (asked.append(command), (0, rows, ""))[1])
     for pid, unit in (
@@ -1550,6 +1569,7 @@ def test_programs_at_redis_that_are_none_of_ours(tmp_path, monkeypatch):
         (73, "prometheus-redis-exporter.service"),
     ):
         process(tmp_path, pid, "python3 take.py", unit=unit)
+    process(tmp_path, 74, "python3 /root/.ansible/tmp/x/AnsiballZ_shiftmaster_diagnose.py", unit="session-1.scope")
     setting = Setting({"redis_ports": [[6379, False]], "proc_path": str(tmp_path)})
     expected = {"name": "python3", "pid": 72, "unit": "staging.service", "command": "python3 take.py"}
     assert network.redis_clients(setting) == [expected] and asked[0][-1] == "( dport = :6379 )"

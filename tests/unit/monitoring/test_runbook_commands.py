@@ -42,6 +42,8 @@ KNOWN = {
     "tc",
     "timedatectl",
     "vacuumdb",
+    "sed",
+    "usermod",
 }
 
 
