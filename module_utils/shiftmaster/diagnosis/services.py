@@ -308,7 +308,11 @@ def packages(setting) -> dict:
     """Files of Debian's packages that were changed or removed, without configuration files: [{path, at, package}]."""
     names = map(_PACKAGES.fullmatch, os.listdir(setting.path("/var/lib/dpkg/info")))
     names = sorted({one[1] for one in names if one})
-    text = probe.run(["dpkg", "--verify", *names], 4.0)[1] if names else ""
+    try:
+        text = probe.run(["dpkg", "--verify", *names], 4.0)[1] if names else ""
+    except probe.ProbeError as error:
+        # It reads a hundred megabytes; a slow disk is no fault of a package.
+        raise Absent(str(error))
     found = []
     for match in filter(None, map(_VERIFIED.match, text.splitlines()[:100])):
         path, at = match[2], None

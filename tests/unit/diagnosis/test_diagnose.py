@@ -1557,6 +1557,18 @@ def test_changed_files_of_packages(tmp_path, monkeypatch):
     ]
 
 
+def test_packages_that_cannot_be_compared_in_time_are_no_fault(tmp_path, monkeypatch):
+    (tmp_path / "var/lib/dpkg/info").mkdir(parents=True)
+    (tmp_path / "var/lib/dpkg/info/tzdata.list").touch()
+
+    def run(_command, _seconds):
+        raise probe.ProbeError("error", "timeout", "dpkg did not end within 4 s")
+
+    monkeypatch.setattr(services.probe, "run", run)
+    with pytest.raises(engine.Absent, match="dpkg did not end"):
+        services.packages(Setting({}, str(tmp_path)))
+
+
 def test_programs_at_redis_that_are_none_of_ours(tmp_path, monkeypatch):
     rows = "".join(
         f'0 0 127.0.0.1:4{pid} 127.0.0.1:6379 users:(("python3",pid={pid},fd=7))\n' for pid in (71, 72, 73, 74)
