@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import support
 from database_cluster import CTL, ETCD, Writer
-from support import ROOT, Operations, docker, wait_for
+from support import BROWSER, ROOT, Operations, docker, load, wait_for
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
@@ -245,3 +245,28 @@ def test_a_version_is_deployed_while_a_host_is_lost(members, by_ssh):
     assert lost.live_version(60) == "2.1.0"
     again = by_ssh.run("deploy.yml", timeout=1800, shiftmaster_version="2.1.0")
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
+
+
+def test_hosts_are_patched_and_rebooted_one_after_the_other(members, capsys):
+    """The primary and a standby; the other one writes and serves meanwhile."""
+    stays = members.standbys()[0]
+    others = [host for host in members.hosts if host is not stays]
+    before = [host.shell("cut -d ' ' -f 22 /proc/1/stat") for host in others]
+    names = [host.host for host in members.hosts]
+    docker("update", "--restart=always", *names)
+    try:
+        writer = Writer(members, stays, "patch", 1500)
+        with load(stays, "--clients", "4", "--think-seconds", "0.5", BROWSER, seconds=1500) as traffic:
+            run = members.hosts[0].run(
+                "playbooks/patch.yml", "--limit", ",".join(host.host for host in others), timeout=1800, reboot="always"
+            )
+    finally:
+        docker("update", "--restart=no", *names)
+        writer.end()
+    result = outcome(capsys, "patch with reboots", writer)
+    report(capsys, f"{traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
+    assert run.code == 0, run.output[-6000:]
+    after = [host.shell("cut -d ' ' -f 22 /proc/1/stat") for host in others]
+    assert not [one for one, other in zip(before, after, strict=True) if one == other]
+    assert result["gap"] <= 5
+    traffic.assert_flawless()
