@@ -11,6 +11,7 @@ import pwd
 import re
 import stat
 import time
+from urllib.parse import quote
 
 from ..health import checks
 from ..host import envfile, probe, safe_files
@@ -19,9 +20,9 @@ from ..release.layout import Layout
 from ..release.releasecode import ReleaseCode, ReleaseCodeError, run_as
 from ..release.state import State, StateError
 from .engine import Absent
-from .host import processes, read, unit_of
+from .host import processes, read, read_file, unit_of
 from .logs import moment, tail
-from .redact import HIDDEN, SECRET_NAME
+from .redact import HIDDEN, SECRET_NAME, redact
 
 
 def _layout(setting) -> Layout:
@@ -266,9 +267,8 @@ def rights(setting) -> dict:
         (os.path.join(layout.shared, "media"), setting.user, 7),
     ]
     # Of what the C library reads for everybody: root's checks see no difference.
-    wanted += [
-        (path, setting.user, 4) for path in ("/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/passwd")
-    ]
+    of_all = ("/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/passwd")
+    wanted += [(path, setting.user, 4) for path in of_all if os.path.exists(path)]
     wanted += [(path, setting.user, 2) for path in _existing(os.path.join(setting.log_dir, name) for name in _OWN_LOGS)]
     if setting.web_user:
         wanted.append((os.path.join(active, "static"), setting.web_user, 5))
@@ -276,7 +276,8 @@ def rights(setting) -> dict:
         if slot and os.path.exists(layout.socket(slot)):
             wanted.append((layout.socket(slot), setting.web_user, 2))
     found = [obstacle(*one) for one in wanted if os.path.lexists(one[0])]
-    found += [obstacle(path, user, 5 if path.endswith("/") else 4) for path, user in closed(active, setting)]
+    inside = [obstacle(path, user, 5 if path.endswith("/") else 4) for path, user in closed(active, setting)]
+    found += [one for one in inside if one and one["problem"] == "rights"]
     return {"obstacles": [one for one in found if one], "checked": len(wanted)}
 
 
@@ -290,7 +291,9 @@ def closed(release: str, setting) -> list:
     tops = [top for top in tops if os.path.isdir(top)]
     shut = ["(", "-type", "d", "!", "-perm", "-0005", "-printf", "%p/\\0", "-prune", ")"]
     shut += ["-o", "(", "-type", "f", "!", "-perm", "-0004", "-printf", "%p\\0", ")"]
-    text = probe.run(["find", "-P", *tops, "-xdev", *shut], 2.0)[1] if tops else ""
+    text = ""
+    with contextlib.suppress(probe.ProbeError):
+        text = probe.run(["find", "-P", *tops, "-xdev", *shut], 2.0)[1] if tops else ""
     paths = [path for path in text.split("\0") if path][:20]
     top = len(os.path.realpath(release).split("/"))
     return [(path, users[path.split("/")[top]]) for path in paths]
@@ -312,11 +315,13 @@ def static(setting) -> dict:
     found = {"directory": directory, "exists": os.path.isdir(directory), "files": count, "kept_files": union_count}
     name = example or other
     if name and setting.static_url:
-        result = probe.http_get(setting.static_url, "/static/" + name, setting.domain, 4.0, None, False)
-        found.update(asked="/static/" + name, http_status=result.status, http_error=result.error or "")
+        path = "/static/" + quote(name)
+        result = probe.http_get(setting.static_url, path, setting.domain, 4.0, None, False)
+        found.update(asked=path, http_status=result.status, http_error=result.error or "")
         # Browsers reject a style sheet of another type.
         kind = result.headers.get("content-type", "").partition(";")[0][:60]
         found["wrong_type"] = kind if result.status == 200 and name.endswith(".css") and kind != "text/css" else ""
+        found["type_known"] = "text/css" in read_file(setting.path("/etc/nginx/mime.types"))
     return found
 
 
@@ -393,7 +398,9 @@ def ask_redis(target, queues, timeout: float) -> dict:
             talk.number("SCARD", "_kombu.binding." + queue)
         metrics["wrong_type"] = sorted(talk.wrong_type)
         if (metrics.get("used_memory_percent") or 0) > 90:
-            metrics["largest_keys"] = largest_keys(talk, [name[2:] for name in values if re.fullmatch(r"db\d+", name)])
+            databases = [name[2:] for name in values if re.fullmatch(r"db\d+", name)]
+            with contextlib.suppress(probe.ProbeError):
+                metrics["largest_keys"] = largest_keys(talk, databases, min(1.0, deadline.left() - 1.5))
         if metrics["connect_ms"] + metrics["latency_ms"] > _SLOW_MS:
             metrics["busiest"] = busiest_command(talk)
     return metrics
@@ -402,7 +409,7 @@ def ask_redis(target, queues, timeout: float) -> dict:
 def largest_keys(talk, databases: list, seconds: float = 1.0) -> list:
     """Return the largest of some thousand keys of Redis, by memory: [{name, bytes, database}].
 
-    What may be the secret of a session in a name is left out.
+    Of a name only its first word: sessions, tokens and names of people follow.
     """
     found, end = [], time.monotonic() + seconds
     for database in databases:
@@ -416,7 +423,8 @@ def largest_keys(talk, databases: list, seconds: float = 1.0) -> list:
             if cursor == "0" or time.monotonic() >= end:
                 break
     largest = sorted(found, key=lambda one: -one["bytes"])[:3]
-    return [dict(one, name=re.sub(r"[0-9A-Za-z_-]{20,}", "...", one["name"])[:60]) for one in largest]
+    words = [re.match(r"(?::\d+:)?[A-Za-z_]{1,20}(?![A-Za-z0-9_])", one["name"]) for one in largest]
+    return [dict(one, name=(word[0] if word else "") + "...") for one, word in zip(largest, words)]
 
 
 # A login and a PING take less than two milliseconds where no other command runs.
@@ -507,7 +515,8 @@ def celery(setting) -> dict:
         if not kind or (unit.startswith("shiftmaster-") and not unit.startswith("shiftmaster-%s@" % kind[:-1])):
             continue
         entry = {"pid": pid, "parent": process["parent"], "state": process["state"], "unit": unit}
-        found[kind].append(dict(entry, command=command.replace("\0", " ")[:160]))
+        # Cut after that: what is left of a password is not recognized.
+        found[kind].append(dict(entry, command=redact(command.replace("\0", " "), setting.secrets())[:160]))
     for kind in ("beats", "workers"):
         # A forked child is the same worker.
         pids = {one["pid"] for one in found[kind]}
@@ -568,9 +577,23 @@ def workers_answer(setting) -> dict:
         return {"asked": True, "answers": False, "message": str(error)}
     found = {"asked": True, "answers": bool(outcome.data.get("workers")), "message": outcome.error}
     found.update(workers=outcome.data.get("workers", []), not_taken=outcome.data.get("not_taken", []))
+    began = time.time()
     if found["answers"] and not found["not_taken"]:
         found.update(of_workers(setting, found["workers"]))
+        # Those that were there before the workers were queried, and are there after it.
+        found["held"] = still_held(context, setting, began - 10)
     return found
+
+
+def still_held(context, setting, since: float) -> int:
+    """Return how many tasks a worker has received before a time and has not begun; 0 where Redis does not tell."""
+    with contextlib.suppress(probe.ProbeError, ValueError, OSError):
+        target = probe.parse_redis_url(context.environment().get(setting.broker_key) or "")
+        deadline = probe.Deadline(2.0)
+        tls = probe.tls_context(target.verify, target.ca_file) if target.tls else None
+        with probe.connected(target.host, target.port, target.path, deadline, tls) as connection:
+            return Conversation(connection, deadline, target).number("ZCOUNT", "unacked_index", "0", "%d" % since)
+    return 0
 
 
 # One start of the application for three questions.

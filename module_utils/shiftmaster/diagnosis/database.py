@@ -128,17 +128,19 @@ QUERIES = {
         SELECT coalesce(rolname, '') AS role, coalesce(datname, '') AS database, one AS setting
         FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase,
              unnest(s.setconfig) AS one""",
-    # Django makes none.
+    # Of the application's tables; Django itself makes none.
     "triggers": """
-        SELECT c.relname AS table, t.tgname AS trigger, p.proname AS function FROM pg_trigger t
+        SELECT n.nspname AS schema, c.relname AS table, t.tgname AS trigger, p.proname AS function FROM pg_trigger t
         JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_proc p ON p.oid = t.tgfoid
-        WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2 LIMIT 20""",
-    # Rows that a policy keeps from the tables' owner, which the application is; Django makes no policies either.
+        WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND c.relowner = (SELECT datdba FROM pg_database WHERE datname = current_database())
+        ORDER BY 1, 2, 3 LIMIT 20""",
+    # Of the application's tables, from whose owner policies keep rows where that is forced; Django makes no policies.
     "row_security": """
-        SELECT c.relname AS table, ARRAY(SELECT polname::text FROM pg_policy WHERE polrelid = c.oid ORDER BY 1) AS policies
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relrowsecurity AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND (c.relforcerowsecurity
-              OR c.relowner <> (SELECT datdba FROM pg_database WHERE datname = current_database())) ORDER BY 1 LIMIT 20""",
+        SELECT n.nspname AS schema, c.relname AS table,
+               ARRAY(SELECT polname::text FROM pg_policy WHERE polrelid = c.oid ORDER BY 1) AS policies
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles r ON r.oid = c.relowner
+        WHERE c.relrowsecurity AND c.relforcerowsecurity AND NOT r.rolbypassrls AND NOT r.rolsuper
+              AND c.relowner = (SELECT datdba FROM pg_database WHERE datname = current_database()) ORDER BY 1, 2 LIMIT 20""",
     "expired_roles": """
         SELECT rolname AS role, extract(epoch FROM rolvaliduntil)::bigint AS until FROM pg_roles
         WHERE isfinite(rolvaliduntil) AND rolvaliduntil < now()""",
@@ -276,32 +278,36 @@ def database(setting) -> dict:
         # The server is there, the database is not.
         answers, errors = ask(setting, "postgres", QUERIES, 6.0)
         answers["missing_database"] = [{"name": setting.database}]
-    found = dict(summary(answers), errors=errors)
+    found = dict(summary(answers), errors=errors, name=setting.database)
     files = damaged_files(setting)
     if files:
         with contextlib.suppress(probe.ProbeError):
-            found["damaged"] = ask(setting, setting.database, {"damaged": _DAMAGED % ",".join(files)}, 2.0)[0][
-                "damaged"
-            ]
+            found["damaged"] = ask(
+                setting, setting.database, {"damaged": _DAMAGED % ", ".join("'%s'" % one for one in files)}, 2.0
+            )[0]["damaged"]
     return found
 
 
 # The number of a table's or an index's file.
 _DAMAGED = """
     SELECT c.relname AS name, c.relkind AS kind, coalesce(i.indrelid::regclass::text, '') AS table
-    FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid WHERE pg_relation_filenode(c.oid) IN (%s) LIMIT 5"""
+    FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_database d ON d.datname = current_database()
+    WHERE d.oid::text || '/' || pg_relation_filenode(c.oid) IN (%s) LIMIT 5"""
 
 
 def damaged_files(setting) -> list:
-    """Return the numbers of the files of which PostgreSQL has reported damaged pages in the last minutes."""
+    """Return the files with damaged pages that PostgreSQL has reported in the last minutes, as database/number."""
     paths = setting.logs.get("postgresql") or []
     path = logs.newest(paths) if isinstance(paths, str) else None
     with contextlib.suppress(OSError):
         lines = logs.tail(path, 64 * 1024).splitlines() if path else []
-        words = re.compile(r"(?:invalid page|verification failed|could not read blocks?).*\bbase/\d+/(\d{1,10})\b")
+        # Of the server's own message, which nobody's statement is a part of.
+        words = re.compile(
+            r"\d.{20,400}?\] (?:ERROR|PANIC|FATAL|WARNING):  (?:invalid page|page verif|could not read bl)[^'\"]{0,80}[\"']base/(\d{1,10}/\d{1,10})\b"
+        )
         found = [
             match[1]
-            for match in map(words.search, lines)
+            for match in (words.match(line[:1000]) for line in lines)
             if match and (logs.moment(match.string) or 0) > time.time() - 900
         ]
         return sorted(set(found))[:5]
@@ -350,7 +356,11 @@ def slow_statements(answers: dict) -> list:
     running = [
         {"query": row["query"], "mean_ms": 1000.0 * row["query_seconds"], "calls": 1}
         for row in answers.get("activity") or []
-        if row["state"] == "active" and row["query_seconds"] and not row["blocked_by"]
+        if row["state"] == "active"
+        and row["query_seconds"]
+        and not row["blocked_by"]
+        # What holds others up is a fault of its own.
+        and not any(row.get("pid") in other["blocked_by"] for other in answers["activity"])
     ]
     often = [row for row in answers.get("slowest_on_average") or [] if row["calls"] >= 10]
     # The time of a statement that has just begun is less useful than its average.
@@ -361,9 +371,8 @@ def slow_triggers(answers: dict) -> list:
     """Return the triggers of tables to which writes are slow, with the slowest such statement."""
     found = []
     for trigger in answers.get("triggers") or []:
-        writes = r'(?i)\s*(?:insert\s+into|update(?:\s+only)?|delete\s+from)\s+(?:"?\w+"?\.)?"?%s"?(?!\w)' % re.escape(
-            trigger["table"]
-        )
+        names = tuple(re.escape(trigger[name]) for name in ("schema", "table"))
+        writes = r'(?i)\s*(?:insert\s+into|update(?:\s+only)?|delete\s+from)\s+(?:"?%s"?\.)?"?%s"?(?!\w)' % names
         of_table = [row for row in slow_statements(answers) if row["mean_ms"] > 500 and re.match(writes, row["query"])]
         if of_table:
             slowest = max(of_table, key=lambda row: row["mean_ms"])

@@ -10,6 +10,7 @@ import resource
 import time
 
 from ..host import probe, safe_files
+from .redact import redact
 
 _TICKS = os.sysconf("SC_CLK_TCK") or 100
 _PAGE = resource.getpagesize()
@@ -84,7 +85,8 @@ def unit_of(text: str) -> str:
 
 def describe(pid: int, stat: dict, proc: str = "/proc") -> dict:
     """Return what a person wants to know about a process."""
-    command = read(proc, str(pid), "cmdline", limit=400).replace("\0", " ").strip()
+    # Cut after that: what is left of a password is not recognized.
+    command = redact(read(proc, str(pid), "cmdline", limit=4000).replace("\0", " ").strip())
     return {
         "pid": pid,
         "name": stat["name"],

@@ -256,19 +256,27 @@ def failing_functions(path: str, since: float) -> list:
     return sorted(set(found))[:10]
 
 
+# From the beginning of a line: what follows may be anybody's words.
 _STATEMENT = re.compile(
-    r"\[user=([^,]*),db=([^,]*),app=([^,]*),client=\S*\] LOG:  (?:statement|execute [^:]*): "
-    r"(?!\s*create\s+(?:local\s+)?temp)(.*)",
-    re.I,
+    r"\d{4}-\d\d-\d\d [\d:.]{8,16} \S{1,8} \[\d+\] "
+    r"\[user=([^,\]]{0,63}),db=([^,\]]{0,63}),app=([^,\]]{0,64}),client=[^\s,]{1,60}\]"
+    r" LOG:  (?:statement|execute [^:]{1,80}): (.{1,1500})"
+)
+# A name that a client sends may look like the beginning of such a line: its real end follows then.
+_FORGED = re.compile(r",client=[^\s,]{1,60}\] [A-Z]{3,7}:  ")
+# What is no change of the application's tables: of a session, of what is derived, of roles and the server.
+_NO_CHANGE = re.compile(
+    r"(?i)(?:create\s+(?:or\s+replace\s+)?(?:local\s+|global\s+)?temp|select\b.*\binto\s+temp|refresh\b|comment\b|security\b"
+    r"|(?:create|alter|drop)\s+(?:role|user|group|system|tablespace|database)\b(?!.*\bset\b))"
 )
 # Programs that create what they restore, and runs of this repository.
 _OWN_PROGRAMS = re.compile(r"shiftmaster|pg_|pgbackrest|patroni", re.I)
 
 
-def schema_changes(path: str, since: float) -> list:
-    """Return the changes of a schema that people have typed, the latest last.
+def schema_changes(path: str, database: str, since: float) -> list:
+    """Return the changes of a database's definitions that people have typed, the latest last.
 
-    Each: {at, role, database, application, statement}. PostgreSQL logs them (log_statement). Those of the application,
+    Each: {at, role, application, statement}. PostgreSQL logs them (log_statement). Those of the application,
     its migrations, name no program.
     """
     try:
@@ -277,11 +285,16 @@ def schema_changes(path: str, since: float) -> list:
         return []
     found = []
     for at, lines in entries(text):
-        match = _STATEMENT.search(lines[0])
-        if match and at and at > since and (match[3] or match[1] == "postgres") and not _OWN_PROGRAMS.match(match[3]):
-            statement = redact_sql(" ".join(" ".join([match[4], *lines[1:20]]).split()))[:200]
-            names = zip(("role", "database", "application"), match.groups())
-            found.append(dict({name: value[:63] for name, value in names}, at=at, statement=statement))
+        match = _STATEMENT.match(lines[0][:2000])
+        if not match or not at or at <= since or _FORGED.search(match[4]) or _OWN_PROGRAMS.match(match[3]):
+            continue
+        statement = redact_sql(" ".join(" ".join([match[4], *(line[:200] for line in lines[1:20])]).split()))
+        # A setting of the database itself is typed in any.
+        of_database = match[2] == database or re.match(
+            r'(?i)alter\s+database\s+"?%s\b' % re.escape(database), statement
+        )
+        if of_database and (match[3] or match[1] == "postgres") and not _NO_CHANGE.match(statement):
+            found.append({"at": at, "role": match[1], "application": match[3], "statement": statement[:200]})
     return found[-20:]
 
 
@@ -318,6 +331,8 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
         slot["requests"] += 1
         slot["errors"] += status >= 500
         slot["seconds"].append(seconds)
+    # A clock that was set back leaves requests of the future.
+    found = [one for one in found if one.at <= now + 60]
     recent = [one for one in found if one[0] >= now - 300]
     earlier = [one for one in found if one[0] < now - 300]
     p95, usual = (round(percentile([one[2] for one in requests], 0.95), 3) for requests in (recent, earlier))

@@ -18,7 +18,8 @@ from ..health import checks
 from ..host import probe, redundancy, safe_files, symptoms
 from ..monitoring.host_metrics import name_server, name_servers
 from .engine import Absent
-from .host import read, read_file, unit_of
+from .host import processes, read, read_file, unit_of
+from .redact import redact
 
 # --- listeners -------------------------------------------------------------------------------------------------------
 
@@ -72,19 +73,49 @@ def ports(setting) -> dict:
 
 
 def redis_clients(setting) -> list:
-    """Return the programs outside of ours that are connected to this Redis from here: {name, pid, unit, command}."""
-    found, wanted = {}, "( %s )" % " or ".join("dport = :%d" % port for port, _tls in setting.redis_ports)
-    if not setting.redis_ports:
-        return []
-    for row in parse_ss(probe.run(["ss", "-Htnp", "state", "established", wanted], 3.0)[1], peer=True):
-        for pid in row["pids"][:1]:
-            unit = unit_of(read(setting.proc, str(pid), "cgroup"))
-            command = read(setting.proc, str(pid), "cmdline", limit=1000).replace("\0", " ").strip()
-            # Health and diagnosis are connected, too.
-            own = "AnsiballZ_shiftmaster" in command or re.match(r"shiftmaster-|redis|haproxy|prometheus-", unit)
-            if not own:
-                found[pid] = dict(name=row["programs"][0], pid=pid, unit=unit, command=command[:160])
-    return list(found.values())[:10]
+    """Return the programs outside of ours that hold the application's login of this Redis and are connected to it.
+
+    Each: {name, pid, unit, command}. By the kernel's tables: a process chooses its name, which ss prints.
+    """
+    ports, rows = {port for port, _tls in setting.redis_ports}, []
+    for name in ("tcp", "tcp6"):
+        for line in read(setting.proc, "net", name).splitlines()[1:]:
+            words = line.split()
+            if len(words) > 9 and words[3] == "01":
+                here, there = (int(one.rpartition(":")[2], 16) for one in words[1:3])
+                rows.append((here, there, words[9]))
+    # A client of this Redis and not of one elsewhere: the server has the other end.
+    served = {there for here, there, _inode in rows if here in ports}
+    sockets = {"socket:[%s]" % inode for here, there, inode in rows if there in ports and here in served}
+    password, found = _broker_password(setting), []
+    for pid, stat in processes(setting.proc).items() if sockets and password else ():
+        unit = unit_of(read(setting.proc, str(pid), "cgroup"))
+        if re.match(r"shiftmaster-|redis|haproxy|prometheus-", unit) or not _holds(setting.proc, pid, sockets):
+            continue
+        command = read(setting.proc, str(pid), "cmdline", limit=4000)
+        # A worker of a test installation has been given the address of this one.
+        if password in command + read(setting.proc, str(pid), "environ") and "AnsiballZ_shiftmaster" not in command:
+            text = redact(command.replace("\0", " ").strip(), setting.secrets())
+            found.append({"name": stat["name"], "pid": pid, "unit": unit, "command": text[:160]})
+    return found[:10]
+
+
+def _broker_password(setting) -> str:
+    context = health_checks_context(setting)
+    with contextlib.suppress(probe.ProbeError, ValueError, OSError):
+        return probe.parse_redis_url(context.environment().get(setting.broker_key) or "").password or ""
+    return ""
+
+
+def _holds(proc: str, pid: int, sockets: set) -> bool:
+    """Return whether a process has one of these sockets open."""
+    with contextlib.suppress(OSError):
+        place = os.path.join(proc, str(pid), "fd")
+        for name in os.listdir(place):
+            with contextlib.suppress(OSError):
+                if os.readlink(os.path.join(place, name)) in sockets:
+                    return True
+    return False
 
 
 def parse_clients(text: str) -> dict:
@@ -116,6 +147,11 @@ def loopback(count: int = 20, seconds: float = 0.9) -> dict:
 # --- firewall --------------------------------------------------------------------------------------------------------
 
 
+# Parts of a rule that leave it about all packets, or that a match is in.
+_PLAIN = {"match", "counter", "drop", "reject", "limit", "log", "xt"}
+_OTHER_PROTOCOLS = {"udp", "udplite", "sctp", "dccp", "icmp", "icmpv6", "igmp", "esp", "ah"}
+
+
 def refusals(ruleset: dict, interesting, known=()) -> list:
     """Return the rules that drop or reject what ShiftMaster needs: {table, chain, ports, addresses, sure, packets}.
 
@@ -139,7 +175,9 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
         if verdict is None or (limited and rule["table"] == "shiftmaster"):
             continue
         chain = chains.get((rule["family"], rule["table"], rule["chain"]), {})
-        ports, addresses, packets, narrow, ours = set(), [], 0, limited, True
+        # What nft may add (sets that a packet fills, meters, counts of connections) is about some packets only.
+        narrow = any(set(one) - _PLAIN for one in expressions)
+        ports, addresses, packets, ours = set(), [], 0, True
         # Whether it is about packets to a host that ShiftMaster's parts are not on; about packets of some size.
         foreign = sized = False
         for one in expressions:
@@ -149,6 +187,8 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
             elif "match" in one:
                 left, right = one["match"].get("left"), one["match"].get("right")
                 field = left.get("payload", {}).get("field") if isinstance(left, dict) else None
+                if isinstance(left, dict) and left.get("payload", {}).get("protocol") in _OTHER_PROTOCOLS:
+                    foreign = True
                 other = one["match"].get("op", "==") == "!="
                 if isinstance(right, str) and right.startswith("@"):
                     # A set with a name is filled and emptied by a program.
@@ -160,9 +200,14 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
                     ports |= _ports_of(right)
                 elif field == "dport" and not other:
                     ports |= _ports_of(right)
-                elif field == "length" or left == {"meta": {"key": "length"}}:
+                elif (field == "length" or left == {"meta": {"key": "length"}}) and one["match"].get("op") in (
+                    ">",
+                    ">=",
+                ):
                     # Small packets get through: connections are made, and pages hang.
                     sized = True
+                elif field == "flags" and one["match"].get("op") == "==" and right == "syn":
+                    pass  # Every connection begins so.
                 elif field in ("saddr", "daddr"):
                     addresses.append("%s %s%s" % (field, "!= " if other else "", _words(right)))
                     # Where none is known, only a rule for everybody is surely for the others.
@@ -179,18 +224,19 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
                     usual = field in ("protocol", "nexthdr") or meta in ("l4proto", "nfproto", "iifname", "oifname")
                     narrow, foreign = narrow or not usual, foreign or other_protocol
             packets += one.get("counter", {}).get("packets", 0) if isinstance(one.get("counter"), dict) else 0
-        hit = sorted(ports & set(interesting))
+        hit = [] if foreign and not addresses else sorted(ports & set(interesting))
         if not hit and rule["table"] == "shiftmaster":
             # What our own table drops and rejects is meant for no port by its number.
             continue
-        if not hit and not ports and addresses and not narrow and not foreign:
+        if not hit and not ports and addresses and not narrow and not limited and not foreign:
             hit = sorted(interesting)
-        everything = not ports and not addresses and not narrow and not foreign
+        everything = not ports and not addresses and not narrow and not foreign and not limited
         if hit or (everything and chain.get("hook") in ("input", "output")):
-            table, sure = "%s %s" % (rule["family"], rule["table"]), ours and not narrow
+            table, sure = "%s %s" % (rule["family"], rule["table"]), ours and not narrow and not foreign and not limited
             entry = dict(table=table, chain=rule["chain"], handle=rule.get("handle"), hook=chain.get("hook") or "")
-            entry.update(verdict=verdict, ports=hit, addresses=addresses, sure=sure, packets=packets, sized=sized)
-            entry["per_second"] = allowed(expressions)
+            entry.update(verdict=verdict, ports=hit, addresses=addresses, sure=sure, packets=packets)
+            everybody = not narrow and not foreign and not addresses and chain.get("hook") in ("input", "output")
+            entry.update(sized=sized and everybody, per_second=allowed(expressions) if everybody else None)
             found.append(entry)
     for (family, table, name), chain in chains.items():
         if chain.get("hook") in ("input", "output") and chain.get("policy") == "drop" and table != "shiftmaster":

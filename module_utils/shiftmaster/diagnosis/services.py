@@ -222,7 +222,7 @@ def of_the_last_deploy(setting) -> tuple:
 def statements(setting) -> list:
     """Return the changes of a schema by hand since the last deploy or rollback."""
     path = logs.newest(setting.logs.get("postgresql", ""))
-    return logs.schema_changes(path, of_the_last_deploy(setting)[0]) if path else []
+    return logs.schema_changes(path, setting.database, of_the_last_deploy(setting)[0]) if path else []
 
 
 def edited(setting, seconds: float = 6.0) -> list:
@@ -256,6 +256,11 @@ def edited(setting, seconds: float = 6.0) -> list:
         match = _UNIT_FILE.search(one["path"])
         if match:
             one.update(unit=match[1], settings=_unit_settings(one["path"]))
+        # Another site than ShiftMaster's, which no command may take away.
+        if one["path"].startswith("/etc/nginx/") and re.search(
+            r"^[ \t]*server[ \t]*\{", read_file(one["path"], limit=65536), re.M
+        ):
+            one["other_site"] = True
     return found
 
 
@@ -307,20 +312,24 @@ _VERIFIED = re.compile(
 def packages(setting) -> dict:
     """Files of Debian's packages that were changed or removed, without configuration files: [{path, at, package}]."""
     names = map(_PACKAGES.fullmatch, os.listdir(setting.path("/var/lib/dpkg/info")))
-    names = sorted({one[1] for one in names if one})
-    try:
-        text = probe.run(["dpkg", "--verify", *names], 4.0)[1] if names else ""
-    except probe.ProbeError as error:
-        # It reads a hundred megabytes; a slow disk is no fault of a package.
-        raise Absent(str(error))
+    names = sorted({one[0][: -len(".list")] for one in names if one})
+    _code, text, error = probe.run(["dpkg", "--verify", *names], 4.0) if names else (0, "", "")
+    if "dpkg: error" in error:
+        raise Absent(" ".join(error.split())[:200])
     found = []
     for match in filter(None, map(_VERIFIED.match, text.splitlines()[:100])):
         path, at = match[2], None
+        # When a file was removed is not known: an upgrade changes its directory, too.
         with contextlib.suppress(OSError):
-            at = os.lstat(path if os.path.lexists(path) else os.path.dirname(path)).st_ctime
-        found.append({"path": path, "at": at, "missing": match[1].startswith("missing")})
+            at = os.lstat(path).st_ctime
+        # pip's marker, which some people remove.
+        if not path.endswith("/EXTERNALLY-MANAGED"):
+            found.append({"path": path, "at": at, "missing": match[1].startswith("missing"), "package": ""})
     for one in found[:10]:
-        one["package"] = probe.run(["dpkg-query", "--search", one["path"]], 1.0)[1].partition(": ")[0].partition(":")[0]
+        with contextlib.suppress(probe.ProbeError):
+            one["package"] = probe.run(["dpkg-query", "--search", one["path"]], 1.0)[1].partition(": ")[0].split(",")[0]
+            show = ["dpkg-query", "--show", "--showformat=${Version}", one["package"]]
+            one["version"] = probe.run(show, 1.0)[1].strip() if one["package"] else ""
     return {"files": sorted(found[:10], key=lambda one: -(one["at"] or 0)), "checked": len(names)}
 
 

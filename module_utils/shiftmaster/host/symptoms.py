@@ -40,6 +40,7 @@ class Request(NamedTuple):
     # How long the application took; the rest is nginx and the way to the client. None where it was not requested.
     own_seconds: Optional[float] = None
     method: str = ""
+    client: str = ""
 
     @property
     def failed(self) -> bool:
@@ -58,8 +59,9 @@ def parse(line) -> Optional[Request]:
         upstream = re.findall(r"\d+", str(entry.get("upstream_status", status)))[-1:]
         own = bool(upstream) and 500 <= int(upstream[0]) < 600 and int(upstream[0]) not in (502, 504)
         times = re.findall(r"\d+(?:\.\d+)?", str(entry.get("upstream_response_time", "")))
-        own_seconds, method = float(times[-1]) if times else None, str(entry.get("method") or "")[:10]
-        return Request(at, status, seconds, page, own and status >= 500, own_seconds, method)
+        own_seconds = float(times[-1]) if times else None
+        method, client = (str(entry.get(name) or "")[:45] for name in ("method", "remote_addr"))
+        return Request(at, status, seconds, page, own and status >= 500, own_seconds, method, client)
     # Binary garbage has lines that are JSON: a number, or too many brackets.
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
@@ -128,6 +130,11 @@ def _alone(page: str, errors: list, ordered: list) -> bool:
     return len(errors) >= 3 and 3 * sum(one.by_application or not own for one in elsewhere) < len(errors)
 
 
+def of_one_address(requests) -> bool:
+    """Return whether all requests come from one address, as behind a proxy: it tells no users apart."""
+    return len({one.client for one in requests}) < 2
+
+
 def _accepted_forms(requests) -> set:
     """Return the pages whose forms, REQUESTS_MIN or more of them, led to another page in seven of ten cases."""
     sent = collections.defaultdict(lambda: [0, 0])
@@ -159,8 +166,12 @@ def refused(requests: list, before: list) -> list:
             then[one.page][1] += rejected(one)
     for one in sorted(requests, key=lambda one: one.at):
         now[one.page].append(one)
+    alone = of_one_address(before)
     for page, ours in now.items():
         errors = [one for one in ours if rejected(one)]
+        # One user's forgotten password is no fault of the site.
+        if len({one.client for one in errors}) < 2 and not alone:
+            continue
         total, earlier = then.get(page, (0, 0))
         if len(errors) < 5 or total < REQUESTS_MIN or not goes_on([rejected(one) for one in ours]):
             continue
@@ -178,13 +189,16 @@ def slow(requests: list, before: list) -> list:
     requests: those of the last minutes, five or more of a page; before: earlier ones, REQUESTS_MIN or more of it.
     """
     then, now, found = collections.defaultdict(list), collections.defaultdict(list), []
+    clients, alone = collections.defaultdict(set), of_one_address(before)
+    # Without what a client's own network adds.
     for one in before:
         if one.page in then or len(then) < _MOST_PAGES:
-            then[one.page].append(one.seconds)
+            then[one.page].append(one.seconds if one.own_seconds is None else one.own_seconds)
     for one in requests:
-        now[one.page].append(one.seconds)
+        now[one.page].append(one.seconds if one.own_seconds is None else one.own_seconds)
+        clients[one.page].add(one.client)
     for page, seconds in now.items():
-        if len(seconds) < 5 or len(then.get(page, ())) < REQUESTS_MIN:
+        if len(seconds) < 5 or len(then.get(page, ())) < REQUESTS_MIN or (len(clients[page]) < 2 and not alone):
             continue
         median, usual = statistics.median(seconds), statistics.median(then[page])
         if median > max(1, 4 * usual):

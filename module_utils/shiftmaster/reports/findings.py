@@ -162,6 +162,14 @@ class Quoted(str):
     """A text that is one word of a shell."""
 
 
+def quoted(value) -> Quoted:
+    """Return a value as one word of a shell. One that a line cannot show as it is ends the command (ValueError)."""
+    text = str(value)
+    if text != " ".join(text.split()) or not text.isprintable():
+        raise ValueError("it is not one line of plain words: %r" % text)
+    return Quoted(shlex.quote(text))
+
+
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9@%_+=:,./-]")
 _DEPLOYS = re.compile(r"ansible-playbook deploy\.yml( --tags ([a-z_]+,)*release(,[a-z_]+)*)?")
 
@@ -190,7 +198,7 @@ class Engine:
 
         self.environment = ImmutableSandboxedEnvironment(undefined=Missing, autoescape=False)
         ours = {one.__name__: one for one in (size, duration, clock, own_word, outside_deploys, logged)}
-        self.environment.filters.update(ours, tojson=json.dumps, quote=lambda value: Quoted(shlex.quote(str(value))))
+        self.environment.filters.update(ours, tojson=json.dumps, quote=quoted)
         self.environment.tests["ours"] = lambda name: bool(_OURS.match(str(name or "")))
         self.environment.tests["search"] = lambda text, pattern: bool(re.search(pattern, str(text or "")))
         # Commands are pasted into a shell, and values come from hosts. One that is not quoted holds none of its signs.
@@ -610,6 +618,8 @@ def of_change(engine: Engine, rule: dict, host: dict, topology: dict, effects: l
 
     def fits(change):
         at, felt = change["at"], change["felt"]
+        if change.get("statement") and at < now - _NEAR_SECONDS:
+            return []  # Many such statements break nothing; it is reported by itself.
         of_requests = until - _NEAR_SECONDS if known else 0
         while_failing = symptoms and at <= until and at > (of_requests if felt else until - 60 - _AT_ONCE_SECONDS)
         # Requests may fail because of an earlier fault: a unit may have failed after them.

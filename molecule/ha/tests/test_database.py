@@ -175,7 +175,7 @@ def test_the_application_goes_on_when_the_host_of_the_primary_is_lost(members, c
 def test_the_data_of_etcd_are_lost_on_every_host(members, capsys):
     """As the guide has it. Patroni rejects an etcd that has begun again until it is restarted: the primary's first."""
     first, primary, standbys = members.hosts[0], members.primary(), members.standbys()
-    writer = Writer(members, first, "etcd", 1500)
+    writer = Writer(members, first, "etcd-data", 1500)
     for host in members.hosts:
         host.shell("systemctl stop etcd; rm -r /var/lib/etcd/shiftmaster /etc/ansible/facts.d/shiftmaster_etcd.fact")
     run = first.run("deploy.yml", "--tags", "etcd", timeout=1200)
@@ -257,6 +257,7 @@ def test_hosts_are_patched_and_rebooted_one_after_the_other(members, capsys):
     names = [host.host for host in members.hosts]
     docker("update", "--restart=always", *names)
     try:
+        stays.manage("seed_demo")
         writer = Writer(members, stays, "patch", 1500)
         with load(stays, "--clients", "4", "--think-seconds", "0.5", BROWSER, seconds=1500) as traffic:
             run = members.hosts[0].run(

@@ -1459,7 +1459,7 @@ def test_writes_to_a_table_with_a_trigger_are_slow():
         update,
         {"query": 'UPDATE "auth_user_groups" SET "x" = $1', "mean_ms": 7000.0, "calls": 2},
     ]
-    trigger = {"table": "auth_user", "trigger": "audit", "function": "audit_row"}
+    trigger = {"schema": "public", "table": "auth_user", "trigger": "audit", "function": "audit_row"}
     found = database.slow_triggers({"triggers": [trigger], "slowest_on_average": rows})
     assert found == [{**trigger, **update}]
     assert database.slow_triggers({"triggers": [dict(trigger, table="roster_ward")], "slowest_on_average": rows}) == []
@@ -1471,31 +1471,47 @@ def test_writes_to_a_table_with_a_trigger_are_slow():
     }
     assert database.slow_triggers({"triggers": [trigger], "activity": [running]})[0]["mean_ms"] == 2500.0
     assert database.slow_triggers({"triggers": [trigger], "activity": [dict(running, blocked_by=[7])]}) == []
+    # What holds others up is slow for another reason; a table of another schema has the same name.
+    waits = {"pid": 8, "query": "SELECT 1", "query_seconds": 9.0, "state": "active", "blocked_by": [7]}
+    assert database.slow_triggers({"triggers": [trigger], "activity": [dict(running, pid=7), waits]}) == []
+    assert database.slow_triggers({"triggers": [dict(trigger, schema="lab")], "activity": [running]}) == []
 
 
 def test_changes_of_the_schema_are_those_of_people(tmp_path):
     now = time.strftime("%Y-%m-%d %H:%M:%S.000 UTC", time.gmtime())
 
-    def line(role, application, words, at=now):
-        return f"{at} [7] [user={role},db=shiftmaster,app={application},client=[local]] {words}\n"
+    def line(role, application, words, at=now, database="shiftmaster"):
+        return f"{at} [7] [user={role},db={database},app={application},client=[local]] {words}\n"
 
+    typed = "LOG:  statement: "
     path = tmp_path / "x.log"
     path.write_text(
-        line("postgres", "psql", "LOG:  statement: DROP INDEX older", "2026-01-01 00:00:00.000 UTC")
-        + line("postgres", "psql", "LOG:  statement: ALTER ROLE app PASSWORD 'secret word'\n\tVALID UNTIL 'x'")
-        + line("shiftmaster_abc", "", "LOG:  statement: ALTER TABLE roster_ward ADD COLUMN x int")
+        line("postgres", "psql", typed + "DROP INDEX older", "2026-01-01 00:00:00.000 UTC")
+        + line("postgres", "psql", typed + "ALTER TABLE a ADD CONSTRAINT b CHECK (c <> 'secret word'\n\tOR c = 'x')")
+        + line("shiftmaster_abc", "", typed + "ALTER TABLE roster_ward ADD COLUMN x int")
         + line("shiftmaster_abc", "psql", "LOG:  execute <unnamed>: DROP TRIGGER audit ON roster_ward")
-        + line("postgres", "pg_restore", "LOG:  statement: CREATE TABLE x ()")
-        + line("postgres", "shiftmaster-backup", "LOG:  statement: CREATE TABLE x ()")
-        + line("anna", "psql", "LOG:  statement: CREATE TEMP TABLE x ()")
+        # A setting of the database is typed in another one.
+        + line("postgres", "psql", typed + "ALTER DATABASE shiftmaster SET jit = on", database="postgres")
+        # No change of the application's tables, or one of a program.
+        + line("postgres", "psql", typed + "ALTER ROLE app PASSWORD 'secret word'")
+        + line("postgres", "psql", typed + "DROP INDEX other", database="other")
+        + line("postgres", "pg_restore", typed + "CREATE TABLE x ()")
+        + line("postgres", "shiftmaster-backup", typed + "CREATE TABLE x ()")
+        + line("anna", "psql", typed + "CREATE TEMP TABLE x ()")
+        + line("anna", "psql", typed + "select 1 INTO TEMP x")
+        + line("anna", "psql", typed + "REFRESH MATERIALIZED VIEW x")
         + line("anna", "psql", "LOG:  duration: 2000 ms  statement: CREATE TABLE x ()")
         + line("anna", "psql", "ERROR:  x", now)
+        # A client without a login chooses its name.
+        + line("postgres,db=shiftmaster,app=q,client=[local]] LOG:  statement: DROP x", "", "FATAL:  no")
     )
-    found = logs.schema_changes(str(path), time.time() - 900)
-    assert [(one["role"], one["application"]) for one in found] == [("postgres", "psql"), ("shiftmaster_abc", "psql")]
-    assert found[0]["statement"] == "ALTER ROLE app PASSWORD '?' VALID UNTIL '?'"
-    assert found[1]["statement"] == "DROP TRIGGER audit ON roster_ward"
-    assert logs.schema_changes(str(tmp_path / "none"), 0) == []
+    found = logs.schema_changes(str(path), "shiftmaster", time.time() - 900)
+    assert [(one["role"], one["application"], one["statement"]) for one in found] == [
+        ("postgres", "psql", "ALTER TABLE a ADD CONSTRAINT b CHECK (c <> '?' OR c = '?')"),
+        ("shiftmaster_abc", "psql", "DROP TRIGGER audit ON roster_ward"),
+        ("postgres", "psql", "ALTER DATABASE shiftmaster SET jit = on"),
+    ]
+    assert logs.schema_changes(str(tmp_path / "none"), "shiftmaster", 0) == []
 
 
 def test_damaged_files_are_those_of_the_last_minutes(tmp_path):
@@ -1508,7 +1524,7 @@ def test_damaged_files_are_those_of_the_last_minutes(tmp_path):
         f'{now} [7] ERROR:  could not read blocks 3..4 in file "base/16384/16501.1": read only 0 of 16384 bytes\n'
         f"{now} [7] STATEMENT:  SELECT 1\n"
     )
-    assert database.damaged_files(setting) == ["16500", "16501"]
+    assert database.damaged_files(setting) == ["16384/16500", "16384/16501"]
 
 
 def test_files_of_a_release_that_its_user_may_not_read(tmp_path):
@@ -1546,46 +1562,64 @@ def test_changed_files_of_packages(tmp_path, monkeypatch):
 
     def run(command, _seconds):
         asked.append(command)
+        if command[1] == "--show":
+            return 0, "2026b-0+deb13u1", ""
         return (0, "tzdata:amd64: " + command[-1], "") if command[0] == "dpkg-query" else (1, printed, "")
 
     monkeypatch.setattr(services.probe, "run", run)
     found = services.packages(Setting({}, str(tmp_path)))
-    assert asked[0] == ["dpkg", "--verify", "libc6", "tzdata"] and found["checked"] == 2
+    assert asked[0] == ["dpkg", "--verify", "libc6:amd64", "tzdata"] and found["checked"] == 2
+    assert {one["version"] for one in found["files"]} == {"2026b-0+deb13u1"}
     assert [(one["path"], one["missing"], one["package"]) for one in found["files"]] == [
-        (str(changed), False, "tzdata"),
-        ("/usr/lib/gone.so", True, "tzdata"),
+        (str(changed), False, "tzdata:amd64"),
+        ("/usr/lib/gone.so", True, "tzdata:amd64"),
     ]
 
 
-def test_packages_that_cannot_be_compared_in_time_are_no_fault(tmp_path, monkeypatch):
+def test_packages_that_dpkg_cannot_tell_apart_are_not_compared(tmp_path, monkeypatch):
     (tmp_path / "var/lib/dpkg/info").mkdir(parents=True)
     (tmp_path / "var/lib/dpkg/info/tzdata.list").touch()
-
-    def run(_command, _seconds):
-        raise probe.ProbeError("error", "timeout", "dpkg did not end within 4 s")
-
-    monkeypatch.setattr(services.probe, "run", run)
-    with pytest.raises(engine.Absent, match="dpkg did not end"):
+    error = "dpkg: error: ambiguous package name 'tzdata' with more than one installed instance"
+    monkeypatch.setattr(services.probe, "run", lambda _command, _seconds: (2, "", error))
+    with pytest.raises(engine.Absent, match="ambiguous"):
         services.packages(Setting({}, str(tmp_path)))
 
 
-def test_programs_at_redis_that_are_none_of_ours(tmp_path, monkeypatch):
-    rows = "".join(
-        f'0 0 127.0.0.1:4{pid} 127.0.0.1:6379 users:(("python3",pid={pid},fd=7))\n' for pid in (71, 72, 73, 74)
+def test_programs_with_the_application_s_login_of_redis_that_are_none_of_ours(tmp_path, monkeypatch):
+    """By the kernel's tables: 6379 is 18EB; of five programs one has the password and is at this Redis."""
+    (tmp_path / "net").mkdir()
+    head, form = (
+        "  sl  local_address rem_address   st\n",
+        "   0: 0100007F:%04X 0100007F:%04X %s 0:0 00:0 0 0 0 %d 1 0\n",
     )
-    asked = []
-    monkeypatch.setattr(network.probe, "run", lambda command, _seconds: (asked.append(command), (0, rows, ""))[1])
-    for pid, unit in (
-        (71, "shiftmaster-worker@blue.service"),
-        (72, "staging.service"),
-        (73, "prometheus-redis-exporter.service"),
-    ):
-        process(tmp_path, pid, "python3 take.py", unit=unit)
-    process(tmp_path, 74, "python3 /root/.ansible/tmp/x/AnsiballZ_shiftmaster_diagnose.py", unit="session-1.scope")
+    rows = [(6379, 0, "0A", 1), *((6379, 40000 + pid, "01", 100 + pid) for pid in (71, 72, 73, 74))]
+    rows += [(40000 + pid, 6379, "01", pid) for pid in (71, 72, 73, 74, 75)]
+    (tmp_path / "net/tcp").write_text(head + "".join(form % row for row in rows))
+    units = {
+        71: "shiftmaster-worker@blue.service",
+        72: "staging.service",
+        73: "session-1.scope",
+        74: "x.service",
+        75: "y.service",
+    }
+    for pid, unit in units.items():
+        process(tmp_path, pid, "python3 take.py redis://shiftmaster:pass-word@h/0", unit=unit)
+        (tmp_path / str(pid) / "fd").mkdir()
+        (tmp_path / str(pid) / "fd" / "7").symlink_to("socket:[%d]" % pid)
+        (tmp_path / str(pid) / "environ").write_text("HOME=/\0")
+    process_command(tmp_path, 73, "python3 AnsiballZ_shiftmaster_diagnose.py pass-word")
+    # Of another application, with its own login.
+    process_command(tmp_path, 74, "python3 own.py")
+    monkeypatch.setattr(network, "_broker_password", lambda _setting: "pass-word")
     setting = Setting({"redis_ports": [[6379, False]], "proc_path": str(tmp_path)})
-    expected = {"name": "python3", "pid": 72, "unit": "staging.service", "command": "python3 take.py"}
-    assert network.redis_clients(setting) == [expected] and asked[0][-1] == "( dport = :6379 )"
-    assert network.redis_clients(Setting({})) == []
+    (found,) = network.redis_clients(setting)
+    # The server has no other end of the fifth one's connection: it is at a Redis elsewhere.
+    assert (found["pid"], found["unit"]) == (72, "staging.service") and "pass-word" not in found["command"]
+    assert network.redis_clients(Setting({"proc_path": str(tmp_path)})) == []
+
+
+def process_command(directory, pid, command):
+    (directory / str(pid) / "cmdline").write_text("\0".join(command.split()) + "\0")
 
 
 def test_an_interpreter_in_a_closed_directory_is_a_matter_of_rights(tmp_path):
@@ -1700,7 +1734,10 @@ def test_what_the_workers_do(monkeypatch, printed, found):
 
 
 def test_the_largest_keys_of_redis_are_named_without_secrets():
-    keys = {"0": ["celery", "_kombu.binding"], "1": ["etl:export", ":1:django.contrib.sessions.cache" + "k3" * 16]}
+    keys = {
+        "0": ["celery", "_kombu.binding"],
+        "1": ["etl:export", ":1:django.contrib.sessions.cache" + "k3" * 16, "9f8a7c6b5d"],
+    }
     sizes = {"celery": 100, "_kombu.binding": 5, "etl:export": 90000000}
     selected = []
 
@@ -1716,7 +1753,7 @@ def test_the_largest_keys_of_redis_are_named_without_secrets():
 
     found = application.largest_keys(Talk(), ["0", "1"])
     assert [(one["name"], one["database"]) for one in found] == [
-        ("etl:export", "1"), (":1:django.contrib.sessions....", "1"), ("celery", "0"),
+        ("etl...", "1"), (":1:django...", "1"), ("...", "1"),
     ]  # fmt: skip
 
 

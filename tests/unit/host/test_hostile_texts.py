@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
+from types import SimpleNamespace
 
 import postgresql_cluster_config
 import pytest
@@ -156,3 +158,17 @@ def test_the_configuration_of_postgres(tmp_path):
         (found,) = database.clusters(Setting({}, root=str(tmp_path)))["clusters"]
         place = postgresql_cluster_config.data_directory_of((directory / "postgresql.conf").read_text(), "")
     assert (found["data"], found["port"], place) == ("/srv/pg", 5433, "/srv/pg")
+
+
+def test_the_log_of_postgresql(tmp_path):
+    """A statement holds what a visitor sends."""
+    now = time.strftime("%Y-%m-%d %H:%M:%S.000 UTC", time.gmtime())
+    path = tmp_path / "x.log"
+    with seconds(3):
+        for words in (
+            "LOG:  duration: 2000 ms  statement: INSERT '" + "[user=" * 40000,
+            "ERROR:  " + "invalid page" * 5000,
+        ):
+            path.write_text(f"{now} [7] {words}\n")
+            assert logs.schema_changes(str(path), "shiftmaster", 0) == []
+            assert database.damaged_files(SimpleNamespace(logs={"postgresql": str(path)})) == []
