@@ -132,7 +132,7 @@ QUERIES = {
     "triggers": """
         SELECT n.nspname AS schema, c.relname AS table, t.tgname AS trigger, p.proname AS function FROM pg_trigger t
         JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_proc p ON p.oid = t.tgfoid
-        WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND c.relowner = (SELECT datdba FROM pg_database WHERE datname = current_database())
+        WHERE NOT t.tgisinternal AND t.tgenabled <> 'D' AND c.relowner = (SELECT relowner FROM pg_class WHERE oid = to_regclass('public.django_migrations'))
         ORDER BY 1, 2, 3 LIMIT 20""",
     # Of the application's tables, from whose owner policies keep rows where that is forced; Django makes no policies.
     "row_security": """
@@ -140,7 +140,7 @@ QUERIES = {
                ARRAY(SELECT polname::text FROM pg_policy WHERE polrelid = c.oid ORDER BY 1) AS policies
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_roles r ON r.oid = c.relowner
         WHERE c.relrowsecurity AND c.relforcerowsecurity AND NOT r.rolbypassrls AND NOT r.rolsuper
-              AND c.relowner = (SELECT datdba FROM pg_database WHERE datname = current_database()) ORDER BY 1, 2 LIMIT 20""",
+              AND c.relowner = (SELECT relowner FROM pg_class WHERE oid = to_regclass('public.django_migrations')) ORDER BY 1, 2 LIMIT 20""",
     "expired_roles": """
         SELECT rolname AS role, extract(epoch FROM rolvaliduntil)::bigint AS until FROM pg_roles
         WHERE isfinite(rolvaliduntil) AND rolvaliduntil < now()""",
@@ -303,7 +303,7 @@ def damaged_files(setting) -> list:
         lines = logs.tail(path, 64 * 1024).splitlines() if path else []
         # Of the server's own message, which nobody's statement is a part of.
         words = re.compile(
-            r"\d.{20,400}?\] (?:ERROR|PANIC|FATAL|WARNING):  (?:invalid page|page verif|could not read bl)[^'\"]{0,80}[\"']base/(\d{1,10}/\d{1,10})\b"
+            r"\d.{20,400}?\] (?:ERROR|PANIC|FATAL|WARNING):  (?:invalid page|page verif|could not read bl)[^'\"]{0,80}[\"']?base/(\d{1,10}/\d{1,10})\b"
         )
         found = [
             match[1]

@@ -206,7 +206,7 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
                 ):
                     # Small packets get through: connections are made, and pages hang.
                     sized = True
-                elif field == "flags" and one["match"].get("op") == "==" and right == "syn":
+                elif right == "syn" and not other and '"field": "flags"' in json.dumps(left):
                     pass  # Every connection begins so.
                 elif field in ("saddr", "daddr"):
                     addresses.append("%s %s%s" % (field, "!= " if other else "", _words(right)))

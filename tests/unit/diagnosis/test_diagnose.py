@@ -960,7 +960,8 @@ def test_a_rule_for_packets_of_some_size_lets_connections_be_made():
     ],
 )
 def test_a_rate_for_all_clients_together(limit, per_second):
-    flags = {"match": {"left": {"payload": {"protocol": "tcp", "field": "flags"}}, "op": "==", "right": "syn"}}
+    payload = {"payload": {"protocol": "tcp", "field": "flags"}}
+    flags = {"match": {"left": {"&": [payload, {"|": ["syn", "ack"]}]}, "op": "==", "right": "syn"}}
     entries = [chain(), rule(port(443), flags, {"limit": limit}, {"drop": None})]
     (one,) = network.refusals({"nftables": entries}, [443])
     assert (one["per_second"], one["sure"]) == (per_second, False)
@@ -1520,7 +1521,7 @@ def test_damaged_files_are_those_of_the_last_minutes(tmp_path):
     assert database.damaged_files(setting) == []
     path.write_text(
         '2026-01-01 00:00:00.000 UTC [1] ERROR:  invalid page in block 1 of relation "base/5/1"\n'
-        f'{now} [7] ERROR:  invalid page in block 0 of relation "base/16384/16500"\n'
+        f'{now} [7] ERROR:  invalid page in block 0 of relation base/16384/16500\n'
         f'{now} [7] ERROR:  could not read blocks 3..4 in file "base/16384/16501.1": read only 0 of 16384 bytes\n'
         f"{now} [7] STATEMENT:  SELECT 1\n"
     )
