@@ -1521,7 +1521,7 @@ def test_damaged_files_are_those_of_the_last_minutes(tmp_path):
     assert database.damaged_files(setting) == []
     path.write_text(
         '2026-01-01 00:00:00.000 UTC [1] ERROR:  invalid page in block 1 of relation "base/5/1"\n'
-        f'{now} [7] ERROR:  invalid page in block 0 of relation base/16384/16500\n'
+        f"{now} [7] ERROR:  invalid page in block 0 of relation base/16384/16500\n"
         f'{now} [7] ERROR:  could not read blocks 3..4 in file "base/16384/16501.1": read only 0 of 16384 bytes\n'
         f"{now} [7] STATEMENT:  SELECT 1\n"
     )
