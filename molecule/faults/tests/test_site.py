@@ -234,16 +234,11 @@ def test_a_first_deploy_that_fails_after_its_switch(operations):
 
 
 def test_a_release_whose_files_are_damaged_is_built_again(operations):
-    """Damage by any user is shown by a restart: the run reports it, and the next one repairs it."""
+    """Damage by any user is shown by a restart; the next run repairs it."""
     assert operations.live_version(10) == "2.0.0"
     damaged = operations.shell(f"basename $(readlink -f {APP}/active/release)").strip()
     operations.shell(f"rm -r {APP}/releases/{damaged}/source/roster")
     operations.shell("systemctl kill --signal=KILL 'shiftmaster-web@*'; sleep 3; systemctl stop 'shiftmaster-web@*'")
-    run = operations.deploy("2.0.0", shiftmaster_health_attempts=1)
-    assert run.code == 2, run.output[-4000:]
-    assert run.prints("the next deploy.yml builds it again", "No version is live here: version 2.0.0"), run.output[
-        -4000:
-    ]
     run = operations.deploy("2.0.0", shiftmaster_watch_seconds=1)
     assert run.code == 0 and operations.live_version(10) == "2.0.0", run.output[-4000:]
     assert operations.shell(f"basename $(readlink -f {APP}/active/release)").strip() != damaged
