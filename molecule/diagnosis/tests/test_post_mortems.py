@@ -76,16 +76,16 @@ def test_the_true_cause_of_an_unknown_fault_is_the_first_finding(operations, fac
             time.sleep(fault.get("seconds", 12))
             seen = diagnose_directly(operations)
             first = next((one for one in seen.report["findings"] if one["rule"] not in OF_THE_MACHINE), None)
-            if fault.get("fixed") and first and first["rule"] == fault["rule"]:
+            if fault.get("fixed") and first and first["rule"] in fault["rule"].split("|"):
                 for command in first["fix"]:
                     carry_out(operations, command)
                 again = diagnose_directly(operations)
-                assert fault["rule"] not in again.names, f"{first['fix']}: {again.output[-4000:]}"
+                assert first["rule"] not in again.names, f"{first['fix']}: {again.output[-4000:]}"
         finally:
             operations.shell(filled(fault["restore"], facts), check=False, timeout=200)
             operations.shell("systemctl reset-failed; true")
     assert first, f"nothing is wrong: {seen.output[-3000:]}"
-    assert first["rule"] == fault["rule"], f"{seen.names}: {seen.output[-6000:]}"
+    assert first["rule"] in fault["rule"].split("|"), f"{seen.names}: {seen.output[-6000:]}"
     assert re.search(
         fault["known"], json.dumps([first["title"], first["cause"], first["evidence"]], ensure_ascii=False)
     )
