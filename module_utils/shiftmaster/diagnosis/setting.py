@@ -32,7 +32,7 @@ PARTS = {
     "units": Part(services.units, _ALL, 10),
     "journal": Part(services.journal, ("app", "db"), 6),
     "changes": Part(services.changes, _ALL, 9),
-    "packages": Part(services.packages, ("app",), 5),
+    "packages": Part(services.packages, ("app",), 9),
     # For the charts and the timeline, whatever is queried.
     "history": Part(history.history, _ALL, 6),
     "containers": Part(services.containers, ("app",), 5),

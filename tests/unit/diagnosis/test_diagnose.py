@@ -1586,6 +1586,18 @@ def test_packages_that_dpkg_cannot_tell_apart_are_not_compared(tmp_path, monkeyp
         services.packages(Setting({}, str(tmp_path)))
 
 
+def test_packages_that_cannot_be_compared_in_time_are_no_fault(tmp_path, monkeypatch):
+    (tmp_path / "var/lib/dpkg/info").mkdir(parents=True)
+    (tmp_path / "var/lib/dpkg/info/tzdata.list").touch()
+
+    def run(_command, _seconds):
+        raise probe.ProbeError("error", "timeout", "dpkg did not end within 4 s")
+
+    monkeypatch.setattr(services.probe, "run", run)
+    with pytest.raises(engine.Absent, match="did not end"):
+        services.packages(Setting({}, str(tmp_path)))
+
+
 def test_programs_with_the_application_s_login_of_redis_that_are_none_of_ours(tmp_path, monkeypatch):
     """By the kernel's tables: 6379 is 18EB; of five programs one has the password and is at this Redis."""
     (tmp_path / "net").mkdir()
