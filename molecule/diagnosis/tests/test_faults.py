@@ -65,7 +65,9 @@ FAULTS = {
     "worker dead": ("WorkerDown", "systemctl stop shiftmaster-worker@{slot}", "systemctl start shiftmaster-worker@{slot}"),
     "worker killed again and again": (
         "ChangedByHand",
-        "mkdir -p /run/systemd/system/shiftmaster-worker@{slot}.service.d; printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\n'"
+        # What was changed in the seconds after a deploy is the deploy's; the command of the test before is one.
+        f"touch -d '-60 seconds' {APP}/shared/state/state.json /var/lib/shiftmaster-ops/configured;"
+        " mkdir -p /run/systemd/system/shiftmaster-worker@{slot}.service.d; printf '[Service]\\nExecStart=\\nExecStart=/bin/false\\n'"
         " > /run/systemd/system/shiftmaster-worker@{slot}.service.d/x.conf; systemctl daemon-reload;"
         " systemctl restart --no-block shiftmaster-worker@{slot};"
         " timeout 60 sh -c 'until [ $(systemctl show -P NRestarts shiftmaster-worker@{slot}) -ge 2 ]; do sleep 0.2; done'",

@@ -99,8 +99,8 @@ EVENTS = {
     "killed web process": "pkill -KILL -n -f gunicorn",
     "backup": "for unit in shiftmaster-backup logrotate; do systemctl start $unit 2>/dev/null; done; true",
     "reload": "systemctl reload nginx",
-    "load average of 10": "systemd-run --quiet --unit=busy --property=RuntimeMaxSec=90 bash -c"
-    " 'for i in 1 2 3 4 5 6 7 8 9 10; do while :; do :; done & done; wait'; sleep 20",
+    "load average of 10": "systemd-run --quiet --unit=busy bash -c"
+    " 'for i in 1 2 3 4 5 6 7 8 9 10; do timeout 90 sh -c \"while :; do :; done\" & done; wait; true'; sleep 20",
 }
 ROUNDS = 10
 
