@@ -543,7 +543,7 @@ class Operation:
             notes = ["an interrupted run's cutover to %s would be recovered" % left["to"]] if left else []
             return self.result(bool(left), notes=notes)
         left = dict(self.state.transition or {})
-        # Also behind an operator's page: the run that changes the schema leaves that up.
+        # Also while an operator's page is shown: the run that changes the schema leaves that up.
         background = self.params["background"] and not os.path.exists(self.layout.held)
         message = self.cutover().recover()
         notes = [message] if message else []

@@ -301,7 +301,7 @@ def damaged_files(setting) -> list:
     path = logs.newest(paths) if isinstance(paths, str) else None
     with contextlib.suppress(OSError):
         lines = logs.tail(path, 64 * 1024).splitlines() if path else []
-        # Of the server's own message, which nobody's statement is a part of.
+        # Of the server's own message, which holds no text of a statement.
         words = re.compile(
             r"\d.{20,400}?\] (?:ERROR|PANIC|FATAL|WARNING):  (?:invalid page|page verif|could not read bl)[^'\"]{0,80}[\"']?base/(\d{1,10}/\d{1,10})\b"
         )

@@ -338,6 +338,7 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
     p95, usual = (round(percentile([one[2] for one in requests], 0.95), 3) for requests in (recent, earlier))
     # Of those that the application responded to: where they are slow and it is not, nginx or the clients' network is.
     own = [one.own_seconds for one in recent if one.own_seconds is not None]
+    own_p95 = round(percentile(own, 0.95), 3) if own else None
     failing = symptoms.failing(
         [one for one in recent if one.at >= switch[1]] if switch else recent,
         symptoms.counts(one for one in found if switch[0] <= one.at < switch[1]) if switch else None,
@@ -366,7 +367,8 @@ def summary(found: list, now: float, hours: float, slots: int = 48, switch: Opti
             "slower": len(earlier) >= 100 and p95 > max(0.5, 4 * usual),
             "slow_pages": symptoms.slow(recent, earlier),
             "rising": symptoms.rising(recent, earlier, now),
-            "own_p95_seconds": round(percentile(own, 0.95), 3) if own else None,
+            "own_p95_seconds": own_p95,
+            "sent_slowly": len(recent) > 20 and p95 > 2 and own_p95 is not None and 4 * own_p95 < p95,
             "by_status": by_status(recent),
             "failing": failing,
             "refused": symptoms.refused(recent, earlier),

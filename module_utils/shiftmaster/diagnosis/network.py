@@ -196,9 +196,9 @@ def refusals(ruleset: dict, interesting, known=()) -> list:
                     if field in ("saddr", "daddr"):
                         addresses.append("%s %s" % (field, right))
                 # Of what leaves this host, the source port is that of the service that responds.
-                elif not other and field == ("sport" if chain.get("hook") in ("output", "postrouting") else "dport"):
-                    ports |= _ports_of(right)
-                elif field == "dport" and not other:
+                elif not other and (
+                    field == "dport" or field == "sport" and chain.get("hook") in ("output", "postrouting")
+                ):
                     ports |= _ports_of(right)
                 elif (field == "length" or left == {"meta": {"key": "length"}}) and one["match"].get("op") in (
                     ">",

@@ -248,16 +248,7 @@ def test_parts_of_other_hosts_are_parts(host):
 # --- the report -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def japan():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TZ", "JST-9")
-        time.tzset()
-        yield
-    time.tzset()
-
-
-@pytest.mark.usefixtures("japan")
+@pytest.mark.usefixtures("in_tokyo")
 def test_the_report_has_the_form_of_the_guide():
     manifest = manifests.begin("r1", "h", ["database", "files"], 0)
     manifests.verified(manifest, "database", "restore_test", True, "", 5)

@@ -856,7 +856,7 @@ def test_responses_of_the_web_server():
     # Too few earlier requests for a comparison.
     assert not found["recent"].pop("slower") and found["recent"].pop("usual_p95_seconds") == 0
     assert found["recent"].pop("own_p95_seconds") is None and found["recent"].pop("slow_pages") == []
-    assert found["recent"].pop("rising") == []
+    assert found["recent"].pop("rising") == [] and not found["recent"].pop("sent_slowly")
     assert found["recent"] == {"requests": 3, "errors": 1, "p95_seconds": 3.0, "by_status": {"200": 2, "500": 1}}
     assert [slot["requests"] for slot in found["series"]] == [0, 0, 0, 0, 0, 3]
 
@@ -2041,7 +2041,7 @@ def test_an_access_log_is_summed_up_by_slot_and_status():
     made = logs.summary(found, now, 2.0, slots=4)
     assert [one["page"] for one in made["recent"].pop("failing")] == [""] and made["recent"].pop("refused") == []
     assert made["recent"].pop("own_p95_seconds") is None and made["recent"].pop("slow_pages") == []
-    assert made["recent"].pop("rising") == []
+    assert made["recent"].pop("rising") == [] and not made["recent"].pop("sent_slowly")
     assert made["requests"] == 5 and made["by_status"] == {"200": 2, "499": 1, "500": 1, "503": 1}
     assert made["recent"] == {
         "requests": 3, "errors": 1, "p95_seconds": 0.5, "usual_p95_seconds": 9.0, "slower": False, "by_status": {"200": 1, "499": 1, "500": 1},
@@ -2102,6 +2102,10 @@ def test_the_time_of_the_application_is_that_of_its_last_response():
     found = logs.answers(lines, 0.0)
     assert [one.own_seconds for one in found] == [0.25, None, None, 0.03]
     assert logs.summary(found, 1000.0, 1.0)["recent"]["own_p95_seconds"] == 0.25
+    # nginx or the network takes the rest; a slow application does not count.
+    for own, sent_slowly in ((0.1, True), (3.0, False)):
+        slow = [logs.symptoms.Request(990.0, 200, 4.0, "/", own_seconds=own)] * 21
+        assert logs.summary(slow, 1000.0, 1.0)["recent"]["sent_slowly"] is sent_slowly
 
 
 @pytest.mark.parametrize(("served", "new"), [(10, False), (9, True)])
