@@ -105,6 +105,10 @@ class Layout:
         """Link an idle slot to a release; the slot's units must be stopped."""
         os.makedirs(self.slot(slot), mode=0o755, exist_ok=True)
         replace_link(self.release(release), os.path.join(self.slot(slot), "release"))
+        self.lead_to_application(slot)
+
+    def lead_to_application(self, slot: str) -> None:
+        """Link the socket of a slot to that of its web processes."""
         replace_link(self.socket(slot), os.path.join(self.slot(slot), "socket"))
 
     def activate(self, slot: str) -> None:

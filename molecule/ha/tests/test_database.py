@@ -273,8 +273,6 @@ def test_hosts_are_patched_and_rebooted_one_after_the_other(members, capsys):
     after = [host.shell("cut -d ' ' -f 22 /proc/1/stat") for host in others]
     assert not [one for one, other in zip(before, after, strict=True) if one == other]
     assert result["gap"] <= 5
-    # What the application asks while there is no primary fails; nothing else does, and nothing acknowledged is lost.
-    results = stays.shell("cat /root/load/results.jsonl").splitlines()
-    failed = [one["t"] for one in map(json.loads, results) if one.get("error")]
-    assert not failed or max(failed) - min(failed) <= 5, failed
+    # Requests wait while there is no primary.
+    assert traffic.summary["failed"] == 0, traffic.summary
     assert traffic.summary["writes"]["lost_count"] == 0
