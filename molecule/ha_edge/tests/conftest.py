@@ -21,8 +21,11 @@ def topology():
 
 @pytest.fixture(autouse=True)
 def members(topology):
-    """Each test begins and ends with all hosts running, one primary, two replicas, and one holder of the address."""
+    """Each test begins and ends with all hosts running, one primary, two replicas, and one holder of the address,
+    and the application serves."""
     members = Members(topology.all, topology.webs)
     members.heal()
     yield members
     members.heal()
+    # With its worker, which connects to the primary of now; a boot takes up to a minute.
+    assert [host.host for host in topology.apps if not host.live_version(90)] == []
