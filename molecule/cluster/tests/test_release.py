@@ -280,10 +280,44 @@ def test_hosts_with_different_live_versions_are_not_rolled_back(topology, live):
     assert served(topology) == [OTHER[live]] * 2 and out_of_the_lb(topology) == []
 
 
-def test_the_host_that_runs_tasks_for_all_cannot_be_excluded(topology, live):
-    run = topology.app1.deploy(OTHER[live], "--limit", "cluster-app2,cluster-edge,cluster-db,cluster-cache", **FAST)
-    assert run.code == 2 and run.prints("--limit leaves out cluster-app1", "No release was touched"), run.output[-3000:]
-    assert served(topology) == [live, live] and out_of_the_lb(topology) == []
+def test_a_run_without_the_first_application_host(topology, live):
+    """The next one does what is done once; a run of the first one excludes it."""
+    limit = ("--limit", "cluster-app2,cluster-edge,cluster-db,cluster-cache")
+    lock = "/var/www/shiftmaster/shared/state/lock.json"
+    holder = {"owner": "nurse@elsewhere", "operation": "deploy", "run_id": "r1", "since": 0, "controller": {}}
+    topology.app1.shell(f"cat > {lock}", stdin=json.dumps({**holder, "expires": time.time() + 900, "ttl_seconds": 900}))
+    try:
+        run = topology.app1.deploy(OTHER[live], *limit, **FAST)
+        assert run.code == 2 and run.prints("nurse@elsewhere holds the lock"), run.output[-3000:]
+    finally:
+        topology.app1.shell(f"rm {lock}")
+    run = topology.app1.deploy(OTHER[live], *limit, **FAST)
+    assert run.code == 0, run.output[-5000:]
+    assert served(topology) == [live, OTHER[live]] and out_of_the_lb(topology) == ["172.30.77.11"]
+    assert [host.shell(f"ls {lock}", check=False) for host in topology.apps] == ["", ""]
+    run = topology.app1.deploy(OTHER[live], **FAST)
+    assert run.code == 0, run.output[-5000:]
+    assert served(topology) == [OTHER[live]] * 2 and out_of_the_lb(topology) == []
+
+
+def test_one_scheduler_runs_and_another_host_takes_over(topology, live):
+    beats = "pgrep -fc '^[^ ]+ [^ ]+/[c]elery .* beat ' || true"
+
+    def schedulers():
+        return [int(host.shell(beats)) for host in topology.apps]
+
+    wait_for(lambda: sum(schedulers()) == 1, 120, "one scheduler")
+    before = schedulers()
+    holder, other = topology.apps if before[0] else reversed(topology.apps)
+    # A restart moves it nowhere.
+    holder.shell("systemctl restart 'shiftmaster-beat@*'")
+    wait_for(lambda: schedulers() == before, 30, "the scheduler of the same host")
+    holder.shell("systemctl stop 'shiftmaster-beat@*'")
+    wait_for(lambda: int(other.shell(beats)) == 1, 120, "the scheduler of the other host")
+    holder.shell("systemctl start shiftmaster-beat@$(basename $(readlink /var/www/shiftmaster/active))")
+    time.sleep(20)
+    assert schedulers() == before[::-1], "the other host keeps it"
+    assert holder.shell("ls /var/lib/shiftmaster-beat/") == "", "its file would send again what was sent since"
 
 
 def test_an_operator_drains_and_restores_a_host(topology):

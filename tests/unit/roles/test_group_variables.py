@@ -428,7 +428,9 @@ def test_the_monitoring_units_are_units_that_must_run(tmp_path):
 
 
 def test_a_scheduler_is_expected_where_all_hosts_are_queried_and_one_has_it(production):
-    assert production["app2"]["diagnosis_beat_hosts"] == ["app1"] and production["app2"]["diagnosis_beat_expected"]
+    assert (
+        production["app2"]["diagnosis_beat_hosts"] == ["app1", "app2"] and production["app2"]["diagnosis_beat_expected"]
+    )
     variable_names = ("diagnosis_beat_hosts", "diagnosis_beat_expected")
     some = group_variables("production", variable_names=variable_names, shiftmaster_celery_beat=False)["app1"]
     assert some["diagnosis_beat_hosts"] == [] and not some["diagnosis_beat_expected"]

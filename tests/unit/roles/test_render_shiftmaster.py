@@ -371,7 +371,7 @@ def test_a_scheduled_task_runs_in_the_sandbox_and_marks_its_success():
 @pytest.mark.parametrize(
     "variables",
     [
-        {"shiftmaster_celery_beat": False},
+        {"shiftmaster_scheduled_tasks_here": False},
         {"shiftmaster_celery_beat": True, "shiftmaster_scheduled_tasks": [{"name": TASK["name"], "state": "absent"}]},
     ],
     ids=["another host", "absent"],
