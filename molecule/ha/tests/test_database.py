@@ -1,6 +1,7 @@
 """A cluster of PostgreSQL: its members are lost, crash and are cut off; what is acknowledged and what is not."""
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import support
 from database_cluster import CTL, ETCD, Writer
-from support import BROWSER, ROOT, Operations, docker, load, wait_for
+from support import BROWSER, ROOT, Operations, Vault, docker, load, wait_for
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
@@ -81,11 +82,12 @@ def test_the_synchronous_standby_is_lost(members, capsys):
     outcome(capsys, "synchronous standby lost", writer)
 
 
-@pytest.mark.parametrize("attempt", (1, 2, 3))
+# ROUNDS=50 for a measurement.
+@pytest.mark.parametrize("attempt", range(1, 1 + int(os.environ.get("ROUNDS", "3"))))
 def test_the_host_of_the_primary_is_lost(members, capsys, attempt):
     primary = members.primary()
     wait_for(lambda: members.etcd_leader() not in (None, primary), 90, "the leader of etcd elsewhere")
-    writer = Writer(members, members.standbys()[0], f"host{attempt}", 90)
+    writer = Writer(members, members.standbys()[0], f"host{attempt}", 50)
     time.sleep(5)
     docker("kill", primary.host)
     outcome(capsys, f"host of the primary lost ({attempt})", writer)
@@ -276,3 +278,37 @@ def test_hosts_are_patched_and_rebooted_one_after_the_other(members, capsys):
     # Requests wait while there is no primary.
     assert traffic.summary["failed"] == 0, traffic.summary
     assert traffic.summary["writes"]["lost_count"] == 0
+
+
+def test_every_secret_is_rotated(members, capsys):
+    """Passwords, the key of the sessions, and the certificates, which etcd and Patroni use, too."""
+    first, shown = members.hosts[0], "</dev/null 2>/dev/null | openssl x509 -noout -serial"
+    client = "-CAfile /etc/ssl/shiftmaster/etcd/ca.crt"
+    services = [f"-connect 127.0.0.1:{port} {client}" for port in (2379, 2380, 8008)] + ["-connect 127.0.0.1:443"]
+
+    def serials() -> list:
+        return [host.shell(f"openssl s_client {service} {shown}") for host in members.hosts for service in services]
+
+    old, before = serials(), time.strftime("%Y%m%d%H%M%SZ", time.gmtime())
+    vault = Vault(first)
+    for host in members.hosts:
+        host.vault = vault
+    vault.renew()
+    time.sleep(1)
+    settings = {"certificates_before": before, "shiftmaster_watch_seconds": 3, "timeout": 2400}
+    writer = Writer(members, first, "rotation", 2400)
+    with load(first, "--clients", "4", "--think-seconds", "0.5", BROWSER, seconds=2400) as traffic:
+        run = first.run("playbooks/rotate.yml", **settings)
+    writer.end()
+    result = outcome(capsys, "rotation", writer)
+    assert run.code == 0, run.output[-6000:]
+    report(capsys, f"rotation: {traffic.summary['requests']} requests, {traffic.summary['failed']} failed")
+    traffic.assert_flawless()
+    assert result["gap"] <= 5
+    assert not [one for one, other in zip(old, serials(), strict=True) if one == other]
+    again = first.run("playbooks/rotate.yml", **settings)
+    assert (again.code, again.changed) == (0, 0), again.output[-6000:]
+    # Each member restarts with what it has now.
+    for host in members.hosts:
+        host.shell("systemctl restart etcd")
+        members.heal()
