@@ -157,15 +157,16 @@ class Members:
             database="shiftmaster",
         )
 
-    def cut(self, host, *others) -> None:
-        """Drop everything between a host and the others, in both directions."""
+    def cut(self, host, *others, ports: str = "", chains: tuple = ("input", "output")) -> None:
+        """Drop packets between a host and others: of some TCP ports or of all, in one direction or in both."""
         addresses = ", ".join(self.address[other.host] for other in others)
-        rules = (
-            f"table inet {CUT} {{\n"
-            f"chain input {{ type filter hook input priority -10; ip saddr {{ {addresses} }} drop; }}\n"
-            f"chain output {{ type filter hook output priority -10; ip daddr {{ {addresses} }} drop; }}\n}}\n"
-        )
-        host.shell("nft -f -", stdin=rules)
+        matches = [f"tcp {side} {{ {ports} }}" for side in ("sport", "dport")] if ports else [""]
+        rules = f"table inet {CUT} {{\n"
+        for chain in chains:
+            rules += f"chain {chain} {{ type filter hook {chain} priority -10;\n"
+            where = f"ip {'saddr' if chain == 'input' else 'daddr'} {{ {addresses} }}"
+            rules += "".join(f"{where} {match} drop\n" for match in matches) + "}\n"
+        host.shell("nft -f -", stdin=rules + "}\n")
 
     def heal(self, seconds: float = 240) -> None:
         """Start what is stopped, remove every cut and wait until all members follow."""
