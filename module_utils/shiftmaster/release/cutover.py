@@ -439,6 +439,8 @@ class Cutover:
             self.state.end()
             return False
         systemctl("start", unit("web", self._t("from_slot")))
+        # Requests may have begun to wait while it was live (shiftmaster-hold).
+        self.layout.lead_to_application(self._t("from_slot"))
         if self.layout.active_slot() != self._t("from_slot"):
             self.layout.activate(self._t("from_slot"))
             self._drain(self._t("to_slot"))
