@@ -216,7 +216,7 @@ def parse(text: str) -> dict:
 
 def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
     """Query everything in one connection; returns ({name: rows}, errors). Raises ProbeError where there is no server."""
-    limits = " -c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on"
+    limits = " -c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on -c jit=off"
     environment = {
         "PGOPTIONS": SAFE_SEARCH_PATH + limits,
         "PGAPPNAME": "shiftmaster-diagnose",

@@ -625,7 +625,7 @@ def _postgres_row(target: PostgresTarget, timeout: float):
         "PGPASSWORD": target.password, "PGSSLMODE": target.sslmode, "PGSSLROOTCERT": target.sslrootcert,
         "PGAPPNAME": _USER_AGENT, "PGCONNECT_TIMEOUT": str(connect), "PGPASSFILE": "/dev/null",
         "PGTARGETSESSIONATTRS": "read-write" if several else None,
-        "PGOPTIONS": "%s -c statement_timeout=%d" % (SAFE_SEARCH_PATH, timeout * 1000),
+        "PGOPTIONS": "%s -c jit=off -c statement_timeout=%d" % (SAFE_SEARCH_PATH, timeout * 1000),
     }  # fmt: skip
     argv = ["psql", "--no-psqlrc", "--no-password", "--no-align", "--tuples-only", "--field-separator=\t"]
     if target.run_as:

@@ -575,7 +575,9 @@ def test_the_exit_code_depends_on_the_requested_level(operations, fail_on, code)
     forget_the_requests(operations)
     with broken(operations, "head -c 37500000 /dev/zero > /mnt/small/data", "rm /mnt/small/data"):
         seen = diagnose(operations, diagnose_fail_on=fail_on)
-    assert (seen.names, seen.code) == (["DiskNearlyFull"], code), seen.output[-4000:]
+    # Tasks of an earlier test that were cut off are sent again after six minutes.
+    names = [name for name in seen.names if name != "QueueBehindLongTasks"]
+    assert (names, seen.code) == (["DiskNearlyFull"], code), seen.output[-4000:]
 
 
 def test_an_unreachable_host_is_a_finding(operations):
