@@ -98,6 +98,12 @@ SENTENCES = (
     (r"A deploy applies them: ", "デプロイで適用されます: "),
     (r"There is no complete pre-migration dump from the time when (\S+) was live; there are: (.+)\. -e dump=<file> names one\.",
      r"\1 の稼働中に取得した完全なマイグレーション前のダンプがありません。あるもの: \2。指定する場合: -e dump=<ファイル>"),
+    (r"The latest complete pre-migration dump is on (\S+): (\S+)\. ", r"最新の完全なマイグレーション前のダンプは \1 にあります: \2。"),
+    (r"Use it by --limit without the application hosts before (\S+), or name the one of (\S+) by -e dump=(\S+)",
+     r"\1 より前のアプリケーションホストを --limit で除いて使うか、\2 のものを -e dump=\3 で指定してください"),
+    (r"--limit leaves out (\S+), which responds and runs the tasks of shiftmaster_scheduled_tasks\. The schema was not changed\. "
+     r"Leave it in the run\.",
+     r"--limit で除かれた \1 が応答しており、shiftmaster_scheduled_tasks のタスクを実行しています。スキーマは変更されていません。実行に含めてください。"),
     (r"There is no pre-migration dump (\S+) that is complete; there are: ",
      r"完全なマイグレーション前のダンプ \1 がありません。あるもの: "),
     (r"release (\S+) is marked bad: ", r"リリース \1 は不良と記録されています: "),

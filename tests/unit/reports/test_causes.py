@@ -15,7 +15,7 @@ RELEASE_JA = "バージョン 2.1.0(リリース 20260101T000000Z-abc)"
 CUTOVER, PREFLIGHT = "module_utils/shiftmaster/release/cutover.py", "roles/preflight/tasks/main.yml"
 HOST = "library/release/shiftmaster_preflight.py"
 VARIABLES, ABORT = "plugins/action/shiftmaster_variables.py", "roles/release/tasks/abort.yml"
-LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/acquire.yml"
+LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/acquire_host.yml"
 NGINX, RESTORE = "roles/nginx/vars/main.yml", "roles/restore/tasks/main.yml"
 PLAN, TARGET = "module_utils/shiftmaster/backup/restore.py", "module_utils/shiftmaster/backup/target.py"
 ANSIBLE = Path(ansible.__file__).parent
@@ -314,6 +314,15 @@ CASES = [
     (ROLLBACK, "There is no complete pre-migration dump from the time when ",
      "There is no complete pre-migration dump from the time when r1 was live; there are: none. -e dump=<file> names one.",
      "r1 の稼働中に取得した完全なマイグレーション前のダンプがありません。あるもの: none。指定する場合: -e dump=<ファイル>"),
+    (ROLLBACK, "The latest complete pre-migration dump is on ",
+     "The latest complete pre-migration dump is on app2: /b/x.dump. Nothing was changed. Use it by --limit without the application hosts "
+     "before app2, or name the one of app1 by -e dump=/b/y.dump",
+     "最新の完全なマイグレーション前のダンプは app2 にあります: /b/x.dump。何も変更していません。 app2 より前のアプリケーションホストを --limit で除いて使うか、"
+     "app1 のものを -e dump=/b/y.dump で指定してください"),
+    ("roles/release/tasks/maintenance.yml", "which responds and runs the tasks of shiftmaster_scheduled_tasks. ",
+     "--limit leaves out app1, which responds and runs the tasks of shiftmaster_scheduled_tasks. The schema was not changed. "
+     "Leave it in the run.",
+     "--limit で除かれた app1 が応答しており、shiftmaster_scheduled_tasks のタスクを実行しています。スキーマは変更されていません。実行に含めてください。"),
     (ROLLBACK, "There is no pre-migration dump ", "There is no pre-migration dump x that is complete; there are: none.",
      "完全なマイグレーション前のダンプ x がありません。あるもの: none."),
     (RELEASE_MODULE, "release %s is marked bad: %s", "release r1 is marked bad: x", "リリース r1 は不良と記録されています: x"),
