@@ -51,7 +51,7 @@ def test_a_running_operation_is_named(tmp_path, expires, options, words, code, o
     done, holder = run(tmp_path, expires, options, words=words)
     assert done.returncode == code, done.stdout + done.stderr
     assert ("nurse@elsewhere holds the lock" in done.stdout) == (code == 2 or "take_over" in str(options))
-    assert ("shiftmaster_lock_take_over=r1" in "\n".join(done.stdout.splitlines()[-15:])) == (code == 2)
+    assert ("shiftmaster_lock_take_over=r1" in "\n".join(done.stdout.splitlines()[-25:])) == (code == 2)
     assert holder.get("run_id") == owner
 
 

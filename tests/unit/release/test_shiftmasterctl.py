@@ -145,11 +145,15 @@ def test_a_boot_starts_no_background_work_while_it_is_held(program, monkeypatch,
     monkeypatch.setattr(program.Layout, "active_slot", lambda self: "blue")
     layout, options = program.Layout(str(tmp_path)), {"celery_application": "app", "beat": True}
     (tmp_path / "shared/state").mkdir(parents=True)
+    (tmp_path / "slots/blue").mkdir(parents=True)
+    # Requests waited when the host went down.
+    (tmp_path / "slots/blue/socket").symlink_to("/run/shiftmaster-hold/socket")
     web, worker, beat = (f"shiftmaster-{kind}@blue.service" for kind in ("web", "worker", "beat"))
     program.unit_start(layout, options)
     (tmp_path / "shared/state/background-held").touch()
     program.unit_start(layout, options)
     assert started == [("start", web, worker, beat), ("start", web)]
+    assert str((tmp_path / "slots/blue/socket").readlink()) == "/run/shiftmaster-web-blue/web.sock"
     with pytest.raises(program.StateError, match="has changed the schema"):
         program.restart(layout, options)
 
