@@ -131,7 +131,7 @@ def parse_clients(text: str) -> dict:
 def connections(address: str, port: int, count: int = 20, seconds: float = 0.9) -> dict:
     """Return of how many connections the first packets got lost: they are sent again after 1 s.
 
-    Where nobody listens on the port, that it is refused comes back as fast, and no service hears of it.
+    A port without a listener refuses as fast as one with a listener accepts, and no service is disturbed.
     """
     with contextlib.ExitStack() as stack:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET

@@ -131,7 +131,7 @@ def _alone(page: str, errors: list, ordered: list) -> bool:
 
 
 def of_one_address(requests) -> bool:
-    """Return whether all requests come from one address, such as a proxy's: users cannot be told apart by it."""
+    """Return whether all requests come from one address, such as a proxy's, which identifies no user."""
     return len({one.client for one in requests}) < 2
 
 

@@ -51,7 +51,7 @@ def test_one_host_at_a_time_acknowledges(members, capsys, name):
 
 
 def test_a_former_primary_that_diverged_rejoins(members):
-    """It wrote what nobody received: that is rewound."""
+    """It wrote rows that no standby received: pg_rewind removes them."""
     primary = members.primary()
     members.sql("CREATE TABLE IF NOT EXISTS public.diverged (n int)", database="shiftmaster")
     members.cut(primary, *members.standbys())
