@@ -110,7 +110,7 @@ facts:
   description: What was seen, by check.
   returned: always
   type: dict
-  sample: {system: debian 13, python: 3.13.5, init: systemd, clock_difference_seconds: 0.4}
+  sample: {system: debian 13, python: 3.13.5, init: systemd, time: 1780000000.4}
 """
 
 import fcntl
@@ -136,7 +136,7 @@ PACKAGE_LOCKS = [
     for path in ("lib/dpkg/lock-frontend", "lib/dpkg/lock", "lib/apt/lists/lock", "cache/apt/archives/lock")
 ]
 OLDEST_PYTHON = "3.9"
-# Between the host's clock and the controller's; the time that the connection takes is in it.
+# Between the host's clock and the controller's.
 CLOCK_SECONDS = 30
 # What a host knows of the one that it moves to or from (role move).
 MOVE_FACT = "/etc/ansible/facts.d/shiftmaster_move.fact"
@@ -352,13 +352,12 @@ def check_ports(report, wanted):
 
 
 def check_clock(report, controller_time, at):
-    difference = at - controller_time
-    report.facts["clock_difference_seconds"] = round(difference, 1)
-    if abs(difference) > CLOCK_SECONDS:
+    """A clock that is later than the controller's is found by the controller: here the connection's time is in it."""
+    report.facts["time"] = round(at, 1)
+    if controller_time - at > CLOCK_SECONDS:
         report.problem(
             "clock",
-            "the host's clock is %d s %s than the controller's"
-            % (abs(difference), "later" if difference > 0 else "earlier"),
+            "the host's clock is %d s earlier than the controller's" % (controller_time - at),
             "set both by NTP (timedatectl, chronyc makestep); certificates and tokens depend on it",
         )
 

@@ -12,7 +12,9 @@ import sys
 import time
 
 import pytest
+import rendered
 import shiftmaster_preflight as preflight
+import yaml
 
 Disk = collections.namedtuple("Disk", "f_bavail f_frsize f_favail f_files")
 ROCKY = 'NAME="Rocky Linux"\nID="rocky"\nVERSION_ID="9.4"\nPRETTY_NAME="Rocky Linux 9.4"\n'
@@ -140,10 +142,32 @@ def test_a_port_with_an_unknown_owner_is_a_note(report, listener, monkeypatch):
 # ---------------------------------------------------------------------------------------------- clock, names, packages
 
 
-@pytest.mark.parametrize("difference, words", [(10, None), (-10, None), (40, "40 s later"), (-40, "40 s earlier")])
+@pytest.mark.parametrize("difference, words", [(10, None), (-10, None), (-40, "40 s earlier"), (40, None)])
 def test_the_clock(report, difference, words):
     preflight.check_clock(report, 1000.0, 1000.0 + difference)
     assert (words in problems(report)[0]) if words else problems(report) == []
+    assert report.facts["time"] == 1000.0 + difference
+
+
+@pytest.mark.parametrize("difference, late", [(-100, False), (10, False), (45, True)])
+def test_a_late_clock_is_found_by_the_controller(difference, late):
+    """However long the connection took before: the host answers before the controller compares."""
+    tasks = yaml.safe_load((rendered.ROOT / "roles/preflight/tasks/main.yml").read_text(encoding="utf-8"))
+    task = next(one for one in tasks if "__preflight_problems" in one.get("ansible.builtin.set_fact", {}))
+    given = rendered.trusted({**task["vars"], "found": task["ansible.builtin.set_fact"]["__preflight_problems"]})
+    known = {
+        "preflight_source": {"changed": False, "skipped": True},
+        "preflight_wheelhouse": {"changed": False, "skipped": True},
+        "preflight_variables": {"problems": []},
+        "preflight_found": {"problems": [], "facts": {"time": time.time() + difference, "system": "debian 13"}},
+        "preflight_version_named": True,
+        "group_names": [],
+        "groups": {},
+        "hostvars": {},
+        "ansible_play_hosts_all": [],
+    }
+    found = rendered.templar("preflight", **given, **known).template(rendered.trusted("{{ found }}"))
+    assert [problem[:32] for problem in found] == ["host1: the host's clock is 44 s l"[:32]] * late
 
 
 @pytest.fixture
@@ -228,7 +252,7 @@ def test_all_problems_are_reported_at_once_with_hints(tmp_path, monkeypatch):
     result = preflight.run(
         defaults(
             systems=["plan 9"],
-            controller_time=time.time() - 500,
+            controller_time=time.time() + 500,
             disk=[{"path": str(tmp_path), "minimum_mb": 10**12, "minimum_inodes": 0}],
         )
     )
