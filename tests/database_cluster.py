@@ -124,9 +124,10 @@ class Members:
             and any(state.get("sync_standby") for state in followers)
         )
 
-    def sql(self, text: str, host=None, database: str = "postgres") -> str:
+    def sql(self, text: str, host=None, database: str = "postgres", timeout: int = 120) -> str:
         host = host or self.primary()
-        return host.shell(f"runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -d {database}", stdin=text)
+        command = f"runuser -u postgres -- psql -XAtq -v ON_ERROR_STOP=1 -d {database}"
+        return host.shell(command, stdin=text, timeout=timeout)
 
     def etcd_leader(self):
         """The host whose etcd is the leader."""

@@ -6,13 +6,22 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from statistics import median
 
 import pytest
 import support
 from database_cluster import CTL, ETCD, Writer
 from support import BROWSER, ROOT, Operations, Vault, docker, load, wait_for
 
+# `make bench` has 50.
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
+
+
+@pytest.fixture(scope="module")
+def gaps() -> list:
+    """Seconds without writes, of each round."""
+    return []
 
 
 def report(capsys, text: str) -> None:
@@ -82,16 +91,18 @@ def test_the_synchronous_standby_is_lost(members, capsys):
     outcome(capsys, "synchronous standby lost", writer)
 
 
-# ROUNDS=50 for a measurement.
-@pytest.mark.parametrize("attempt", range(1, 1 + int(os.environ.get("ROUNDS", "3"))))
-def test_the_host_of_the_primary_is_lost(members, capsys, attempt):
+@pytest.mark.parametrize("attempt", range(1, 1 + ROUNDS))
+def test_the_host_of_the_primary_is_lost(members, capsys, gaps, attempt):
     primary = members.primary()
     wait_for(lambda: members.etcd_leader() not in (None, primary), 90, "the leader of etcd elsewhere")
     writer = Writer(members, members.standbys()[0], f"host{attempt}", 50)
     time.sleep(5)
     docker("kill", primary.host)
-    outcome(capsys, f"host of the primary lost ({attempt})", writer)
+    result = outcome(capsys, f"host of the primary lost ({attempt})", writer)
     assert members.primary() is not primary
+    gaps.append(result["gap"])
+    if attempt == ROUNDS:
+        report(capsys, f"{len(gaps)} of {ROUNDS} rounds: {min(gaps):.1f}, {median(gaps):.1f}, {max(gaps):.1f} s")
 
 
 def test_the_primary_is_cut_off(members, capsys):
