@@ -1,8 +1,10 @@
+import shutil
 from pathlib import Path
 
 import pytest
+import support
 from database_cluster import Members
-from support import Operations
+from support import ROOT, Operations
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
@@ -23,3 +25,13 @@ def members(prepared):
     prepared.heal()
     yield prepared
     prepared.heal()
+
+
+@pytest.fixture
+def by_ssh(members):
+    """The first host, whose playbooks reach all hosts by ssh."""
+    directory = ROOT / ".cache/ha/inventory"
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copy(INVENTORY / "hosts.yml", directory)
+    support.by_ssh(directory, members.hosts)
+    return Operations(directory, members.hosts[0].host)

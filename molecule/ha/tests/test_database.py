@@ -2,20 +2,16 @@
 
 import json
 import os
-import shutil
 import subprocess
 import time
-from pathlib import Path
 from statistics import median
 
 import pytest
-import support
 from database_cluster import CTL, ETCD, Writer
-from support import BROWSER, ROOT, Operations, Vault, docker, load, wait_for
+from support import BROWSER, Vault, docker, load, wait_for
 
 # `make bench` has 50.
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
-INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
 
 @pytest.fixture(scope="module")
@@ -230,16 +226,6 @@ def test_the_password_of_the_standbys_is_changed(members, capsys):
     standby.shell("systemctl restart patroni@17-main")
     wait_for(members.complete, 240, "a primary that two standbys follow")
     assert first.run("deploy.yml", "--tags", "database", timeout=1200).code == 0
-
-
-@pytest.fixture
-def by_ssh(members):
-    """The first host, whose playbooks reach all hosts by ssh."""
-    directory = ROOT / ".cache/ha/inventory"
-    directory.mkdir(parents=True, exist_ok=True)
-    shutil.copy(INVENTORY / "hosts.yml", directory)
-    support.by_ssh(directory, members.hosts)
-    return Operations(directory, members.hosts[0].host)
 
 
 def test_a_version_is_deployed_while_a_host_is_lost(members, by_ssh):

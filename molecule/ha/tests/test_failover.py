@@ -1,0 +1,80 @@
+"""The primary is lost while a run is at work: one version is live, the next run completes it, no row is lost."""
+
+from __future__ import annotations
+
+import ansible.module_utils
+from database_cluster import Writer
+from support import POINTS, ROOT, SCENARIO_HOME, wait_for
+
+ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
+
+from ansible.module_utils.shiftmaster.host import points  # noqa: E402 - found where the line above leads.
+
+LOG = SCENARIO_HOME / "failover.log"
+# Of a deploy that changes the schema; a run reaches the two others where it goes back, or has a release to remove.
+OF_A_DEPLOY = [point for point in points.POINTS if point not in ("revert", "prune")]
+# A run ends at a point where the loss of the primary ends it, and the next one goes on with those after it.
+RUNS = 8
+
+
+def lose_primary(members) -> None:
+    """Cut the database of the primary off until another member is the primary; its application goes on."""
+    primary = members.primary()
+    others = [host for host in members.hosts if host is not primary]
+    members.cut(primary, *others, ports="2379, 2380, 5432, 8008")
+    wait_for(lambda: members.primaries(*others), 90, "another primary")
+    members.heal()
+
+
+def reached(host) -> str:
+    """The point at which a run waits, or nothing."""
+    names = host.shell(f"ls {POINTS} 2>/dev/null", check=False).split()
+    return next((name.removesuffix(".reached") for name in names if name.endswith(".reached")), "")
+
+
+def live(members) -> set:
+    return {host.live_version(90) for host in members.hosts}
+
+
+def test_the_primary_is_lost_at_each_point_of_a_deploy(members, by_ssh, capsys):
+    first, left, ended = members.hosts[0], list(OF_A_DEPLOY), []
+    before = live(members)
+    assert len(before) == 1 and before != {"2.1.1"}
+    writer = Writer(members, first, "points", 7200)
+    try:
+        while left and len(ended) < RUNS:
+            for point in left:
+                first.hold(point)
+            process = by_ssh.start("deploy.yml", LOG, "--tags", "release", shiftmaster_version="2.1.1")
+            here = []
+            while process.poll() is None:
+                point = wait_for(lambda run=process: reached(first) or run.poll() is not None, 900)
+                if point is not True:
+                    here.append(point)
+                    left.remove(point)
+                    lose_primary(members)
+                    first.shell(f"rm -f {POINTS}/{point} {POINTS}/{point}.reached")
+            code = process.wait(900)
+            first.release_hold()
+            versions = live(members)
+            ended.append((code, here, versions))
+            with capsys.disabled():
+                print(f"\n  {', '.join(here)}: {code}, {versions}")
+            assert here, LOG.read_text()[-6000:]
+            # One version, on all hosts; the new one where the run has ended well.
+            assert versions == ({"2.1.1"} if code == 0 else before), LOG.read_text()[-6000:]
+    finally:
+        first.release_hold()
+        writer.end()
+    result = writer.result()
+    lost = writer.lost(result)
+    with capsys.disabled():
+        print(f"\n  {len(OF_A_DEPLOY) - len(left)} points, {len(lost)} of {len(result['acknowledged'])} lost")
+    assert lost == [] and left == []
+    run = by_ssh.deploy("2.1.1")
+    assert run.code == 0, run.output[-6000:]
+    again = by_ssh.deploy("2.1.1")
+    assert (again.code, again.changed) == (0, 0), again.output[-4000:]
+    assert live(members) == {"2.1.1"}
+    indexes = members.sql("SELECT count(*) FROM pg_index WHERE NOT indisvalid", database="shiftmaster")
+    assert indexes.strip() == "0"
