@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import support
 from database_cluster import Members
-from support import ROOT, Operations
+from support import ROOT, Operations, Vault
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
@@ -14,6 +14,9 @@ def prepared():
     """Three hosts that do everything."""
     hosts = [Operations(INVENTORY, f"ha-{name}") for name in "abc"]
     found = Members(hosts, [f"172.30.81.{number}" for number in (11, 12, 13)])
+    vault = Vault(hosts[0])
+    for host in hosts:
+        host.vault = vault
     found.heal()
     found.prepare()
     return found
@@ -34,4 +37,6 @@ def by_ssh(members):
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copy(INVENTORY / "hosts.yml", directory)
     support.by_ssh(directory, members.hosts)
-    return Operations(directory, members.hosts[0].host)
+    found = Operations(directory, members.hosts[0].host)
+    found.vault = members.hosts[0].vault
+    return found

@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 from database_cluster import CTL, ETCD, Writer
-from support import BROWSER, Vault, docker, load, wait_for
+from support import BROWSER, docker, load, wait_for
 
 # `make bench` has 50.
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
@@ -287,10 +287,7 @@ def test_every_secret_is_rotated(members, capsys):
         return [host.shell(f"openssl s_client {service} {shown}") for host in members.hosts for service in services]
 
     old, before = serials(), time.strftime("%Y%m%d%H%M%SZ", time.gmtime())
-    vault = Vault(first)
-    for host in members.hosts:
-        host.vault = vault
-    vault.renew()
+    first.vault.renew()
     time.sleep(1)
     settings = {"certificates_before": before, "shiftmaster_watch_seconds": 3, "timeout": 2400}
     writer = Writer(members, first, "rotation", 2400)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import ansible.module_utils
 from database_cluster import Writer
 from support import POINTS, ROOT, SCENARIO_HOME, wait_for
@@ -78,3 +80,29 @@ def test_the_primary_is_lost_at_each_point_of_a_deploy(members, by_ssh, capsys):
     assert live(members) == {"2.1.1"}
     indexes = members.sql("SELECT count(*) FROM pg_index WHERE NOT indisvalid", database="shiftmaster")
     assert indexes.strip() == "0"
+
+
+def test_the_primary_is_lost_while_secrets_are_rotated(members, capsys):
+    """Three times; the next run completes what the first one has not, and the application has the new secrets."""
+    first = members.hosts[0]
+    first.vault.renew()
+    settings = {"shiftmaster_watch_seconds": 3}
+    writer = Writer(members, first, "rotated", 3600)
+    process = first.start("playbooks/rotate.yml", LOG, **settings)
+    for _loss in range(3):
+        time.sleep(60)
+        if process.poll() is None:
+            lose_primary(members)
+    code = process.wait(1800)
+    versions = live(members)
+    writer.end()
+    result = writer.result()
+    lost = writer.lost(result)
+    with capsys.disabled():
+        print(f"\n  rotation: {code}, {versions}, {len(lost)} of {len(result['acknowledged'])} lost")
+    assert lost == [] and len(versions) == 1, LOG.read_text()[-6000:]
+    run = first.run("playbooks/rotate.yml", timeout=2400, **settings)
+    assert run.code == 0, run.output[-6000:]
+    again = first.run("playbooks/rotate.yml", timeout=2400, **settings)
+    assert (again.code, again.changed) == (0, 0), again.output[-4000:]
+    assert live(members) == versions

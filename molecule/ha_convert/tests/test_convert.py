@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from database_cluster import CTL, Writer
-from support import Operations, docker, wait_for
+from support import POINTS, SCENARIO_HOME, Operations, docker, wait_for
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
+LOG = SCENARIO_HOME / "convert.log"
 DATABASE = ("--tags", "base,firewall,tls,etcd,database")
 
 
@@ -76,6 +77,28 @@ def test_the_first_member_is_rebuilt_by_pg_rewind_when_it_was_lost(members):
     wait_for(lambda: members.primaries(*members.hosts[1:]), 120, "another primary")
     members.heal()
     assert members.primary() is not first
+
+
+def test_a_failover_during_a_backup(members):
+    """Before, in and after the copy of the database; the next backup is complete, whatever has become of this one."""
+    first, server = members.hosts[0], Operations(INVENTORY, "ha-convert-backup")
+    points = ("backup_database", "backup_marked", "backup_verification")
+    for point in points:
+        server.hold(point)
+    process = first.start("playbooks/backup.yml", LOG, only="database")
+    try:
+        for point in points:
+            server.wait_at(point, process, LOG)
+            primary = members.primary()
+            primary.shell(f"{CTL} switchover --force --leader {primary.host}")
+            wait_for(members.complete, 240, "a primary that two standbys follow")
+            server.shell(f"rm -f {POINTS}/{point} {POINTS}/{point}.reached")
+    finally:
+        server.release_hold()
+    code = process.wait(1800)
+    assert code in (0, 2), LOG.read_text()[-4000:]
+    run = first.run("playbooks/backup.yml", only="database", timeout=1800)
+    assert run.code == 0, run.output[-4000:]
 
 
 @pytest.fixture(scope="session")
