@@ -49,7 +49,7 @@ options:
       - V(compared) compares rows and sequences with those of before, and collects the first statistics.
       - V(live) makes the new cluster the live one. The application may start after that.
       - V(analyzed) collects complete statistics.
-      - V(complete) notes that statistics and a backup are there, so that a further run has nothing to do.
+      - V(complete) notes that a backup is there (and statistics), so that a further run has nothing to do.
       - V(returned) copies the rows into the old cluster and makes that the live one. The application must be stopped.
       - V(committed) removes the old cluster.
     type: str
@@ -94,6 +94,8 @@ CHECKS = ("release", "user", "port_variable")
 PREPARED, UPGRADING, UPGRADED, LIVE, RETURNING = "prepared", "upgrading", "upgraded", "live", "returning"
 # Live, with complete statistics and a backup.
 COMPLETE = "complete"
+# The old one is live again, without a backup of since then.
+RETURNED = "returned"
 
 PLAN_SQL = """
 SELECT json_build_object(
@@ -170,7 +172,7 @@ class Upgrade:
 
     def plan(self):
         found = {"problems": [], "size_bytes": 0, "method": ""}
-        if not self.needed or self.state:
+        if not self.needed or self.state.get("phase", RETURNED) != RETURNED:
             return found
         problems, old = found["problems"], self.old
         if old.version > self.new.version:
@@ -243,9 +245,16 @@ class Upgrade:
         if not running(self.old):
             self.old.start()
         self.drop(self.new)
+        changed, self.state = self.state["phase"] != RETURNED, {**self.state, "before": {}}
+        if self.state["phase"] in (RETURNING, RETURNED):
+            self.note(RETURNED)
+        else:
+            self.forget()
+        return changed
+
+    def forget(self):
         os.unlink(STATE)
         self.state = {}
-        return True
 
     def end_pg_upgrade(self):
         """It goes on where the module was killed. Its servers are stopped by their files, as others are."""
@@ -439,9 +448,12 @@ class Upgrade:
             self.old.query("REVOKE %s FROM %s" % (grant, quoted(owner)))
 
     def complete(self):
-        if not self.state or self.state["phase"] != LIVE:
-            raise Failed("state live comes first")
-        self.note(COMPLETE)
+        if not self.state or self.state["phase"] not in (LIVE, RETURNED):
+            raise Failed("state live or returned comes first")
+        if self.state["phase"] == RETURNED:
+            self.forget()
+        else:
+            self.note(COMPLETE)
 
     def commit(self):
         if not self.state:
@@ -449,8 +461,7 @@ class Upgrade:
         if not self.new.automatic or self.old.automatic:
             raise Failed("the new cluster is not the live one")
         self.drop(self.old)
-        os.unlink(STATE)
-        self.state = {}
+        self.forget()
         return True
 
 

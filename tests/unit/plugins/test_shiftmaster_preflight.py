@@ -6,6 +6,7 @@ import collections
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -160,6 +161,7 @@ def test_a_late_clock_is_found_by_the_controller(difference, late):
         "preflight_wheelhouse": {"changed": False, "skipped": True},
         "preflight_variables": {"problems": []},
         "preflight_found": {"problems": [], "facts": {"time": time.time() + difference, "system": "debian 13"}},
+        "__preflight_responded": time.time(),
         "preflight_version_named": True,
         "group_names": [],
         "groups": {},
@@ -167,7 +169,8 @@ def test_a_late_clock_is_found_by_the_controller(difference, late):
         "ansible_play_hosts_all": [],
     }
     found = rendered.templar("preflight", **given, **known).template(rendered.trusted("{{ found }}"))
-    assert [problem[:32] for problem in found] == ["host1: the host's clock is 44 s l"[:32]] * late
+    assert len(found) == late
+    assert all(re.match("host1: the host's clock is 4[45] s later", problem) for problem in found)
 
 
 @pytest.fixture

@@ -126,7 +126,12 @@ def test_every_row_comes_over_and_back(host):
     begin().go_back()
     one = live(host)
     assert (one.version, one.rows) == (OLD, 105)
+    # A run that ends before its backup is repeated.
+    assert begin().read()["phase"] == upgrade.RETURNED and begin().settle() is False
+    begin().complete()
     assert begin().read() == {}
+    move(host)
+    assert live(host).version == NEW
 
 
 @pytest.mark.parametrize("point", points.UPGRADE_POINTS)
