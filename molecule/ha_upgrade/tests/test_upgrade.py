@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from database_cluster import Members
-from support import Operations, PageTime, wait_for
+from support import SCENARIO_HOME, Operations, PageTime, kill_run, wait_for
 
 SCENARIO = Path(__file__).resolve().parents[1]
 ROWS = "SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) FROM public.roster_assignment AS t"
+LOG = SCENARIO_HOME / "ha_upgrade.log"
 DATABASE = ("--tags", "base,tls,etcd,database")
 
 
@@ -65,6 +66,23 @@ def test_each_application_host_has_to_be_part_of_the_run(members, single):
     run = upgrade(single, "--limit", "ha-upgrade-a:ha-upgrade-backup", confirm=single.host)
     assert run.code == 2 and run.prints("Nothing was changed", "ha-upgrade-b"), run.output[-3000:]
     assert major(members, single) == 15
+
+
+def test_a_killed_upgrade_is_reverted_on_each_host(members, single):
+    """The next run starts the application on all hosts, although it fails itself: a rehearsal without a database."""
+    before = members.sql(ROWS, single, "shiftmaster")
+    single.hold("postgresql_stopped")
+    process = single.start("playbooks/upgrade_postgresql.yml", LOG, major=17, confirm=single.host)
+    try:
+        single.wait_at("postgresql_stopped", process, LOG)
+        assert single.page()
+    finally:
+        kill_run(single, process)
+        single.release_hold()
+    run = upgrade(single, confirm=single.host, database_upgrade_port_variable="DB_HOST")
+    assert run.code == 2, run.output[-4000:]
+    assert (major(members, single), single.page(), members.sql(ROWS, single, "shiftmaster")) == (15, False, before)
+    assert [host.live_version(60) for host in members.hosts[:2]] == ["2.0.0"] * 2
 
 
 def test_the_one_host_is_upgraded(members, single, capsys):
