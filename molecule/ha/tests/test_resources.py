@@ -89,7 +89,8 @@ def outcome(capsys, what: str, members, writer, heal: str = "") -> dict:
 def test_the_disk_of_the_wal_is_full(members, capsys, role):
     """The primary gives up its role; the place of a synchronous standby is taken by the other one."""
     host, other = members.standbys()
-    with own_disk(host, WAL, PATRONI_UNIT, 40):
+    # What the standbys may still need is kept there (wal_keep_size), and grows for a while.
+    with own_disk(host, WAL, PATRONI_UNIT, 1500):
         wait_for(members.complete, 240, "a primary that two standbys follow")
         if role == "primary":
             lead(members, host)
