@@ -99,11 +99,10 @@ def test_the_disk_of_the_wal_is_full(members, capsys, role):
         writer = Writer(members, other, f"wal-{role.split()[0]}", 90)
         time.sleep(3)
         fill(host, WAL)
-        # Segments for which the full disk has no room; the sessions fail with their server.
+        # More segments than those that are used again; the session fails with its server.
         segment = "SELECT pg_logical_emit_message(false, 'fill', repeat('x', 4000000)); SELECT pg_switch_wal();"
         with contextlib.suppress(AssertionError, ValueError, subprocess.TimeoutExpired):
-            for _number in range(30):
-                members.sql(segment, timeout=20)
+            members.sql(150 * segment, timeout=60)
         result = outcome(capsys, f"no space for the WAL of the {role}", members, writer, f"rm -f {WAL}/filler")
         assert (result["primary"] is host) is False
         assert result["gap"] <= 30
