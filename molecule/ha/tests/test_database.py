@@ -259,7 +259,9 @@ def test_hosts_are_patched_and_rebooted_one_after_the_other(members, capsys):
     try:
         stays.manage("seed_demo")
         writer = Writer(members, stays, "patch", 1500)
-        with load(stays, "--clients", "4", "--think-seconds", "0.5", BROWSER, seconds=1500) as traffic:
+        # Requests wait for 40 s at most, which no user takes for an error; on a busy machine they do.
+        waits = ("--timeout", "45")
+        with load(stays, "--clients", "4", "--think-seconds", "0.5", *waits, BROWSER, seconds=1500) as traffic:
             run = members.hosts[0].run(
                 "playbooks/patch.yml", "--limit", ",".join(host.host for host in others), timeout=1800, reboot="always"
             )

@@ -53,21 +53,23 @@ def fill(host, directory: str) -> None:
     host.shell(f"dd if=/dev/zero of={directory}/filler bs=1M 2>/dev/null; df {directory}", check=False)
 
 
-def lead(members, host) -> None:
-    """Make the host the primary."""
-    if members.primary() is not host:
-        host.shell(f"{CTL} switchover --force --leader {members.primary().host} --candidate {host.host}")
-        wait_for(members.complete, 240, "a primary that two standbys follow")
-    assert members.primary() is host
-
-
-def confirm(members, host, other) -> None:
+def confirm(members, host) -> None:
     """Make the host the synchronous standby: Patroni keeps the one that it has as long as that follows."""
     if not members.state(host).get("sync_standby"):
+        other = next(one for one in members.standbys() if one is not host)
         other.shell(f"systemctl stop {PATRONI_UNIT}")
         wait_for(lambda: members.state(host).get("sync_standby"), 60, "the host as the synchronous standby")
         other.shell(f"systemctl start {PATRONI_UNIT}")
         wait_for(members.complete, 240, "a primary that two standbys follow")
+
+
+def lead(members, host) -> None:
+    """Make the host the primary, which only a synchronous standby can become."""
+    if members.primary() is not host:
+        confirm(members, host)
+        host.shell(f"{CTL} switchover --force --leader {members.primary().host} --candidate {host.host}")
+        wait_for(members.complete, 240, "a primary that two standbys follow")
+    assert members.primary() is host
 
 
 def outcome(capsys, what: str, members, writer, heal: str = "") -> dict:
@@ -95,7 +97,7 @@ def test_the_disk_of_the_wal_is_full(members, capsys, role):
         if role == "primary":
             lead(members, host)
         else:
-            confirm(members, host, other)
+            confirm(members, host)
         writer = Writer(members, other, f"wal-{role.split()[0]}", 90)
         time.sleep(3)
         fill(host, WAL)
