@@ -52,7 +52,6 @@ options:
     suboptions:
       name: {description: The setting that names it., type: str, required: true}
       calendar: {description: The time., type: str, required: true}
-  controller_time: {description: "The controller's time in seconds since 1970, taken just before.", type: float}
   interpreter:
     description: An interpreter of the host for which wheels are chosen; RV(facts) then contains in C(interpreter) what
       they are chosen by. Empty for none.
@@ -97,7 +96,6 @@ EXAMPLES = r"""
     ports:
       - {port: 443, expected: [nginx]}
       - {port: 5432, expected: [postgres]}
-    controller_time: "{{ now().timestamp() }}"
     packages: true
   register: preflight
 """
@@ -136,8 +134,6 @@ PACKAGE_LOCKS = [
     for path in ("lib/dpkg/lock-frontend", "lib/dpkg/lock", "lib/apt/lists/lock", "cache/apt/archives/lock")
 ]
 OLDEST_PYTHON = "3.9"
-# Between the host's clock and the controller's.
-CLOCK_SECONDS = 30
 # What a host knows of the one that it moves to or from (role move).
 MOVE_FACT = "/etc/ansible/facts.d/shiftmaster_move.fact"
 # Which servers start at boot; units that lead connections of localhost to a host of their own are role move's.
@@ -351,17 +347,6 @@ def check_ports(report, wanted):
 # ----------------------------------------------------------------------------------------------- clock, names, packages
 
 
-def check_clock(report, controller_time, at):
-    """A clock that is later than the controller's is found by the controller: here the connection's time is in it."""
-    report.facts["time"] = round(at, 1)
-    if controller_time - at > CLOCK_SECONDS:
-        report.problem(
-            "clock",
-            "the host's clock is %d s earlier than the controller's" % (controller_time - at),
-            "set both by NTP (timedatectl, chronyc makestep); certificates and tokens depend on it",
-        )
-
-
 def check_calendars(report, calendars):
     for entry in calendars:
         command = ["systemd-analyze", "calendar", entry["calendar"]]
@@ -464,8 +449,8 @@ def data_here():
 def run(params):
     """Return the module's result."""
     report = Report()
-    if params["controller_time"] is not None:
-        check_clock(report, params["controller_time"], time.time())
+    # The controller compares it with its own of before and after.
+    report.facts["time"] = round(time.time(), 1)
     check_system(report, params["systems"], params["allow_untested_os"], read("/etc/os-release"))
     check_python(report, platform.python_version())
     if params["interpreter"]:
@@ -512,7 +497,6 @@ def argument_spec():
         "directories": list_of(name=TEXT, path=PATH),
         "ports": list_of(port=dict(TEXT, type="int"), expected=given([], elements="str")),
         "calendars": list_of(name=TEXT, calendar=TEXT),
-        "controller_time": {"type": "float"},
         "interpreter": given(""),
         "release": given("", type="path"),
         "root": given("", type="path"),

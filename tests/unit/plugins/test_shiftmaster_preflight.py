@@ -143,16 +143,12 @@ def test_a_port_with_an_unknown_owner_is_a_note(report, listener, monkeypatch):
 # ---------------------------------------------------------------------------------------------- clock, names, packages
 
 
-@pytest.mark.parametrize("difference, words", [(10, None), (-10, None), (-40, "40 s earlier"), (40, None)])
-def test_the_clock(report, difference, words):
-    preflight.check_clock(report, 1000.0, 1000.0 + difference)
-    assert (words in problems(report)[0]) if words else problems(report) == []
-    assert report.facts["time"] == 1000.0 + difference
-
-
-@pytest.mark.parametrize("difference, late", [(-100, False), (10, False), (45, True)])
-def test_a_late_clock_is_found_by_the_controller(difference, late):
-    """However long the connection took before: the host answers before the controller compares."""
+@pytest.mark.parametrize(
+    "difference, found",
+    [(-45, "4[45] s earlier"), (-10, ""), (10, ""), (45, "4[45] s later")],
+)
+def test_the_clock(difference, found):
+    """A connection of 100 s is no wrong clock."""
     tasks = yaml.safe_load((rendered.ROOT / "roles/preflight/tasks/main.yml").read_text(encoding="utf-8"))
     task = next(one for one in tasks if "__preflight_problems" in one.get("ansible.builtin.set_fact", {}))
     given = rendered.trusted({**task["vars"], "found": task["ansible.builtin.set_fact"]["__preflight_problems"]})
@@ -161,16 +157,17 @@ def test_a_late_clock_is_found_by_the_controller(difference, late):
         "preflight_wheelhouse": {"changed": False, "skipped": True},
         "preflight_variables": {"problems": []},
         "preflight_found": {"problems": [], "facts": {"time": time.time() + difference, "system": "debian 13"}},
-        "__preflight_responded": time.time(),
+        "__preflight_asked": time.time() - (0 if difference < 0 else 100),
+        "__preflight_responded": time.time() + (100 if difference < 0 else 0),
         "preflight_version_named": True,
         "group_names": [],
         "groups": {},
         "hostvars": {},
         "ansible_play_hosts_all": [],
     }
-    found = rendered.templar("preflight", **given, **known).template(rendered.trusted("{{ found }}"))
-    assert len(found) == late
-    assert all(re.match("host1: the host's clock is 4[45] s later", problem) for problem in found)
+    problems = rendered.templar("preflight", **given, **known).template(rendered.trusted("{{ found }}"))
+    assert len(problems) == bool(found)
+    assert all(re.match(f"host1: the host's clock is {found} than", problem) for problem in problems)
 
 
 @pytest.fixture
@@ -255,11 +252,10 @@ def test_all_problems_are_reported_at_once_with_hints(tmp_path, monkeypatch):
     result = preflight.run(
         defaults(
             systems=["plan 9"],
-            controller_time=time.time() + 500,
             disk=[{"path": str(tmp_path), "minimum_mb": 10**12, "minimum_inodes": 0}],
         )
     )
-    assert [one["check"] for one in result["findings"]] == ["clock", "system", "python", "disk"]
+    assert [one["check"] for one in result["findings"]] == ["system", "python", "disk"]
     assert all(one["hint"] and "; " in text for one, text in zip(result["findings"], result["problems"]))
     assert result["changed"] is False
 

@@ -203,7 +203,7 @@ CASES = [
      "ポート 80 は apache2 (process 7) が使用中です。停止してサービスを無効にしてください(本来のプログラム: nginx)"),
     (HOST, "stop it and disable its service", "port 80 is in use by a; stop it and disable its service",
      "ポート 80 は a が使用中です。停止してサービスを無効にしてください"),
-    (HOST, "the host's clock is %d s earlier than the controller's",
+    ("roles/preflight/tasks/main.yml", ": the host's clock is ",
      "the host's clock is 90 s earlier than the controller's; set both by NTP "
      "(timedatectl, chronyc makestep); certificates and tokens depend on it",
      "ホストと制御端末の時計が 90 秒ずれています。両方を NTP で合わせてください(timedatectl, chronyc makestep)。"
