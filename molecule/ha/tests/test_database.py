@@ -91,9 +91,16 @@ def test_the_synchronous_standby_is_lost(members, capsys):
 def test_the_host_of_the_primary_is_lost(members, capsys, gaps, attempt):
     primary = members.primary()
     wait_for(lambda: members.etcd_leader() not in (None, primary), 90, "the leader of etcd elsewhere")
-    writer = Writer(members, members.standbys()[0], f"host{attempt}", 50)
+    writer = Writer(members, members.standbys()[0], f"host{attempt}", 120)
     time.sleep(5)
     docker("kill", primary.host)
+    others = [host for host in members.hosts if host is not primary]
+    wait_for(lambda: members.primaries(*others), 60, "another primary")
+    (host,) = members.primaries(*others)
+    rows = f"SELECT count(*) FROM public.ha_rows WHERE writer = '{writer.name}'"
+    before = int(members.sql(rows, host, "shiftmaster"))
+    wait_for(lambda: int(members.sql(rows, host, "shiftmaster")) > before, 60, "writes")
+    writer.end()
     result = outcome(capsys, f"host of the primary lost ({attempt})", writer)
     assert members.primary() is not primary
     gaps.append(result["gap"])
