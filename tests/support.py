@@ -225,6 +225,23 @@ class Operations:
         subprocess.run(["docker", "restart", self.host], check=True, capture_output=True, timeout=120)
         self.wait_for_boot()
 
+    def replace(self, image: str = "base") -> None:
+        """Destroy the host at once, with all its data: another one has its name and address.
+
+        That is an empty Debian, or (`deployed`) a host as scenario default has left it.
+        """
+        (found,) = json.loads(docker("inspect", self.host))
+        ((network, settings),) = found["NetworkSettings"]["Networks"].items()
+        docker("rm", "--force", "--volumes", self.host)
+        label = "shiftmaster-ops.scenario"
+        docker(
+            "run", "--detach", "--name", self.host, "--hostname", self.host, "--privileged", "--cgroupns", "private",
+            "--tmpfs", "/run", "--tmpfs", "/tmp", "--network", network, "--ip", settings["IPAddress"],
+            "--label", f"{label}={found['Config']['Labels'][label]}", f"shiftmaster-ops/{image}:trixie",
+        )  # fmt: skip
+        self.wait_for_boot()
+        self.shell("apt-get -q update && apt-get -qy install --no-install-recommends openssh-server", timeout=600)
+
     def wait_for_boot(self) -> None:
         """Until systemd has started everything; at first it does not respond, and does not wait."""
         state = "systemctl is-system-running --wait 2>/dev/null | grep -Eq '^(running|degraded)'"

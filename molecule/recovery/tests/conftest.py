@@ -1,5 +1,4 @@
 import json
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +8,6 @@ from support import ROOT, Operations
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 RUNS = "/var/backups/shiftmaster/manifests"
-ADDRESSES = {"recovery-trixie": "172.30.79.10", "recovery-repository": "172.30.79.20"}
 # Name and content of each table that users write; in those of sessions and tasks the application itself does.
 EVERY_TABLE = """
 SELECT string_agg(relname || ' ' || (xpath('/row/c/text()', query_to_xml(format(
@@ -27,25 +25,6 @@ class Host(Operations):
     def everything(self) -> tuple[str, str]:
         """Sums of every table and of every file that users have entered."""
         return self.sql(EVERY_TABLE), self.shell(EVERY_FILE)
-
-    def destroy(self) -> None:
-        """As in a fire: at once, with all its data."""
-        subprocess.run(["docker", "kill", self.host], check=True, capture_output=True)
-        subprocess.run(["docker", "rm", "--volumes", self.host], check=True, capture_output=True)
-
-    def install_again(self, image: str = "base") -> None:
-        """An empty Debian under the same name and address, or a host as scenario default has left it."""
-        subprocess.run(
-            [
-                "docker", "run", "--detach", "--name", self.host, "--hostname", self.host, "--privileged",
-                "--cgroupns", "private", "--tmpfs", "/run", "--tmpfs", "/tmp", "--network", "shiftmaster-recovery",
-                "--ip", ADDRESSES[self.host], "--label", "shiftmaster-ops.scenario=recovery",
-                f"shiftmaster-ops/{image}:trixie",
-            ],
-            check=True, capture_output=True,
-        )  # fmt: skip
-        self.wait_for_boot()
-        self.shell("apt-get -q update && apt-get -qy install --no-install-recommends openssh-server", timeout=600)
 
 
 class Repository(Host):

@@ -76,8 +76,7 @@ def test_a_destroyed_host_is_recovered_from_backups_and_keys(hosts, saved, autho
     everything = hosts.app.everything()
     # Asynchronous: what was acknowledged in the last seconds may be lost.
     time.sleep(2)
-    hosts.app.destroy()
-    hosts.app.install_again()
+    hosts.app.replace()
     began = time.monotonic()
     run = hosts.app.run("playbooks/recover.yml", timeout=3600)
     assert run.code != 0 and run.prints("Nothing was changed", "-e confirm=recovery-trixie"), run.output[-3000:]
@@ -130,9 +129,7 @@ def test_a_destroyed_site_is_recovered_from_the_off_site_copy_and_keys(hosts, ou
     assert all("restored and compared" in part["offsite"] for part in manifest["parts"].values())
     everything = hosts.app.everything()
     for host in (hosts.app, hosts.backup_server):
-        host.destroy()
-    for host in (hosts.app, hosts.backup_server):
-        host.install_again()
+        host.replace()
     began = time.monotonic()
     run = hosts.app.run(
         "playbooks/recover.yml", *AUTHORITIES, timeout=5400, backups="offsite", confirm="recovery-trixie", **outside
@@ -150,8 +147,7 @@ def test_a_destroyed_site_is_recovered_from_the_off_site_copy_and_keys(hosts, ou
 
 def test_the_only_host_is_destroyed_and_recovered_from_an_older_off_site_copy(hosts, outside, alone, capsys):
     """One host that is everything, its own backups too; the last copy already has what went wrong."""
-    hosts.app.destroy()
-    alone.install_again("deployed")
+    alone.replace("deployed")
     options = outside | {"backup_offsite_repository": outside["backup_offsite_repository"] + "-alone"}
     run = alone.run("deploy.yml", *AUTHORITIES, timeout=3600, **options)
     assert run.code == 0, run.output[-8000:]
@@ -165,8 +161,7 @@ def test_the_only_host_is_destroyed_and_recovered_from_an_older_off_site_copy(ho
     bad = alone.backup()
     assert alone.everything() != everything
 
-    alone.destroy()
-    alone.install_again()
+    alone.replace()
     recover = ("playbooks/recover.yml", *AUTHORITIES)
     run = alone.run(*recover, timeout=3600, confirm="recovery-trixie", **options)
     assert run.code != 0 and run.prints("Nothing was changed", "-e backups=offsite"), run.output[-3000:]
