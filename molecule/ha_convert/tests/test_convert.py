@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from database_cluster import CTL, Writer
-from support import POINTS, SCENARIO_HOME, Operations, docker, wait_for
+from support import APP, POINTS, ROOT, SCENARIO_HOME, Operations, docker, wait_for
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
+# A new host downloads packages with this machine's authorities.
+AUTHORITIES = ("--inventory", str(ROOT / "inventory/demo/controller.py"))
 LOG = SCENARIO_HOME / "convert.log"
+ROWS = "SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) FROM public.roster_assignment AS t"
 DATABASE = ("--tags", "base,firewall,tls,etcd,database")
 
 
@@ -27,9 +30,8 @@ def test_a_cluster_of_a_part_of_the_hosts_is_rejected(members):
 
 def test_a_running_database_becomes_a_cluster(members, capsys):
     first = members.hosts[0]
-    rows = "SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) FROM public.roster_assignment AS t"
     members.prepare(first)
-    before = members.sql(rows, first, "shiftmaster")
+    before = members.sql(ROWS, first, "shiftmaster")
     # As the application of the single host does it.
     writer = Writer(members, first, "convert", 1800, pinned=True)
     run = first.run("deploy.yml", *DATABASE, timeout=1700)
@@ -42,7 +44,7 @@ def test_a_running_database_becomes_a_cluster(members, capsys):
         print(f"\n  {result['gap']:.1f} s without writes, {len(lost)} of {len(result['acknowledged'])} lost")
     assert lost == [] and len(result["acknowledged"]) > 100, result["errors"]
     assert members.primary() is first
-    assert members.sql(rows, first, "shiftmaster") == before
+    assert members.sql(ROWS, first, "shiftmaster") == before
     # Debian's unit has let go of it.
     assert first.shell("systemctl is-active postgresql@17-main; true").strip() == "inactive"
     assert first.shell("systemctl --failed --no-legend; true") == ""
@@ -177,4 +179,38 @@ def test_the_database_of_a_cluster_is_restored(members, moment):
     assert run.code == 0, run.output[-6000:]
     assert first.live_version(60) == "2.0.0"
     run = first.run("playbooks/backup.yml", only="database", timeout=1800)
+    assert run.code == 0, run.output[-4000:]
+
+
+def test_a_cluster_whose_hosts_are_all_lost_is_recovered_from_the_off_site_copy(members, capsys):
+    """The backup server is lost with them: one host comes back, and the others copy it."""
+    first, server = members.hosts[0], Operations(INVENTORY, "ha-convert-backup")
+    plan = f"{APP}/shared/media/plan.pdf"
+    first.shell(f"head -c 300000 /dev/urandom > {plan} && chown shiftmaster: {plan}")
+    run = first.run("playbooks/backup.yml", timeout=1800)
+    assert run.code == 0, run.output[-4000:]
+    before = members.sql(ROWS, database="shiftmaster"), first.shell(f"sha256sum {plan}")
+    for host in (*members.hosts, server):
+        host.replace()
+    recover = {"backups": "offsite", "confirm": first.host, "timeout": 5400}
+    run = first.run("playbooks/recover.yml", *AUTHORITIES, **recover)
+    assert run.code == 2, run.output[-3000:]
+    assert run.prints("Nothing was changed", "leave one host in the group database"), run.output[-3000:]
+    began = time.monotonic()
+    run = single(members).run("playbooks/recover.yml", *AUTHORITIES, **recover)
+    assert run.code == 0, run.output[-8000:]
+    served = time.monotonic() - began
+    assert first.live_version(60) == "2.0.0"
+    assert (members.sql(ROWS, first, "shiftmaster"), first.shell(f"sha256sum {plan}")) == before
+    run = first.run("deploy.yml", *DATABASE, *AUTHORITIES, timeout=1800)
+    assert run.code == 0, run.output[-6000:]
+    wait_for(members.complete, 240, "a primary that two standbys follow")
+    run = first.run("deploy.yml", *AUTHORITIES, timeout=3600)
+    assert run.code == 0, run.output[-6000:]
+    with capsys.disabled():
+        print(f"\n  served after {served:.0f} s, a cluster again after {time.monotonic() - began:.0f} s")
+    for host in members.hosts:
+        assert members.sql(ROWS, host, "shiftmaster") == before[0]
+    assert first.live_version(60) == "2.0.0"
+    run = first.run("playbooks/backup.yml", timeout=1800)
     assert run.code == 0, run.output[-4000:]
