@@ -338,6 +338,31 @@ def test_commits_that_wait_in_a_cluster_are_its_own_rules_to_explain():
     assert "DatabaseCommitsWait" not in names(found(host({"parts": parts})))
 
 
+BEHIND = [
+    {"name": "one", "role": "leader", "state": "running", "timeline": 1},
+    {"name": "two", "role": "replica", "state": "running", "timeline": 1},
+]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        # Patroni calls a standby that receives nothing running.
+        {"cluster": {"role": "replica", "members": BEHIND}},
+        {
+            "cluster": {"works": False, "message": "refused"},
+            "database": {"status": "failed", "reason": "stopped", "error": "no server"},
+            "clusters": {"clusters": [{"version": "17", "name": "main", "port": 5432, "runs": False, "altered": []}]},
+        },
+    ],
+)
+def test_a_member_that_does_not_follow_is_named_while_another_one_is_the_primary(parts):
+    alone = {name: {"status": "absent", "beats": []} for name in ("celery", "virtual_address", "members")}
+    result = found(host(), host({"functions": ["database"], "parts": {**alone, **parts}}, host="two"))
+    assert (names(result)[0], result[0]["host"]) == ("ClusterMemberAway", "two")
+    assert {one["rule"] for one in result if one["root"]} == {"ClusterMemberAway"}
+
+
 @pytest.mark.parametrize(("last", "first"), [(1799999400.0, "RequestsFail"), (1799999980.0, "ApplicationLogsCause")])
 def test_an_error_that_was_fixed_before_is_not_the_cause_of_requests_that_fail_now(last, first):
     parts = copy.deepcopy(CASES["RequestsFail"]["fires"]["parts"])
@@ -1176,7 +1201,10 @@ def test_a_host_with_endless_evidence_hides_no_other():
     unhealthy = host(CASES["DatabaseStopped"]["fires"])
     hosts = [
         dict(unhealthy, host="db1"),
-        host({"parts": {"units": {"status": "ok", "units": units * 100}}}, host="backup1"),
+        host(
+            {"parts": {"units": {"status": "ok", "units": units * 100}, "cluster": {"status": "absent"}}},
+            host="backup1",
+        ),
     ]
     result = findings.find(rules(), hosts)
     of_it = [one for one in result if (one["host"], one["rule"]) == ("backup1", "UnitFailed")]

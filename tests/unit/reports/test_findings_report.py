@@ -46,7 +46,7 @@ def parameters(*patches, **more):
     return dict(defaults, results=results, rules=RULES, **more)
 
 
-DATABASE = CASES["DatabaseStopped"]["fires"]
+DATABASE = changed(CASES["DatabaseStopped"]["fires"], {"parts": {"cluster": {"status": "absent"}}})
 SERIES = {"parts": {"requests": {"series": [
     {"at": 1800000000 + 600 * number, "requests": 10 * number, "errors": number % 3, "p95_seconds": 0.1} for number in range(9)
 ]}}}  # fmt: skip
