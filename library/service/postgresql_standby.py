@@ -113,6 +113,9 @@ class Cluster:
         self.unit = "postgresql@%s-%s.service" % (self.version, self.name)
         self.configuration = "/etc/postgresql/%s/%s" % (self.version, self.name)
         # Where a copy was begun, the data reports nothing any more.
+        if os.path.exists("/etc/patroni/%s-%s.yml" % (self.version, self.name)):
+            again = "patronictl -c /etc/patroni/%s-%s.yml reinit %s-%s <member>" % ((self.version, self.name) * 2)
+            raise Failed("Patroni manages this database: " + again)
         self.kept = self.data + ".following"
         if os.path.exists(self.kept):
             self.follows = json.loads(safe_files.read_text(self.kept))

@@ -40,3 +40,12 @@ def test_tablespaces_and_wal_in_other_directories_are_detected(tmp_path):
     (tmp_path / "pg_wal").rmdir()
     (tmp_path / "pg_wal").symlink_to("/srv/wal")
     assert cluster.apart() == [str(tmp_path / "pg_wal"), str(tmp_path / "pg_tblspc/16400")]
+
+
+def test_a_member_of_a_cluster_is_left_to_patroni(monkeypatch):
+    """Its data would be removed while Patroni's server goes on with it."""
+    listed = "17 main 5432 online,recovery postgres /var/lib/postgresql/17/main /var/log/postgresql/x.log"
+    monkeypatch.setattr(standby, "run", lambda *_command, **_more: listed)
+    monkeypatch.setattr(standby.os.path, "exists", lambda path: path == "/etc/patroni/17-main.yml")
+    with pytest.raises(standby.Failed, match="reinit 17-main"):
+        standby.Cluster()
