@@ -223,23 +223,31 @@ def test_the_leader_is_the_one_member_that_says_so(tmp_path, primaries, leader):
 
 
 @pytest.mark.parametrize(
-    "roles, synchronous, tags, reason",
+    "roles, synchronous, streaming, tags, reason",
     [
-        ({"db2": "primary"}, "db1", ["all"], None),
-        ({}, "", ["release"], "no member of the database cluster is the primary"),
-        ({"db1": "primary", "db2": "primary"}, "db3", ["all"], "db1, db2 of the database cluster are primaries"),
-        ({"db2": "primary"}, "", ["release"], "no synchronous standby"),
+        ({"db2": "primary"}, "db1", "db3", ["all"], None),
+        ({}, "", "", ["release"], "no member of the database cluster is the primary"),
+        ({"db1": "primary", "db2": "primary"}, "db3", "", ["all"], "db1, db2 of the database cluster are primaries"),
+        ({"db2": "primary"}, "", "db3", ["release"], "no synchronous standby"),
+        ({"db2": "primary"}, "", "", ["all"], "no synchronous standby"),
         # What repairs it is not rejected.
-        ({}, "", ["database"], None),
+        ({"db2": "primary"}, "", "db3", ["all"], None),
+        ({}, "", "", ["database"], None),
     ],
-    ids=["healthy", "no primary", "two primaries", "no standby", "a run for the database"],
-)
-def test_a_release_needs_a_primary_and_a_synchronous_standby(tmp_path, roles, synchronous, tags, reason):
+    ids=[
+        "healthy", "no primary", "two primaries", "no standby", "no standby that follows", "a first deploy was killed",
+        "a run for the database",
+    ],
+)  # fmt: skip
+def test_a_release_needs_a_primary_and_a_synchronous_standby(tmp_path, roles, synchronous, streaming, tags, reason):
     Path(inventory(tmp_path)).rename(tmp_path / "hosts.ini")
     members = {
-        name: {"patroni_member": {"json": {"role": roles.get(name, "replica"), "sync_standby": name == synchronous}}}
+        name: {"patroni_member": {"json": {
+            "role": roles.get(name, "replica"), "sync_standby": name == synchronous,
+            "replication_state": "streaming" if name in (synchronous, streaming) else "",
+        }}}
         for name in ("db1", "db2", "db3")
-    }
+    }  # fmt: skip
     (tmp_path / "group.yml").write_text(yaml.safe_dump({"all": {"hosts": members}}))
     formed = {"memtotal_mb": 8192, "mounts": [], "ansible_local": {"shiftmaster_etcd": {"cluster": "shiftmaster-x"}}}
     facts = dict.fromkeys(members, formed) | {"app1": {"memtotal_mb": 8192, "mounts": []}}
