@@ -1,0 +1,93 @@
+"""The cause of each fault of the cluster is the first finding of the diagnosis; a healthy one has none."""
+
+import pytest
+from database_cluster import CTL
+from redundancy import diagnose
+from support import docker, wait_for
+
+PATRONI = "systemctl stop patroni@17-main"
+
+
+def asynchronous(members):
+    """The standby that no commit waits for."""
+    return next(host for host in members.standbys() if not members.state(host).get("sync_standby"))
+
+
+def standby_is_stopped(members):
+    host = asynchronous(members)
+    host.shell(PATRONI)
+    return host
+
+
+def standby_receives_nothing(members):
+    """PostgreSQL runs, and Patroni reports it as running."""
+    host = asynchronous(members)
+    members.cut(host, *[other for other in members.hosts if other is not host], ports="5432")
+    wait_for(lambda: members.state(host).get("replication_state") != "streaming", 60, "the end of the replication")
+    assert members.state(host)["state"] == "running"
+    return host
+
+
+def etcd_is_stopped_on_one_host(members):
+    host = asynchronous(members)
+    host.shell("systemctl stop etcd")
+    return host
+
+
+def etcd_has_no_majority(members):
+    for host in members.standbys():
+        host.shell("systemctl stop etcd")
+
+
+def it_is_paused(members):
+    members.hosts[0].shell(f"{CTL} pause --wait")
+
+
+def no_standby_is_there(members):
+    primary, standbys = members.primary(), members.standbys()
+    for host in standbys:
+        host.shell(PATRONI)
+    return primary
+
+
+def no_member_runs(members):
+    for host in [*members.standbys(), members.primary()]:
+        host.shell(PATRONI)
+
+
+FAULTS = {
+    standby_is_stopped: "ClusterMemberAway",
+    standby_receives_nothing: "ClusterMemberAway",
+    etcd_is_stopped_on_one_host: "EtcdDown",
+    etcd_has_no_majority: "EtcdDown",
+    it_is_paused: "ClusterPaused",
+    no_standby_is_there: "ClusterWithoutStandby",
+    no_member_runs: "ClusterWithoutPrimary",
+}
+
+
+@pytest.fixture
+def resumed(members):
+    yield
+    members.heal()
+    members.hosts[0].shell(f"{CTL} resume --wait", check=False)
+
+
+def test_a_healthy_cluster_has_no_finding(members):
+    found, output = diagnose(members.hosts[0])
+    assert found == [], output[-4000:]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_cause_is_the_first_finding(members, resumed, fault):
+    host = fault(members)
+    found, output = diagnose(members.hosts[0])
+    assert found and found[0]["rule"] == FAULTS[fault], output[-4000:]
+    assert host is None or found[0]["host"] == host.host, output[-4000:]
+
+
+def test_a_lost_host_is_the_first_finding(members, by_ssh):
+    lost = asynchronous(members)
+    docker("kill", lost.host)
+    found, output = diagnose(by_ssh)
+    assert (found[0]["rule"], found[0]["host"]) == ("HostUnreachable", lost.host), output[-4000:]
