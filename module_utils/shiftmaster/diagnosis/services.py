@@ -236,7 +236,9 @@ def edited(setting, seconds: float = 6.0) -> list:
     found = []
     # A configuration may have been tried for long; a release is never changed, whenever it was built.
     with contextlib.suppress(probe.ProbeError):
-        found = _newer([setting.path(one) for one in _CONFIGURATION], lately, end)
+        # In a cluster Patroni writes those of PostgreSQL.
+        mine = [one for one in _CONFIGURATION if one != "/etc/postgresql" or not setting.cluster_ca_file]
+        found = _newer([setting.path(one) for one in mine], lately, end)
     release = os.path.realpath(os.path.join(layout.active, "release"))
     tops = [os.path.join(release, part) for part in ("source", "static", "venv", "site")]
     inside = []

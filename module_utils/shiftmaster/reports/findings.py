@@ -288,6 +288,7 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
         for part in [host["parts"].get("cluster") or {}]
         if part.get("status") == "ok"
     }
+    working = [part for part in clusters.values() if part.get("works")]
     addresses = {
         host["host"]: part
         for host in heard
@@ -316,7 +317,8 @@ def topology_of(hosts: list, expectations: Optional[dict] = None) -> dict:
         cluster_primaries=[
             host for host, part in clusters.items() if part.get("role") == "primary" and part.get("state") == "running"
         ],
-        cluster_etcd=any(part.get("works") and part.get("etcd") for part in clusters.values()),
+        # Where no Patroni responds, nothing is known of etcd.
+        cluster_etcd=any(part.get("etcd") for part in working) or not working,
         cluster_synchronous=any(part.get("synchronous") for part in clusters.values()),
         # The address that users reach: web servers that report, those that hold it, and how many do by any one's sight.
         addresses=list(addresses),

@@ -1139,6 +1139,11 @@ def test_files_edited_since_the_deploy_are_known(tmp_path, monkeypatch):
     assert {(one["path"].rpartition("/")[2], one["in_release"]) for one in services.edited(setting)} == {
         ("home.py", True), ("nginx.conf", False),
     }  # fmt: skip
+    # Patroni writes them in a cluster.
+    (tmp_path / "etc/postgresql/17").mkdir(parents=True)
+    of_patroni = Setting({"app_root": str(tmp_path / "www"), "cluster_ca_file": "ca.crt"}, root=str(tmp_path))
+    assert any("postgresql" in one["path"] for one in services.edited(setting))
+    assert not any("postgresql" in one["path"] for one in services.edited(of_patroni))
     # A run that deploys no release has written it.
     monkeypatch.setattr(services.configuration, "STAMP", "/configured")
     stamp = tmp_path / "configured"

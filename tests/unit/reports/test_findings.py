@@ -358,9 +358,16 @@ BEHIND = [
 )
 def test_a_member_that_does_not_follow_is_named_while_another_one_is_the_primary(parts):
     alone = {name: {"status": "absent", "beats": []} for name in ("celery", "virtual_address", "members")}
-    result = found(host(), host({"functions": ["database"], "parts": {**alone, **parts}}, host="two"))
+    refused = {"host": "two", "port": 5432, "function": "database", "error": "refused", "reason": "refused"}
+    first = host({"parts": {"peers": {"peers": [refused]}}})
+    result = found(first, host({"functions": ["database"], "parts": {**alone, **parts}}, host="two"))
     assert (names(result)[0], result[0]["host"]) == ("ClusterMemberAway", "two")
     assert {one["rule"] for one in result if one["root"]} == {"ClusterMemberAway"}
+
+
+def test_where_no_patroni_responds_nothing_is_known_of_etcd():
+    result = found(host({"parts": {"cluster": {"works": False, "message": "refused", "role": "", "etcd": None}}}))
+    assert "ClusterWithoutPrimary" in names(result) and "EtcdWithoutMajority" not in names(result)
 
 
 @pytest.mark.parametrize(("last", "first"), [(1799999400.0, "RequestsFail"), (1799999980.0, "ApplicationLogsCause")])
