@@ -365,6 +365,14 @@ def test_a_member_that_does_not_follow_is_named_while_another_one_is_the_primary
     assert {one["rule"] for one in result if one["root"]} == {"ClusterMemberAway"}
 
 
+@pytest.mark.parametrize(("seconds", "missing"), [(85, False), (95, True)])
+def test_a_scheduler_that_has_begun_may_wait_for_that_of_another_host(seconds, missing):
+    beat = {"unit": "shiftmaster-beat@blue.service", "required": True, "active": "active", "restarts": 0}
+    units = {"units": [dict(beat, active_seconds_ago=seconds)]}
+    result = found(host({"parts": {"celery": {"beats": []}, "units": units}}), beat_expected=True)
+    assert ("BeatMissing" in names(result)) is missing
+
+
 def test_where_no_patroni_responds_nothing_is_known_of_etcd():
     result = found(host({"parts": {"cluster": {"works": False, "message": "refused", "role": "", "etcd": None}}}))
     assert "ClusterWithoutPrimary" in names(result) and "EtcdWithoutMajority" not in names(result)
