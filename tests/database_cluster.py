@@ -113,6 +113,10 @@ class Members:
         primary = self.primary()
         return [host for host in self.hosts if host is not primary]
 
+    def asynchronous(self):
+        """The standby that no commit waits for."""
+        return next(host for host in self.standbys() if not self.state(host).get("sync_standby"))
+
     def complete(self) -> bool:
         """Whether one member is the primary, all others follow it, and one of them synchronously."""
         states = [self.state(host) for host in self.hosts]

@@ -10,20 +10,15 @@ from support import docker, wait_for
 PATRONI = "systemctl stop patroni@17-main"
 
 
-def asynchronous(members):
-    """The standby that no commit waits for."""
-    return next(host for host in members.standbys() if not members.state(host).get("sync_standby"))
-
-
 def standby_is_stopped(members):
-    host = asynchronous(members)
+    host = members.asynchronous()
     host.shell(PATRONI)
     return host
 
 
 def standby_receives_nothing(members):
     """PostgreSQL runs, and Patroni reports it as running: as one whose WAL is gone."""
-    host = asynchronous(members)
+    host = members.asynchronous()
     ended = f"SELECT pg_terminate_backend(pid) FROM pg_stat_replication WHERE application_name = '{host.host}'"
     members.sql(f"ALTER ROLE replicator NOLOGIN; {ended}")
     wait_for(lambda: members.state(host).get("replication_state") != "streaming", 60, "the end of the replication")
@@ -32,7 +27,7 @@ def standby_receives_nothing(members):
 
 
 def etcd_is_stopped_on_one_host(members):
-    host = asynchronous(members)
+    host = members.asynchronous()
     host.shell("systemctl stop etcd")
     return host
 
@@ -100,7 +95,7 @@ def test_the_cause_is_the_first_finding(members, resumed, fault):
 
 
 def test_a_lost_host_is_the_first_finding(members, by_ssh):
-    lost = asynchronous(members)
+    lost = members.asynchronous()
     docker("kill", lost.host)
     found, output = causes(by_ssh)
     assert (found[0]["rule"], found[0]["host"]) == ("HostUnreachable", lost.host), output
