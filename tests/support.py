@@ -29,6 +29,8 @@ REPOSITORY = SCENARIO_HOME / "shiftmaster.git"
 APP = "/var/www/shiftmaster"
 # Where a run is held on a host (module_utils/shiftmaster/host/points.py).
 POINTS = "/run/shiftmaster/points"
+# Arguments of a run that sets up an empty host: it downloads packages with this machine's authorities.
+AUTHORITIES = ("--inventory", str(ROOT / "inventory/demo/controller.py"))
 PASSWORD = "load-test-only"
 SECRETS = {
     "vault_shiftmaster_secret_key": "secret_key",

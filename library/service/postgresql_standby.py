@@ -26,8 +26,8 @@ description:
     what it is on the primary.
   - What a copy that failed needs to be made again is kept next to the data until one has succeeded.
   - The password goes by the environment, and into the file in which the standby had it before.
-  - A cluster without C(standby.signal) is none, and is refused; so are one with tablespaces or a C(pg_wal) elsewhere,
-    and a primary that does not respond. Nothing is changed then.
+  - A cluster without C(standby.signal) is none, and is refused; so are one that Patroni manages, one with tablespaces
+    or a C(pg_wal) elsewhere, and a primary that does not respond. Nothing is changed then.
   - Runs as root, on a host with one cluster in Debian's layout.
 options:
   timeout_seconds: {type: int, default: 21600, description: "How long the copy may take, and then the standby until it

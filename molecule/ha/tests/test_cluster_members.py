@@ -1,10 +1,7 @@
 """Members that failed, or are replaced by another machine, follow the primary again; writes go on."""
 
 from database_cluster import CTL, Writer
-from support import ROOT, wait_for
-
-# A new host downloads packages with this machine's authorities.
-AUTHORITIES = ("--inventory", str(ROOT / "inventory/demo/controller.py"))
+from support import AUTHORITIES, wait_for
 
 
 def test_a_failed_member_rejoins_by_one_command(members):

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 from database_cluster import CTL, Writer
-from support import APP, POINTS, ROOT, SCENARIO_HOME, Operations, docker, wait_for
+from support import APP, AUTHORITIES, POINTS, SCENARIO_HOME, Operations, docker, wait_for
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 
-# A new host downloads packages with this machine's authorities.
-AUTHORITIES = ("--inventory", str(ROOT / "inventory/demo/controller.py"))
 LOG = SCENARIO_HOME / "convert.log"
 ROWS = "SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) FROM public.roster_assignment AS t"
 DATABASE = ("--tags", "base,firewall,tls,etcd,database")

@@ -6,11 +6,9 @@ import subprocess
 import time
 
 import pytest
-from support import ROOT, SCENARIO_HOME, wait_for
+from support import AUTHORITIES, SCENARIO_HOME, wait_for
 
 MEDIA = "/var/www/shiftmaster/shared/media"
-# A new host downloads Python's packages with this machine's authorities.
-AUTHORITIES = ("--inventory", str(ROOT / "inventory/demo/controller.py"))
 
 
 @pytest.fixture(scope="module")

@@ -338,7 +338,7 @@ def test_commits_that_wait_in_a_cluster_are_its_own_rules_to_explain():
     assert "DatabaseCommitsWait" not in names(found(host({"parts": parts})))
 
 
-BEHIND = [
+LAGGING = [
     {"name": "one", "role": "leader", "state": "running", "timeline": 1},
     {"name": "two", "role": "replica", "state": "running", "timeline": 1},
 ]
@@ -348,7 +348,7 @@ BEHIND = [
     "parts",
     [
         # Patroni calls a standby that receives nothing running.
-        {"cluster": {"role": "replica", "members": BEHIND}},
+        {"cluster": {"role": "replica", "members": LAGGING}},
         {
             "cluster": {"works": False, "message": "refused"},
             "database": {"status": "failed", "reason": "stopped", "error": "no server"},
@@ -371,6 +371,13 @@ def test_a_scheduler_that_has_begun_may_wait_for_that_of_another_host(seconds, m
     units = {"units": [dict(beat, active_seconds_ago=seconds)]}
     result = found(host({"parts": {"celery": {"beats": []}, "units": units}}), beat_expected=True)
     assert ("BeatMissing" in names(result)) is missing
+
+
+def test_an_etcd_that_failed_is_one_finding_and_hides_no_other_unit():
+    failed = {"active": "failed", "result": "exit-code", "since": "now", "last_words": []}
+    units = [dict(failed, unit="etcd.service", required=True), dict(failed, unit="other.service", required=False)]
+    result = found(host({"parts": {"units": {"units": units}}}))
+    assert [(one["rule"], one["root"]) for one in result] == [("UnitFailed", True), ("EtcdDown", True)]
 
 
 def test_where_no_patroni_responds_nothing_is_known_of_etcd():

@@ -339,3 +339,17 @@ def test_a_host_reports_what_it_has_of_etcd(tmp_path):
         {"id": "91bc3c398fb3c146", "name": "a", "peers": ["https://10.0.0.1:2380"]},
         {"id": "f", "name": "", "peers": []},
     ]
+
+
+def test_each_host_is_checked_by_what_itself_runs_when_another_is_patched():
+    """An application host has no etcd, which the checks of the database host that is patched include."""
+    tasks = yaml.safe_load((rendered.ROOT / "roles/patch/tasks/gate.yml").read_text(encoding="utf-8"))
+    checks = rendered.trusted(tasks[0]["shiftmaster_health"]["checks"])
+    of_db = {"all": [{"name": "etcd", "enabled": True}], "database": [{"name": "postgresql"}]}
+    of_app = {"all": [{"name": "etcd", "enabled": False}], "app": [{"name": "web"}]}
+    hosts = {
+        "db1": {"group_names": ["database"], "shiftmaster_health_checks": of_db},
+        "app1": {"group_names": ["app"], "shiftmaster_health_checks": of_app},
+    }
+    found = templar("patch", hostvars=hosts, item="app1", shiftmaster_health_checks=of_db).template(checks)
+    assert found == [*of_app["app"], *of_app["all"]]
