@@ -11,6 +11,10 @@ description:
   - It never fails because of what it finds; the caller collects the problems of all hosts and reports them together.
   - A check is made only where its option is given. A check that cannot run on a host is in RV(notes), with the reason.
 options:
+  asked:
+    description: The controller's time at the call, in seconds since the epoch; returned in RV(facts), next to the host's C(time).
+    type: float
+    default: 0
   systems:
     description: The systems that this was verified on, as name and version, such as V(debian 13).
     type: list
@@ -450,7 +454,7 @@ def run(params):
     """Return the module's result."""
     report = Report()
     # The controller compares it with its own of before and after.
-    report.facts["time"] = round(time.time(), 1)
+    report.facts.update(time=round(time.time(), 1), asked=params["asked"])
     check_system(report, params["systems"], params["allow_untested_os"], read("/etc/os-release"))
     check_python(report, platform.python_version())
     if params["interpreter"]:
@@ -491,6 +495,7 @@ def run(params):
 
 def argument_spec():
     return {
+        "asked": given(0.0),
         "systems": given([], elements="str"),
         "allow_untested_os": given(False),
         "disk": list_of(path=PATH, minimum_mb=given(0), minimum_inodes=given(0)),
