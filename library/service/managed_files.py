@@ -40,6 +40,15 @@ options:
     type: dict
     suboptions:
       packages: {description: Debian packages., type: list, elements: str, default: []}
+      programs:
+        description: Programs that another task installs, of root's.
+        type: list
+        elements: dict
+        default: []
+        suboptions:
+          path: {description: The program's absolute path., type: path, required: true}
+          sha256: {description: The SHA-256 of its content in hexadecimal., type: str, required: true}
+          mode: {description: "Its mode in octal, as text.", type: str, default: "0755"}
       users:
         description: Users with their group, home and shell.
         type: list
@@ -66,8 +75,8 @@ EXAMPLES = r"""
 RETURN = r"""
 changed_paths: {returned: always, type: list, elements: str, description: "What was, or in check mode would be, created,
   changed or removed."}
-lacking: {returned: always, type: list, elements: str, description: Names of the packages and users of O(needs) that the
-  host lacks.}
+lacking: {returned: always, type: list, elements: str, description: "Names of the packages and users, and paths of the
+  programs of O(needs) that the host lacks or has otherwise."}
 """
 
 import grp
@@ -77,12 +86,23 @@ import shutil
 import stat
 import subprocess
 
+from ansible.module_utils.shiftmaster.host import safe_files
 from ansible.module_utils.shiftmaster.host.configuration import FileSet, Rejected
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule, list_of
 
 
+def is_installed(program):
+    """Return whether a program is there with its content, owner and mode."""
+    try:
+        found = os.lstat(program["path"])
+        as_wanted = (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, int(program["mode"], 8))
+        return as_wanted and safe_files.sha256(program["path"]) == program["sha256"]
+    except OSError:
+        return False
+
+
 def lacking(needs):
-    """Return the names of packages that are not installed and of users that are missing or different."""
+    """Return the names of packages that are not installed, and of users and programs that are missing or different."""
     installed = ""
     if needs["packages"]:
         command = [
@@ -105,7 +125,7 @@ def lacking(needs):
             same = False
         if not same:
             missing.append(user["name"])
-    return missing
+    return missing + [program["path"] for program in needs["programs"] if not is_installed(program)]
 
 
 def unwanted(params):
@@ -147,6 +167,7 @@ def main():
     needs = {
         "packages": {"type": "list", "elements": "str", "default": []},
         "users": list_of(name=text, group=text, home=text, shell=text),
+        "programs": list_of(path=path, sha256=text, mode={"type": "str", "default": "0755"}),
     }
     module = QuietModule(
         argument_spec={

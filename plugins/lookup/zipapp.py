@@ -16,6 +16,10 @@ options:
   _terms:
     description: Programs, in the directory C(files) of the role or by absolute path.
     required: true
+  digest:
+    description: Whether the SHA-256 of each file is returned instead of its path, in hexadecimal.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -28,11 +32,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _raw:
-  description: The path of each file.
+  description: The path of each file, or its SHA-256.
   type: list
-  elements: path
+  elements: str
 """
 
+import hashlib
 import os
 import tempfile
 import zipfile
@@ -60,7 +65,7 @@ def pack(program, stream):
 
 
 class LookupModule(LookupBase):
-    def run(self, terms, variables=None, **kwargs):
+    def run(self, terms, variables=None, digest=False, **kwargs):
         packed = []
         for term in terms:
             program = self.find_file_in_search_path(variables, "files", term)
@@ -72,5 +77,5 @@ class LookupModule(LookupBase):
                 with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
                     pack(Path(program), stream)
                 os.replace(stream.name, path)
-            packed.append(str(path))
+            packed.append(hashlib.sha256(path.read_bytes()).hexdigest() if digest else str(path))
         return packed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import hashlib
 import os
 import pwd
 import stat
@@ -173,9 +174,30 @@ def test_missing_requirements_of_the_host_are_named():
             {"name": "root", "group": "root", "home": "/elsewhere", "shell": pwd.getpwnam("root").pw_shell},
             {"name": "nobody-here", "group": "root", "home": "/", "shell": "/bin/sh"},
         ],
+        "programs": [],
     }
     assert tree.lacking(needs) == ["no-such-package", "root", "nobody-here"]
-    assert tree.lacking({"packages": [], "users": []}) == []
+    assert tree.lacking({"packages": [], "users": [], "programs": []}) == []
+
+
+@pytest.mark.parametrize("change", [None, "content", "mode", "owner", "link", "gone"])
+def test_a_program_that_is_not_as_wanted_is_lacking(change, tmp_path, monkeypatch):
+    program = tmp_path / "program"
+    program.write_text("changed" if change == "content" else "x")
+    program.chmod(0o775 if change == "mode" else 0o755)
+    if change == "link":
+        program.rename(tmp_path / "other")
+        program.symlink_to("other")
+    if change == "gone":
+        program.unlink()
+    owner = os.geteuid() + (change == "owner")
+    status = os.lstat
+    monkeypatch.setattr(
+        tree.os, "lstat", lambda path: os.stat_result([*status(path)[:4], owner, os.getegid(), *status(path)[6:]])
+    )
+    needs = {"path": str(program), "sha256": hashlib.sha256(b"x").hexdigest(), "mode": "0755"}
+    lacked = tree.lacking({"packages": [], "users": [], "programs": [needs]})
+    assert lacked == ([str(program)] if change else [])
 
 
 def test_nothing_is_installed_where_a_requirement_is_missing(run_module, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -155,5 +156,7 @@ def test_the_lookup_returns_a_file_for_copy(tmp_path, monkeypatch):
     assert lookup.run([str(ROOT / PROGRAMS[0])], {}) == [str(tmp_path / "shiftmasterctl")]
     assert [path.name for path in tmp_path.iterdir()] == ["shiftmasterctl"]
     assert (tmp_path / "shiftmasterctl").read_bytes() == packed(PROGRAMS[0])
+    digest = hashlib.sha256(packed(PROGRAMS[0])).hexdigest()
+    assert lookup.run([str(ROOT / PROGRAMS[0])], {}, digest=True) == [digest]
     with pytest.raises(AnsibleError):
         lookup.run(["no-such-program"], {})
