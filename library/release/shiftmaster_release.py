@@ -263,6 +263,10 @@ releases:
   type: list
   elements: dict
 previous: {description: The automatic target of a rollback; empty for none., returned: for query, type: str}
+environment_differs:
+  description: Whether the environment of that target differs from the live release's, but for what each build sets.
+  returned: for query and target
+  type: bool
 transition: {description: "The cutover that is under way, or an empty dict.", returned: for query, type: dict}
 switched: {description: Whether its traffic has moved., returned: for query and active, type: bool}
 running: {description: Whether the web processes of the live release run., returned: for query, type: bool}
@@ -389,10 +393,12 @@ class Operation:
                 # The task that does the work finds it again and reports it.
                 requested["pending_changes"] = [str(error)]
         previous = self.state.rollback_target(self.current) or ""
+        # Otherwise target() refuses it with the reason.
+        previous = previous if previous and not releases.lacks_interpreter(self.layout, previous) else ""
         return self.result(
             releases=releases.describe(self.layout, self.state),
-            # Otherwise target() refuses it with the reason.
-            previous=previous if previous and not releases.lacks_interpreter(self.layout, previous) else "",
+            previous=previous,
+            environment_differs=bool(previous) and self.environment_differs(previous),
             transition=self.state.transition or {},
             switched=self.layout.active_slot() == (self.state.transition or {}).get("to_slot", ""),
             unfinished=self.unfinished(),
@@ -476,7 +482,18 @@ class Operation:
                 "release %s was built for a Python that this host does not have any more; a deploy builds it again:"
                 " ansible-playbook deploy.yml --tags release -e shiftmaster_version=%s" % words
             )
-        return self.result(release=name, version=data.get("version", ""), revision=data.get("revision", ""))
+        return self.result(
+            release=name,
+            version=data.get("version", ""),
+            revision=data.get("revision", ""),
+            environment_differs=self.environment_differs(name),
+        )
+
+    def environment_differs(self, name):
+        """Whether a release's environment differs from the live release's, but for what each build sets."""
+        its, current = (releases.environment(self.layout, each) for each in (name, self.current))
+        names = (its.keys() | current.keys()) - set(releases.OWN_ENVIRONMENT)
+        return any(its.get(key) != current.get(key) for key in names)
 
     def configuration(self):
         build = self.params["build"]

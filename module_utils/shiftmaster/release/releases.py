@@ -144,7 +144,7 @@ def environment(layout: Layout, name: Optional[str]) -> dict:
     try:
         with open(os.path.join(layout.release(name), "env"), encoding="utf-8") as stream:
             return envfile.parse(stream.read())
-    except OSError:
+    except (OSError, ValueError):
         return {}
 
 

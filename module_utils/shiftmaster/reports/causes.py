@@ -42,6 +42,13 @@ SENTENCES = (
      r"稼働中のバージョンがありません。バージョン \1(\2)は停止しています。ログ: "),
     (r"No version is live yet\.", "稼働中のバージョンはまだありません。"),
     (r"The live release is unknown\.", "稼働中のリリースは不明です。"),
+    (r"The database was not replaced\.", "データベースは置き換えていません。"),
+    (r"Whether the database is replaced is not known: (\S+) does not respond, or its step goes on\. Users see the maintenance page\."
+     r" When (systemctl list-units \S+) shows nothing there, repeat the restore\.",
+     r"データベースが置き換わったかどうかは不明です: \1 が応答しないか、処理が続いています。利用者にはメンテナンス画面が表示されます。"
+     r"そこで \2 に何も表示されなくなったら、リストアをもう一度実行してください。"),
+    (r"The data is restored\. Users see the maintenance page until (systemctl start shiftmaster) and (.+?-e state=off)\.",
+     r"データはリストア済みです。\1 と \2 を実行するまで、利用者にはメンテナンス画面が表示されます。"),
     (r"Users see the maintenance page\.", "利用者にはメンテナンス画面が表示されています。"),
     (r"(\S+) holds the lock for its (\w+) since (.+?); it expires at (.+?) \(run (\S+)\)",
      r"\1 が \2 のためにロックを保持しています(\3 から、期限 \4、実行 \5)"),

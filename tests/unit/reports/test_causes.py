@@ -15,8 +15,9 @@ RELEASE_JA = "バージョン 2.1.0(リリース 20260101T000000Z-abc)"
 CUTOVER, PREFLIGHT = "module_utils/shiftmaster/release/cutover.py", "roles/preflight/tasks/main.yml"
 HOST = "library/release/shiftmaster_preflight.py"
 VARIABLES, ABORT = "plugins/action/shiftmaster_variables.py", "roles/release/tasks/abort.yml"
-LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/acquire_host.yml"
+LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/acquire_contended.yml"
 NGINX, RESTORE = "roles/nginx/vars/main.yml", "roles/restore/tasks/main.yml"
+IN_PLACE = "roles/restore/tasks/in_place.yml"
 PLAN, TARGET = "module_utils/shiftmaster/backup/restore.py", "module_utils/shiftmaster/backup/target.py"
 ANSIBLE = Path(ansible.__file__).parent
 BACKUP = "module_utils/shiftmaster/backup/report.py"
@@ -25,6 +26,7 @@ REPORT = "The report above shows the actions."
 TLS = "roles/tls/vars/preflight.yml"
 MIGRATE = "roles/release/tasks/migrate.yml"
 ROLLBACK = "roles/release/tasks/rollback.yml"
+ROLLBACK_TARGET, ROLLBACK_SCHEMA = "roles/release/tasks/rollback_target.yml", "roles/release/tasks/rollback_schema.yml"
 MIGRATIONS = "module_utils/shiftmaster/release/migrations.py"
 RELEASE_MODULE = "library/release/shiftmaster_release.py"
 CASES = [
@@ -179,6 +181,17 @@ CASES = [
     (RESTORE, "The backup is of release ", "The backup is of release 2.1.0", "バックアップのリリース: 2.1.0"),
     (RESTORE, "To do it: -e confirm=", "Nothing was changed. To do it: -e confirm=db1",
      "何も変更していません。 実行するには: -e confirm=db1"),
+    (IN_PLACE, "'The database was not replaced.'", "The database was not replaced.", "データベースは置き換えていません。"),
+    (IN_PLACE, "When systemctl list-units \"shiftmaster-restore-here-*\" shows nothing there, repeat the restore.",
+     "Whether the database is replaced is not known: db1 does not respond, or its step goes on. Users see the maintenance page."
+     ' When systemctl list-units "shiftmaster-restore-here-*" shows nothing there, repeat the restore.',
+     "データベースが置き換わったかどうかは不明です: db1 が応答しないか、処理が続いています。利用者にはメンテナンス画面が表示されます。"
+     'そこで systemctl list-units "shiftmaster-restore-here-*" に何も表示されなくなったら、リストアをもう一度実行してください。'),
+    (IN_PLACE, "'The data is restored. Users see the maintenance page until systemctl start shiftmaster and '",
+     "The data is restored. Users see the maintenance page until systemctl start shiftmaster and"
+     " ansible-playbook playbooks/maintenance.yml -e state=off.",
+     "データはリストア済みです。systemctl start shiftmaster と ansible-playbook playbooks/maintenance.yml -e state=off"
+     " を実行するまで、利用者にはメンテナンス画面が表示されます。"),
     (RESTORE, ", but what would be replaced is on ", "confirm is a, but what would be replaced is on b.",
      "confirm は a ですが、置き換えられるものは b にあります。"),
     ("roles/restore/templates/backups.txt.j2", "' verified by a restore'", "    database      full 3.0 MiB verified by a restore",
@@ -286,7 +299,7 @@ CASES = [
     ("roles/verify/tasks/report.yml", "No check has run: no host of this inventory has a part of the logging pipeline",
      "No check has run: no host of this inventory has a part of the logging pipeline, or none responded. The groups are a.",
      "チェックを 1 件も実行していません。ログ基盤のホストがインベントリにないか、応答がありません。グループ: a."),
-    (ROLLBACK, "so there is no common rollback. Name the version for all of them: -e to=<version>",
+    (ROLLBACK_TARGET, "so there is no common rollback. Name the version for all of them: -e to=<version>",
      "The hosts do not serve the same version (a: 1, b: 2), so there is no common rollback. Name the version for all of them: "
      "-e to=<version>",
      "ホストによって稼働中のバージョンが異なるため(a: 1, b: 2)、共通の戻し先がありません。全ホストのバージョンを指定してください: "
@@ -311,10 +324,10 @@ CASES = [
     (ROLLBACK, "which the database does not have, or only half.",
      "2.0.0 needs a.0001, which the database does not have, or only half. A deploy applies them: deploy.yml",
      "2.0.0 に必要な a.0001 が、データベースに適用されていないか途中までです。 デプロイで適用されます: deploy.yml"),
-    (ROLLBACK, "There is no complete pre-migration dump from the time when ",
+    (ROLLBACK_SCHEMA, "There is no complete pre-migration dump from the time when ",
      "There is no complete pre-migration dump from the time when r1 was live; there are: none. -e dump=<file> names one.",
      "r1 の稼働中に取得した完全なマイグレーション前のダンプがありません。あるもの: none。指定する場合: -e dump=<ファイル>"),
-    (ROLLBACK, "The latest complete pre-migration dump is on ",
+    (ROLLBACK_SCHEMA, "The latest complete pre-migration dump is on ",
      "The latest complete pre-migration dump is on app2: /b/x.dump. Nothing was changed. Use it by --limit without the application hosts "
      "before app2, or name the one of app1 by -e dump=/b/y.dump",
      "最新の完全なマイグレーション前のダンプは app2 にあります: /b/x.dump。何も変更していません。 app2 より前のアプリケーションホストを --limit で除いて使うか、"
@@ -323,7 +336,7 @@ CASES = [
      "--limit leaves out app1, which responds and runs the tasks of shiftmaster_scheduled_tasks. The schema was not changed. "
      "Leave it in the run.",
      "--limit で除かれた app1 が応答しており、shiftmaster_scheduled_tasks のタスクを実行しています。スキーマは変更されていません。実行に含めてください。"),
-    (ROLLBACK, "There is no pre-migration dump ", "There is no pre-migration dump x that is complete; there are: none.",
+    (ROLLBACK_SCHEMA, "There is no pre-migration dump ", "There is no pre-migration dump x that is complete; there are: none.",
      "完全なマイグレーション前のダンプ x がありません。あるもの: none."),
     (RELEASE_MODULE, "release %s is marked bad: %s", "release r1 is marked bad: x", "リリース r1 は不良と記録されています: x"),
     (RELEASE_MODULE, "release %s was never live, so it is not known to work; deploy it instead",

@@ -126,6 +126,17 @@ def test_a_release_that_is_not_there_is_refused_with_those_that_are(site):
     assert result["failed"] and "no release 9.9" in result["msg"] and "%s (1.0, live)" % ONE in result["msg"]
 
 
+@pytest.mark.parametrize(
+    ("its", "differs"),
+    [("DB_PASSWORD=a\nPYTHONPATH=/old\n", False), ("DB_PASSWORD=b\n", True), ("", True), ("DB_PASSWORD=a\nX=\n", True)],
+)
+def test_an_environment_with_the_same_secrets_needs_no_login(site, its, differs):
+    for name, text in ((OLD, its), (ONE, "DB_PASSWORD=a\nPYTHONPATH=/new\n")):
+        Path(site.layout.release(name), "env").write_text(text)
+    assert site.run("query")["environment_differs"] is differs
+    assert site.run("target", release="0.9")["environment_differs"] is differs
+
+
 # --- rollback's target -----------------------------------------------------------------------------------------------
 
 
