@@ -17,42 +17,64 @@ HOLDER = {"owner": "nurse@elsewhere", "operation": "deploy", "run_id": "r1", "si
 TASK = {"ansible.builtin.import_role": {"name": "release", "tasks_from": "acquire", "rolespec_validate": False}}
 
 
-def run(tmp_path, expires, options=None, tasks=(TASK,), words=()):
-    path = tmp_path / "shared/state/lock.json"
+def given(root, expires):
+    """Variables of a run at a directory where another run's lock ends in so many seconds; None for no lock."""
+    path = root / "shared/state/lock.json"
     path.parent.mkdir(parents=True)
     if expires is not None:
         path.write_text(json.dumps({**HOLDER, "expires": time.time() + expires, "ttl_seconds": 3600}))
-    play = tmp_path / "play.yml"
-    play.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": list(tasks)}]))
-    given = {
-        "shiftmaster_root": str(tmp_path), "shiftmaster_lock_wait_seconds": 1, "shiftmaster_lock_host": "localhost",
+    return {
+        "shiftmaster_root": str(root), "shiftmaster_lock_wait_seconds": 1, "shiftmaster_lock_host": "localhost",
         "shiftmaster_run": {"id": "r2", "who": "me", "operation": "deploy"},
-        "__release_options": {"root": str(tmp_path), "run_id": "r2", "who": "me"}, **(options or {}),
+        "__release_options": {"root": str(root), "run_id": "r2", "who": "me"},
     }  # fmt: skip
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", play,
-         "-e", json.dumps(given), *words],
-        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "SHIFTMASTER_LOG_DIR": ""}, text=True,
-        capture_output=True, timeout=600, check=False,
+
+
+def owner_of(root):
+    path = root / "shared/state/lock.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def play(tmp_path, plays, words=()):
+    path = tmp_path / "play.yml"
+    path.write_text(json.dumps(plays))
+    return subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", path, *words],
+        cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "SHIFTMASTER_LOG_DIR": "",
+                       "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default"},
+        text=True, capture_output=True, timeout=600, check=False,
     )  # fmt: skip
-    return done, json.loads(path.read_text()) if path.exists() else {}
+
+
+def run(tmp_path, expires, tasks):
+    words = ["-e", json.dumps(given(tmp_path, expires))]
+    return play(tmp_path, [{"hosts": "localhost", "gather_facts": False, "tasks": tasks}], words), owner_of(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("expires", "options", "words", "code", "owner"),
+    ("words", "cases"),
     [
-        (3600, {}, [], 2, "r1"), (-1, {}, [], 0, "r2"), (3600, {"shiftmaster_lock_take_over": "r1"}, [], 0, "r2"),
-        (None, {}, [], 0, "r2"), (3600, {}, ["--check"], 2, "r1"), (-1, {}, ["--check"], 0, "r1"),
-        (None, {}, ["--check"], 0, None),
+        # (when the other run's lock ends, options, the owner afterwards); the last one ends the run.
+        ([], [(-1, {}, "r2"), (3600, {"shiftmaster_lock_take_over": "r1"}, "r2"), (None, {}, "r2"), (3600, {}, "r1")]),
+        (["--check"], [(-1, {}, "r1"), (None, {}, None), (3600, {}, "r1")]),
     ],
-    ids=["held", "expired", "taken over", "no lock", "check: held", "check: expired", "check: no lock"],
-)  # fmt: skip
-def test_a_running_operation_is_named(tmp_path, expires, options, words, code, owner):
-    done, holder = run(tmp_path, expires, options, words=words)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert ("nurse@elsewhere holds the lock" in done.stdout) == (code == 2 or "take_over" in str(options))
-    assert ("shiftmaster_lock_take_over=r1" in "\n".join(done.stdout.splitlines()[-25:])) == (code == 2)
-    assert holder.get("run_id") == owner
+    ids=["expired, taken over, no lock, held", "check: expired, no lock, held"],
+)
+def test_a_running_operation_is_named(tmp_path, words, cases):
+    roots = [tmp_path / str(number) for number in range(len(cases))]
+    plays = [
+        {"hosts": "localhost", "gather_facts": False, "tasks": [{**TASK, "vars": {**given(root, expires), **options}}]}
+        for root, (expires, options, _owner) in zip(roots, cases)
+    ]
+    done = play(tmp_path, plays, words=words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    parts = done.stdout.split("PLAY [localhost]")[1:]
+    assert len(parts) == len(cases)
+    for part, root, (_expires, options, owner) in zip(parts, roots, cases):
+        last = part is parts[-1]
+        assert ("nurse@elsewhere holds the lock" in part) == (last or "shiftmaster_lock_take_over" in options)
+        assert ("shiftmaster_lock_take_over=r1" in part) == last
+        assert owner_of(root).get("run_id") == owner
 
 
 def test_the_phase_of_the_release_extends_what_the_preflight_has_acquired(tmp_path):
