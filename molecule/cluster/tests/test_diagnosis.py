@@ -17,6 +17,10 @@ HOLD = (
     " bash -c '(echo \"BEGIN; LOCK TABLE held;\"; sleep 300) | psql -d shiftmaster'; sleep 2;"
     " systemd-run --quiet --unit=waiter --property=User=postgres psql -d shiftmaster -c 'SELECT * FROM held'; sleep 3"
 )
+SCHEDULER_STAYS = (
+    f"since=$(systemctl show -P ActiveEnterTimestampMonotonic shiftmaster-beat@$(basename $(readlink {APP}/active)));"
+    " read -r uptime _ < /proc/uptime; [ $((${uptime%.*} - since / 1000000)) -lt 22 ] || echo yes"
+)
 # Faults: (the rule that names it, what breaks it, what fixes it). {slot} is the live slot.
 FAULTS = {
     "database stopped": ("DatabaseStopped", "systemctl stop postgresql", "systemctl start postgresql; sleep 3"),
@@ -106,6 +110,8 @@ def findings(topology, look=diagnose_directly) -> tuple:
 def healthy(topology):
     for host in topology.apps:
         assert host.live_version(120), f"{host.host} does not serve"
+        # One that the last fault has ended looks for 20 s as if it ended again and again.
+        wait_for(lambda host=host: host.shell(SCHEDULER_STAYS, check=False) == "yes\n", 90, "the scheduler")
     for host in (topology.edge, *topology.apps):
         forget_the_requests(host)
     requested = "curl -sk -o /dev/null -w '%{http_code}' https://localhost/login/"
