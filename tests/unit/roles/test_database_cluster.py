@@ -310,6 +310,7 @@ def test_a_new_cluster_commits_before_its_first_standby_follows_and_never_again_
     assert later["failsafe_mode"] and later["postgresql"]["use_pg_rewind"]
     parameters = later["postgresql"]["parameters"]
     assert parameters["max_connections"] == "120" and parameters["wal_sender_timeout"] == "5s"
+    assert parameters["wal_retrieve_retry_interval"] == "1s"
     # Patroni rejects them, or each member has its own.
     assert not {"port", "listen_addresses", "synchronous_standby_names"} & set(parameters)
 
