@@ -12,7 +12,8 @@ description:
   - A check is made only where its option is given. A check that cannot run on a host is in RV(notes), with the reason.
 options:
   asked:
-    description: The controller's time at the call, in seconds since the epoch; returned in RV(facts), next to the host's C(time).
+    description: The controller's time at the call, in seconds since the epoch. RV(facts) has it next to the host's
+      C(time).
     type: float
     default: 0
   systems:

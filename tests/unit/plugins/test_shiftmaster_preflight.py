@@ -150,7 +150,9 @@ def test_a_port_with_an_unknown_owner_is_a_note(report, listener, monkeypatch):
 def test_the_clock(difference, connection, found):
     """A connection of 100 s is no wrong clock."""
     tasks = yaml.safe_load((rendered.ROOT / "roles/preflight/tasks/main.yml").read_text(encoding="utf-8"))
-    facts = [(one.get("vars", {}), one["ansible.builtin.set_fact"]) for one in tasks if "ansible.builtin.set_fact" in one]
+    facts = [
+        (one.get("vars", {}), one["ansible.builtin.set_fact"]) for one in tasks if "ansible.builtin.set_fact" in one
+    ]
     given = rendered.trusted({name: value for pair in facts for part in pair for name, value in part.items()})
     known = {
         "preflight_source": {"changed": False, "skipped": True},
