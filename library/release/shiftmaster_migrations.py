@@ -117,7 +117,7 @@ ahead:
   returned: plan, compare and reverse
   type: list
   elements: dict
-behind:
+unapplied:
   description: Migrations that the target release holds and the database does not, or only half, as C(app.name).
   returned: compare
   type: list
@@ -296,7 +296,7 @@ class Runner:
             dict(answer, applied=answer["applied"] + beyond), root, migrations.applied_when_live(release)
         )
         missing = [row for row in half if migrations.key(row) in known]
-        return dict(result, behind=sorted({*names(result["behind"]), *names(missing)}))
+        return dict(result, unapplied=sorted({*names(result["unapplied"]), *names(missing)}))
 
     def compare(self):
         answer, warnings = self._target()
@@ -304,7 +304,7 @@ class Runner:
         return {
             "changed": False,
             "ahead": public(result["ahead"]),
-            "behind": result["behind"],
+            "unapplied": result["unapplied"],
             "half": names(answer.get("half", ())),
             "applied": names(answer["applied"]),
             "worst_class": migrations.worst_class(result["ahead"]),

@@ -41,14 +41,13 @@ options:
     suboptions:
       packages: {description: Debian packages., type: list, elements: str, default: []}
       programs:
-        description: Programs that another task installs, of root's.
+        description: Programs that another task installs; root's, with mode 0755.
         type: list
         elements: dict
         default: []
         suboptions:
           path: {description: The program's absolute path., type: path, required: true}
           sha256: {description: The SHA-256 of its content in hexadecimal., type: str, required: true}
-          mode: {description: "Its mode in octal, as text.", type: str, default: "0755"}
       users:
         description: Users with their group, home and shell.
         type: list
@@ -95,7 +94,7 @@ def is_installed(program):
     """Return whether a program is there with its content, owner and mode."""
     try:
         found = os.lstat(program["path"])
-        as_wanted = (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, int(program["mode"], 8))
+        as_wanted = (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 0, 0o755)
         return as_wanted and safe_files.sha256(program["path"]) == program["sha256"]
     except OSError:
         return False
@@ -167,7 +166,7 @@ def main():
     needs = {
         "packages": {"type": "list", "elements": "str", "default": []},
         "users": list_of(name=text, group=text, home=text, shell=text),
-        "programs": list_of(path=path, sha256=text, mode={"type": "str", "default": "0755"}),
+        "programs": list_of(path=path, sha256=text),
     }
     module = QuietModule(
         argument_spec={

@@ -772,9 +772,9 @@ def test_code_with_a_half_reverted_migration_does_not_fit(site):
     site.run("apply", new, first_deploy=True)
     site.refused("reverse", new, old)
     assert "extra" not in site.columns()
-    assert site.run("compare", new, new)["behind"] == ["shifts.0003_half"]
+    assert site.run("compare", new, new)["unapplied"] == ["shifts.0003_half"]
     assert [m["name"] for m in site.run("plan", new)["pending"]] == ["0003_half"]
-    assert site.run("apply", new, first_deploy=True)["changed"] and site.run("compare", new, new)["behind"] == []
+    assert site.run("apply", new, first_deploy=True)["changed"] and site.run("compare", new, new)["unapplied"] == []
 
 
 def test_an_index_of_another_table_is_not_dropped(site):
@@ -963,7 +963,7 @@ def test_a_squashed_migration_is_no_difference_in_either_direction(site):
     site.run("apply", both)
     for release in (old, both, only):
         result = site.run("compare", target=release)
-        assert result["ahead"] == [] and result["behind"] == [], release
+        assert result["ahead"] == [] and result["unapplied"] == [], release
     assert not site.run("reverse", only, old)["changed"]
 
 

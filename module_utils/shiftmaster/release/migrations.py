@@ -915,7 +915,7 @@ def compare_state(
     applied: [{app, name}]; known: [{app, name, replaces: [[app, name]]}] of the release; replaces: the same fact for
     migrations that the release does not know, {"app.name": ["app.name", ...]}; tolerated: rows that were there while
     the release was live.
-    Returns {"ahead": [{app, name}], "behind": [{app, name}]} in the order given.
+    Returns {"ahead": [{app, name}], "unapplied": [{app, name}]} in the order given.
     """
     applied, known = list(applied), list(known)
     rows = {key(row) for row in applied}
@@ -931,8 +931,8 @@ def compare_state(
         ahead.append({"app": row["app"], "name": row["name"]})
     there = rows.union(*(replaced for name, replaced in files.items() if name in rows))
     there |= {name for name, replaced in files.items() if replaced and replaced <= rows}
-    behind = [{"app": one["app"], "name": one["name"]} for one in known if key(one) not in there]
-    return {"ahead": ahead, "behind": behind}
+    unapplied = [{"app": one["app"], "name": one["name"]} for one in known if key(one) not in there]
+    return {"ahead": ahead, "unapplied": unapplied}
 
 
 def _manifest(release: str) -> dict:
@@ -1052,7 +1052,7 @@ def compare(
     """Return whether the code of a release can run on the database as it is.
 
     response: {applied, known}, from the driver's operation `plan` inside that release.
-    Returns ahead (records), behind ([{app, name}]), safe_to_rollback and reason.
+    Returns ahead (records), unapplied ([{app, name}]), safe_to_rollback and reason.
     """
     releases = releases or Releases(releases_root)
     known = {key(migration) for migration in answer["known"]}
@@ -1065,7 +1065,7 @@ def compare(
     state = compare_state(answer["applied"], answer["known"], replaces, tolerated)
     ahead = classify_ahead(state["ahead"], releases_root, releases)
     safe, reason = rollback_result(ahead)
-    return {"ahead": ahead, "behind": state["behind"], "safe_to_rollback": safe, "reason": reason}
+    return {"ahead": ahead, "unapplied": state["unapplied"], "safe_to_rollback": safe, "reason": reason}
 
 
 def known_statically(release_dir: str) -> List[dict]:

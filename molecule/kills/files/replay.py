@@ -151,7 +151,7 @@ class Run:
                 own = plan["unchanged"]
                 if not own:
                     whose = self.call("migrations", "compare", release=None, target_release=current)
-                    own = whose["safe_to_rollback"] and not whose["behind"]
+                    own = whose["safe_to_rollback"] and not whose["unapplied"]
                 dump = {"name": "before-" + name, "release": self.left["current"] if own else ""}
                 self.call("dump", "present", **dump)
             applied = self.call("migrations", "apply", release=release, run_handlers=recovered)["applied"]
@@ -183,7 +183,7 @@ class Run:
         chosen = self.call("release", "target", release=self.options["to"], revision=None)
         release, current = RELEASES + chosen["release"], RELEASES + chosen["current"]
         compare = self.call("migrations", "compare", release=current, target_release=release)
-        if not compare["safe_to_rollback"] or compare["behind"]:
+        if not compare["safe_to_rollback"] or compare["unapplied"]:
             sys.exit("FAILED %s" % compare["reason"])
         self.switch(chosen["release"], compare["applied"])
         if self.options.get("reverse"):

@@ -705,9 +705,9 @@ def test_a_running_backup_is_waited_for_before_the_maintenance_page():
 @pytest.mark.parametrize(
     ("schema", "held"),
     [
-        ({"safe_to_rollback": True, "behind": []}, False),
-        ({"safe_to_rollback": True, "behind": ["a.0002_x"]}, True),
-        ({"safe_to_rollback": False, "behind": []}, True),
+        ({"safe_to_rollback": True, "unapplied": []}, False),
+        ({"safe_to_rollback": True, "unapplied": ["a.0002_x"]}, True),
+        ({"safe_to_rollback": False, "unapplied": []}, True),
         ({"skipped": True}, False),
     ],
 )
@@ -736,7 +736,7 @@ def test_a_command_for_operators_contains_nothing_else_of_another_host(given):
 
     def message(version, name):
         known = {
-            "restore_schema": {"behind": ["x"]}, "restore_releases": {"current_version": version},
+            "restore_schema": {"unapplied": ["x"]}, "restore_releases": {"current_version": version},
             "restore_decided": {"release": {"version": "1", "name": name}},
             **{key: trust_as_template(value) for key, value in task.get("vars", {}).items()},
         }  # fmt: skip

@@ -195,7 +195,7 @@ def test_a_program_that_is_not_as_wanted_is_lacking(change, tmp_path, monkeypatc
     monkeypatch.setattr(
         tree.os, "lstat", lambda path: os.stat_result([*status(path)[:4], owner, os.getegid(), *status(path)[6:]])
     )
-    needs = {"path": str(program), "sha256": hashlib.sha256(b"x").hexdigest(), "mode": "0755"}
+    needs = {"path": str(program), "sha256": hashlib.sha256(b"x").hexdigest()}
     lacked = tree.lacking({"packages": [], "users": [], "programs": [needs]})
     assert lacked == ([str(program)] if change else [])
 

@@ -30,7 +30,7 @@ def names(items):
 
 def state(*arguments, **options):
     result = migrations.compare_state(*arguments, **options)
-    return names(result["ahead"]), names(result["behind"])
+    return names(result["ahead"]), names(result["unapplied"])
 
 
 def test_ahead_and_behind():

@@ -108,7 +108,7 @@ def path_of_a_deploy():
                 follow(ROOT / "roles" / found[1] / "tasks" / f"{found[2]}.yml")
             elif found and found[0] == "tasks":
                 for name in found[1]:
-                    if name not in ("abort.yml", "finish.yml", "end.yml", "acquire_contended.yml") and "{{" not in name:
+                    if name not in ("abort.yml", "finish.yml", "end.yml") and "{{" not in name:
                         follow(path.parent / name)
             for key in set(task) & set(modules):
                 if modules[key] not in files and given.search(str(task[key])):
