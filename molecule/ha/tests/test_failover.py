@@ -6,7 +6,7 @@ import time
 
 import ansible.module_utils
 from database_cluster import Writer
-from support import POINTS, ROOT, SCENARIO_HOME, wait_for
+from support import POINTS, ROOT, SCENARIO_HOME, docker, wait_for
 
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
@@ -21,7 +21,7 @@ RUNS = 8
 
 def lose_primary(members) -> None:
     """Cut the database of the primary off until another member is the primary; its application goes on."""
-    primary = members.primary()
+    primary = wait_for(members.primaries, 90, "a primary")[0]
     others = [host for host in members.hosts if host is not primary]
     members.cut(primary, *others, ports="2379, 2380, 5432, 8008")
     wait_for(lambda: members.primaries(*others), 90, "another primary")
@@ -106,3 +106,41 @@ def test_the_primary_is_lost_while_secrets_are_rotated(members, capsys):
     again = first.run("playbooks/rotate.yml", timeout=2400, **settings)
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
     assert live(members) == versions
+
+
+def test_the_primary_is_lost_while_hosts_are_patched(members, capsys):
+    """Each time one of two hosts reboots; where that ends the run, the next one patches both."""
+    stays, *others = members.hosts
+    names = [host.host for host in others]
+
+    def boots() -> list:
+        return [docker("inspect", "--format", "{{.State.StartedAt}}", name) for name in names]
+
+    docker("update", "--restart=always", *names)
+    writer = Writer(members, stays, "patched", 3600)
+    try:
+        process = stays.start("playbooks/patch.yml", LOG, "--limit", ",".join(names), reboot="always")
+        losses = 0
+        for _host in names:
+            before = boots()
+            wait_for(lambda seen=before: process.poll() is not None or boots() != seen, 900, "a reboot")
+            if process.poll() is None:
+                lose_primary(members)
+                losses += 1
+        code = process.wait(1800)
+        output = LOG.read_text()
+        members.heal()
+        run = stays.run("playbooks/patch.yml", "--limit", ",".join(names), timeout=1800, reboot="always")
+    finally:
+        docker("update", "--restart=no", *names)
+        writer.end()
+    result = writer.result()
+    members.heal()
+    lost = writer.lost(result)
+    with capsys.disabled():
+        print(f"\n  patch: {losses} losses, {code}, {len(lost)} of {len(result['acknowledged'])} lost")
+    assert losses and lost == [] and len(result["acknowledged"]) > 100, output[-6000:]
+    assert run.code == 0, run.output[-6000:]
+    assert live(members) == {stays.live_version(60)}
+    again = stays.run("playbooks/patch.yml", timeout=1800, reboot="needed")
+    assert (again.code, again.changed) == (0, 0), again.output[-4000:]
