@@ -229,14 +229,14 @@ def test_redis_starts_as_what_sentinel_made_it(tmp_path, state, kept):
     assert path.read_text() == f"include /etc/redis/redis.conf\n{kept}\n"
 
 
-def redis(states: dict, **changes):
-    """The first primary of members with these states."""
+def redis(states: dict, variable="__redis_primary", **changes):
+    """The first primary of members with these states, or another variable of the role."""
     known = {
         "redis_members": MEMBERS, "ansible_play_hosts": list(states), "inventory_hostname": "c1", **changes,
         "hostvars": {host: {"__redis_discovered": {"stdout": state}} for host, state in states.items()},
     }  # fmt: skip
     values = templar("redis", **known)
-    return values.template(values.available_variables["__redis_primary"]).strip()
+    return values.template(values.available_variables[variable])
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,21 @@ def redis(states: dict, **changes):
     ],
 )
 def test_the_first_primary_is_the_one_with_the_data(states, primary):
-    assert redis(states) == MEMBERS[primary]
+    assert redis(states).strip() == MEMBERS[primary]
+    assert redis(states, "__redis_named") not in redis(states, "__redis_empty")
+
+
+@pytest.mark.parametrize("first", ["", "empty"])
+def test_a_member_with_data_does_not_follow_one_without(first):
+    """Two of three hosts were replaced, the former primary with them: the third one's data would be lost."""
+
+    def rejected(**primary):
+        states = {**primary, "c2": "empty", "c3": "replicaof 10.20.0.31 6379"}
+        return redis(states, "__redis_named") in redis(states, "__redis_empty")
+
+    assert rejected(c1=first)
+    # The primary has data; it is not part of the run.
+    assert not rejected(c1="primary") and not rejected()
 
 
 def test_a_replicated_redis_rejects_writes_without_a_replica():
