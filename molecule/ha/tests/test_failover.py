@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import ansible.module_utils
-from database_cluster import Writer
+from database_cluster import CTL, Writer
 from support import POINTS, ROOT, SCENARIO_HOME, docker, wait_for
 
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
@@ -106,6 +106,18 @@ def test_the_primary_is_lost_while_secrets_are_rotated(members, capsys):
     again = first.run("playbooks/rotate.yml", timeout=2400, **settings)
     assert (again.code, again.changed) == (0, 0), again.output[-4000:]
     assert live(members) == versions
+
+
+def test_a_paused_cluster_is_not_patched(members):
+    primary, standby = members.primary(), members.standbys()[0]
+    primary.shell(f"{CTL} pause --wait")
+    try:
+        run = primary.run("playbooks/patch.yml", "--limit", standby.host, timeout=900)
+    finally:
+        primary.shell(f"{CTL} resume --wait")
+    assert run.code == 2 and run.prints(f"{CTL} resume"), run.output[-4000:]
+    # No package was upgraded.
+    assert "Patch | Upgrade the packages" not in run.output
 
 
 def test_the_primary_is_lost_while_hosts_are_patched(members, capsys):
