@@ -142,67 +142,6 @@ def damaged_wal(text: str) -> list:
     return sorted({segment.group(1) for segment in segments if segment})
 
 
-# What the errors of pgBackRest (src/common/error/error.auto.c) mean for the one who reads the report.
-_ERRORS = {
-    26: ("damaged", "a file of the repository is damaged"),
-    29: ("unreadable", "the repository cannot be read; most often its key is wrong, or a file of it is damaged"),
-    38: ("running", "the database runs in the directory that was to be restored"),
-    50: ("locked", "another run of pgBackRest holds the lock"),
-    51: ("other_system", "the database is another one than that of the stanza"),
-    55: ("repository_missing", "a file of the repository is not there"),
-    56: ("no_database", "the database does not respond, or refuses the login"),
-    64: ("not_written", "a file could not be written"),
-    68: ("not_archived", "archiving is not set up"),
-    75: ("no_backup", "there is no backup for it"),
-    82: ("not_archived", "the WAL did not come into the archive in time"),
-    103: ("repository_missing", "no repository can be used"),
-}
-# Warnings that are no evidence against a backup.
-_HARMLESS = (
-    r"a timeline switch has occurred since the \S+ backup, enabling delta checksum",
-    r"repo\d+: expiring latest backup \S+ - the ability to perform point-in-time-recovery \(PITR\) may be affected",
-    r"option 'repo\d+-retention-full' is not set for 'repo\d+-retention-full-type=count'",
-    r"no prior backup exists, (?:incr|diff) backup has been changed to full",
-)
-
-
-def pgbackrest(rc: int, text: str, command: str) -> Result:
-    """Evaluate what a command wrote with --log-level-stderr=info: backup, restore, expire, check, stanza-create.
-
-    A warning that is not known to be harmless is a problem: damaged pages are no more than one.
-    """
-    problems = []
-    messages = []
-    for line in text.splitlines():
-        prefix = _PREFIX.match(line)
-        if prefix:
-            messages.append([prefix.group(1), _PREFIX.sub("", line)])
-        elif messages:
-            messages[-1][1] += "\n" + line
-        elif line.strip():
-            problems.append(Problem("unknown_text", readable(line)))
-    ended = False
-    for level, printed in messages:
-        number = re.match(r"\[(\d+)\]: ", printed)
-        page = re.match(r"invalid page checksums? found in file (\S+)", printed)
-        if level == "ERROR":
-            code, what = _ERRORS.get(int(number.group(1)) if number else 0, ("failed", "pgBackRest failed"))
-            if "No space left on device" in printed:
-                code, what = "disk_full", "the disk is full"
-            problems.append(Problem(code, "%s (%s)" % (what, readable(printed))))
-        elif page:
-            problems.append(Problem("page_checksums", readable(printed), page.group(1)))
-        elif level == "WARN" and not any(re.match(form, printed) for form in _HARMLESS):
-            problems.append(Problem("warning", readable(printed)))
-        elif re.match(r"%s command end: completed successfully" % re.escape(command), printed):
-            ended = True
-    if rc != 0 and not any(problem.code != "warning" for problem in problems):
-        problems.append(Problem("failed", "pgbackrest %s ended with code %d" % (command, rc)))
-    if not ended and not problems:
-        problems.append(Problem("not_ended", "pgbackrest %s did not report its completion" % command))
-    return result(problems)
-
-
 # ---------------------------------------------------------------------------------------------------------- PostgreSQL
 
 
