@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pwd
@@ -27,6 +26,7 @@ from ansible.module_utils.shiftmaster.host.printable import printable, sized
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule
 from ansible.module_utils.shiftmaster.host.sql import SAFE_SEARCH_PATH, quoted
 from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCode, ReleaseCodeError
+from ansible.module_utils.shiftmaster.release.state import held
 
 DOCUMENTATION = r"""
 module: postgresql_upgrade
@@ -483,22 +483,6 @@ def statistics(cluster, first):
     as_postgres(cluster.timeout, cluster.program("vacuumdb"), *words, env=environment)
 
 
-@contextlib.contextmanager
-def alone(seconds):
-    """A step goes on where its run was lost: the next one waits for it."""
-    deadline = time.monotonic() + seconds
-    with open(LOCK, "w", encoding="ascii") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Failed("a step of another run is still at work on this host")
-                time.sleep(1)
-        yield
-
-
 def work(params, check_mode):
     upgrade = Upgrade(params["version"], params["port"], params["timeout_seconds"])
     state, result = params["state"], {"changed": False}
@@ -524,19 +508,7 @@ def work(params, check_mode):
 
 
 def main():
-    states = [
-        "planned",
-        "settled",
-        "prepared",
-        "rehearsed",
-        "upgraded",
-        "compared",
-        "live",
-        "analyzed",
-        "complete",
-        "returned",
-        "committed",
-    ]
+    states = "planned settled prepared rehearsed upgraded compared live analyzed complete returned committed".split()
     module = QuietModule(
         argument_spec={
             "state": {"type": "str", "choices": states, "default": "planned"},
@@ -550,8 +522,10 @@ def main():
         supports_check_mode=True,
     )
     began = time.monotonic()
+    deadline = began + (0 if module.params["state"] == "planned" else module.params["timeout_seconds"])
     try:
-        with alone(0 if module.params["state"] == "planned" else module.params["timeout_seconds"]):
+        # A step goes on where its run was lost: the next one waits for it.
+        with held(LOCK, deadline, Failed("a step of another run is still at work on this host")):
             result = work(module.params, module.check_mode)
     except (Failed, ReleaseCodeError, units.UnitError, OSError, ValueError, KeyError) as error:
         module.fail_json(msg=str(error))
