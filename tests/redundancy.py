@@ -1,4 +1,4 @@
-"""For scenario ha_edge: hosts that are lost and healed, writers to Redis and clients of the virtual address."""
+"""Redis on several hosts: members that are lost and healed, its writers, and clients of the virtual address."""
 
 from __future__ import annotations
 
@@ -178,25 +178,26 @@ class Members:
 class Page(http.client.HTTPSConnection):
     """A connection to the virtual address by the site's name."""
 
-    def __init__(self, timeout: float):
+    def __init__(self, timeout: float, address: str = ADDRESS):
         super().__init__("localhost", timeout=timeout)
+        self.address = address
 
     def connect(self) -> None:
-        sock = socket.create_connection((ADDRESS, 443), timeout=self.timeout)
+        sock = socket.create_connection((self.address, 443), timeout=self.timeout)
         self.sock = ssl._create_unverified_context().wrap_socket(sock, server_hostname="localhost")
 
 
 class Clients:
     """Clients that GET a page through the virtual address, each with connections of its own."""
 
-    def __init__(self, count: int = 32, path: str = "/login/", think_seconds: float = 0.5):
-        self.path, self.think, self.ended = path, think_seconds, threading.Event()
+    def __init__(self, count: int = 32, path: str = "/login/", think_seconds: float = 0.5, address: str = ADDRESS):
+        self.path, self.think, self.address, self.ended = path, think_seconds, address, threading.Event()
         self.requests, self.failed, self.slowest, self.lock = 0, [], 0.0, threading.Lock()
         self.times = []
         self.threads = [threading.Thread(target=self.run, args=(number / count,)) for number in range(count)]
 
     def get(self) -> None:
-        connection = Page(30)
+        connection = Page(30, self.address)
         try:
             connection.request("GET", self.path)
             response = connection.getresponse()
