@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Iterable, Mapping, NamedTuple, Optional
 
+from ..host.printable import sized
 from .catalogue import CatalogueError, Stanza
 from .results import Problem, Result, result
 
@@ -33,7 +34,6 @@ def kind_today(
     system_id: Optional[int] = None,
     timeline: Optional[int] = None,
     damaged: Iterable = (),
-    repo: int = 1,
     wish: str = "",
     gapped: Iterable = (),
 ) -> Decision:
@@ -47,18 +47,18 @@ def kind_today(
     damaged, gapped = set(damaged), set(gapped)
     if wish == "full":
         return Decision("full", "a full backup was requested")
-    database = stanza.current_database(repo)
+    database = stanza.current_database(1)
     if database is None:
-        return Decision("full", "repository %d holds nothing yet" % repo)
+        return Decision("full", "the repository holds nothing yet")
     if system_id is not None and database.system_id != system_id:
         return Decision("full", "the database is another one than that of the repository")
-    backups = [backup for backup in stanza.of(repo) if backup.database_id == database.id]
+    backups = [backup for backup in stanza.of(1) if backup.database_id == database.id]
     fulls = [backup for backup in backups if backup.kind == "full"]
     if not fulls:
-        return Decision("full", "repository %d holds no full backup of this database" % repo)
+        return Decision("full", "the repository holds no full backup of this database")
     last = backups[-1]
     try:
-        chain = stanza.chain(last.label, repo)
+        chain = stanza.chain(last.label)
     except CatalogueError as error:
         return Decision("full", "the last chain is broken: %s" % error)
     for backup in chain:
@@ -99,12 +99,12 @@ def foreseen(sizes: Iterable, growth: float = GROWTH) -> Optional[int]:
     return math.ceil(sizes[-1] + max([sizes[-1] * growth, *steps]))
 
 
-def database_bytes(stanza: Stanza, kind: str, database_size: int, repo: int = 1, wal_bytes: int = 0) -> int:
-    """Return what the next backup adds to its repository, with the WAL that arrives meanwhile.
+def database_bytes(stanza: Stanza, kind: str, database_size: int) -> int:
+    """Return what the next backup adds to its repository.
 
     Without one to go by, a full backup is as large as the database: how well it can be compressed is not known.
     """
-    backups = [backup for backup in stanza.of(repo) if (backup.kind == "full") == (kind == "full")]
+    backups = [backup for backup in stanza.of(1) if (backup.kind == "full") == (kind == "full")]
     if kind == "full":
         # The database may have grown since: by as much the backup.
         sizes = [math.ceil(one.repo_size * database_size / one.size) for one in backups if one.size]
@@ -113,14 +113,14 @@ def database_bytes(stanza: Stanza, kind: str, database_size: int, repo: int = 1,
         # The largest of the last week, since a quiet day does not predict the next.
         needed = foreseen([max(one.repo_size for one in backups[-7:])] if backups else [], INCREMENTAL_GROWTH)
         if needed is None:
-            fulls = [one.repo_size for one in stanza.of(repo) if one.kind == "full"]
+            fulls = [one.repo_size for one in stanza.of(1) if one.kind == "full"]
             needed = fulls[-1] if fulls else None
-    return min(database_size if needed is None else needed, database_size) + wal_bytes
+    return min(database_size if needed is None else needed, database_size)
 
 
-def restore_bytes(size: int, wal_bytes: int = 0) -> int:
-    """Return what a scratch restore needs: the database itself, the WAL that is replayed and what it writes."""
-    return math.ceil(size * 1.05) + 2 * wal_bytes + 64 * 1024 * 1024
+def restore_bytes(size: int) -> int:
+    """Return what a scratch restore needs: the database itself and what its recovery writes."""
+    return math.ceil(size * 1.05) + 64 * 1024 * 1024
 
 
 def room(needed: int, free: int, total: int, where: str, what: str = "the backup") -> Result:
@@ -129,13 +129,5 @@ def room(needed: int, free: int, total: int, where: str, what: str = "the backup
     if needed + spare <= free:
         return result(())
     text = "%s needs about %s in %s, where %s are free and %s must stay so"
-    values = (what, _readable(needed), where, _readable(free), _readable(spare))
+    values = (what, sized(needed), where, sized(free), sized(spare))
     return result([Problem("no_room", text % values, where)])
-
-
-def _readable(size: float) -> str:
-    units = ["bytes", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size /= 1024
-        del units[0]
-    return "%.1f %s" % (size, units[0]) if units[0] != "bytes" else "%d bytes" % size

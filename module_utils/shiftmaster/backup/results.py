@@ -58,7 +58,7 @@ _VERIFY_RETRIES = re.compile(r"^\[\w+\] on \d+ retr")
 _SEGMENT_FILE = re.compile(r"^(?:[^/]+/)*([0-9A-F]{24})-[0-9a-f]{40}")
 
 
-def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
+def verify_text(text: str, stanza=None) -> Result:
     """Evaluate `pgbackrest verify --output=text --verbose`: standard output, alone or with standard error.
 
     The place of a problem is a label, or an archive's directory (17-1). With the stanza of the catalogue every one of
@@ -118,14 +118,14 @@ def verify_text(text: str, stanza=None, repo: int = 1) -> Result:
     if stanza is not None:
         if name not in (None, stanza.name):
             problems.append(Problem("no_report", "verify looked at stanza %s" % name))
-        problems += _against_catalogue(states, stanza, repo)
+        problems += _against_catalogue(states, stanza)
     return result(problems)
 
 
-def _against_catalogue(states: dict, stanza, repo: int) -> list:
+def _against_catalogue(states: dict, stanza) -> list:
     found = []
     damaged = {label for label, whole in states.items() if not whole}
-    for backup in stanza.of(repo):
+    for backup in stanza.of(1):
         if backup.label not in states:
             found.append(Problem("not_verified", "verify did not look at backup %s" % backup.label, backup.label))
         lost = damaged & {backup.prior, *backup.references}
@@ -145,11 +145,11 @@ def damaged_wal(text: str) -> list:
 # ---------------------------------------------------------------------------------------------------------- PostgreSQL
 
 
-def recovery(log: str, target: str = "", last_segment: str = "") -> Result:
+def recovery(log: str, target: str) -> Result:
     """Evaluate the log of a server that was started on a restored directory.
 
     A recovery that meets a damaged or missing segment reports success: with thousands of commits missing. So
-    there must be a verified end: the named point (target), or the last segment of the archive.
+    there must be a verified end: the named point (target).
     """
     problems = []
     # What is fatal for a client that came too early, or after the recovery, reports nothing about it.
@@ -159,12 +159,8 @@ def recovery(log: str, target: str = "", last_segment: str = "") -> Result:
             problems.append(Problem("recovery_failed", readable(line.split("]", 1)[-1])))
     if "archive recovery complete" not in log:
         problems.append(Problem("recovery_failed", "the recovery did not complete"))
-    if not target and not last_segment:
-        problems.append(Problem("no_verification", "the end of the recovery is unknown"))
-    if target and 'recovery stopping at restore point "%s"' % target not in log:
+    if 'recovery stopping at restore point "%s"' % target not in log:
         problems.append(Problem("target_missed", "the recovery did not come to the point %s" % target))
-    if last_segment and 'restored log file "%s" from archive' % last_segment not in log:
-        problems.append(Problem("wal_missing", "the recovery did not come to segment %s" % last_segment, last_segment))
     return result(problems)
 
 
@@ -261,11 +257,10 @@ def restic_backup(rc: int, stdout: str, stderr: str):
     return summary, result(problems)
 
 
-def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> Result:
+def restic_check(rc: int, stdout: str, stderr: str) -> Result:
     """Evaluate `restic check`, without --json: that summary does not show whether the data was read.
 
-    Without --read-data or --read-data-subset a flipped byte is not found, so that is no verification unless read_data
-    is false.
+    Without --read-data or --read-data-subset a flipped byte is not found, so that is no verification.
     """
     problems = []
     for line in stderr.splitlines():
@@ -279,6 +274,6 @@ def restic_check(rc: int, stdout: str, stderr: str, read_data: bool = True) -> R
         problems.append(Problem(code, what))
     if "no errors were found" not in stdout.splitlines() and not problems:
         problems.append(Problem("not_ended", "restic check did not report that it found no errors"))
-    if read_data and not re.search(r"^read (all data$|group #\d+ of |[\d.]+% of data packs$)", stdout, re.M):
+    if not re.search(r"^read (all data$|group #\d+ of |[\d.]+% of data packs$)", stdout, re.M):
         problems.append(Problem("not_read", "restic check did not read the data"))
     return result(problems)

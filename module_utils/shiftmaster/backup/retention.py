@@ -213,7 +213,6 @@ def database_plan(
     verifications: Mapping,
     now: float,
     policy: Policy = Policy(),  # noqa: B008 - a tuple
-    repo: int = 1,
     earlier: Iterable = (),
     **more,
 ) -> DatabasePlan:
@@ -221,7 +220,7 @@ def database_plan(
 
     earlier are items of the stanzas of earlier passphrases, each with the time of its last backup. Each goes as a unit.
     """
-    backups, items = stanza.of(repo), list(earlier)
+    backups, items = stanza.of(1), list(earlier)
     verifications = {**verifications, **{item.name: True for item in items}}
     for backup in backups:
         needs = tuple(sorted({backup.prior, *backup.references} - {None}))
@@ -231,13 +230,13 @@ def database_plan(
     wal_from = {}
     for archive in stanza.archives:
         starts = [backup.wal_start for backup in left if backup.database_id == archive.database_id]
-        if archive.repo == repo and starts:
+        if archive.repo == 1 and starts:
             # As pgBackRest compares them: without the timeline.
             wal_from[archive.id] = min(starts, key=lambda name: name[8:])
     return DatabasePlan(*made, len(left), wal_from)
 
 
-def commands(stanza: str, made: DatabasePlan, repo: int = 1) -> list:
+def commands(stanza: str, made: DatabasePlan) -> list:
     """Return the arguments of each call of pgbackrest, in order, to be made while no backup can start.
 
     `--set` frees no WAL. The last call does, and its number must be that of all the full backups that are left,
@@ -246,11 +245,11 @@ def commands(stanza: str, made: DatabasePlan, repo: int = 1) -> list:
     """
     if made.doubt:
         return []
-    common = ["--stanza=%s" % stanza, "--repo=%d" % repo]
+    common = ["--stanza=%s" % stanza, "--repo=1"]
     called = [[*common, "--set=%s" % label, "expire"] for label in made.remove]
     if made.fulls_left:
-        kept = "--repo%d-retention-archive=%d" % (repo, made.fulls_left)
-        called.append([*common, "--repo%d-retention-archive-type=full" % repo, kept, "expire"])
+        kept = "--repo1-retention-archive=%d" % made.fulls_left
+        called.append([*common, "--repo1-retention-archive-type=full", kept, "expire"])
     return called
 
 

@@ -314,7 +314,7 @@ class Run:
         if not result.good:
             raise BackupError(str(result))
         end = verification.mark(self.host, self.run_id)
-        verification.wait_until_archived(self.host, end, self.host.options["archive_timeout_seconds"])
+        verification.wait_for_segment(self.host, end.segment, self.host.options["archive_timeout_seconds"])
         self.verify_repository(stanza, chain, timeline, end.segment)
         try:
             verified = verification.prove(self.host, backup.label, end)

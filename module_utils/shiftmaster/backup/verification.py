@@ -156,11 +156,6 @@ def elsewhere(host: Host) -> list:
     return [("tablespaces", what, "")] if found else []
 
 
-def wait_until_archived(host: Host, end: Mark, seconds: float) -> None:
-    """Wait until the segment of the restore point is in the archive."""
-    wait_for_segment(host, end.segment, seconds)
-
-
 def wait_for_segment(host: Host, segment: str, seconds: float) -> None:
     """Wait until a segment is in the archive; raises BackupError where it does not come."""
     deadline = time.monotonic() + seconds

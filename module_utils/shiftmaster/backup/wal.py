@@ -20,6 +20,7 @@ from .catalogue import Backup
 from .results import Problem, Result, result
 
 SEGMENT_BYTES = 16 * 1024 * 1024
+PER_FILE = 0x100000000 // SEGMENT_BYTES
 _SEGMENT = re.compile(r"^[0-9A-F]{24}$")
 _FILE = re.compile(r"^([0-9A-F]{24})(\.partial)?-[0-9a-f]{40}(?:\.\w+)?$")
 _HISTORY = re.compile(r"^([0-9A-F]{8})\.history(?:\.\w+)?$")
@@ -51,7 +52,6 @@ class Archive(NamedTuple):
     known: set  # Timelines of which a history lies in the archive.
     twice: tuple  # Names of which there are two contents.
     odd: tuple  # Names that are not understood.
-    segment_bytes: int
     began: Mapping = {}  # Timeline to the time at which its history came.
 
 
@@ -70,27 +70,25 @@ class Reach(NamedTuple):
 # --------------------------------------------------------------------------------------------------------------- names
 
 
-def place_of(name: str, segment_bytes: int = SEGMENT_BYTES) -> Place:
+def place_of(name: str) -> Place:
     if not _SEGMENT.match(name):
         raise WalError("%r is not the name of a segment" % (name,))
-    per_file = 0x100000000 // segment_bytes
     low = int(name[16:], 16)
-    if low >= per_file:
-        raise WalError("%s is not the name of a segment of %d bytes" % (name, segment_bytes))
-    return Place(int(name[:8], 16), int(name[8:16], 16) * per_file + low)
+    if low >= PER_FILE:
+        raise WalError("%s is not the name of a segment of %d bytes" % (name, SEGMENT_BYTES))
+    return Place(int(name[:8], 16), int(name[8:16], 16) * PER_FILE + low)
 
 
-def name_of(place: Place, segment_bytes: int = SEGMENT_BYTES) -> str:
-    per_file = 0x100000000 // segment_bytes
-    return "%08X%08X%08X" % (place.timeline, place.number // per_file, place.number % per_file)
+def name_of(place: Place) -> str:
+    return "%08X%08X%08X" % (place.timeline, place.number // PER_FILE, place.number % PER_FILE)
 
 
-def number_of_lsn(lsn: str, segment_bytes: int = SEGMENT_BYTES) -> int:
+def number_of_lsn(lsn: str) -> int:
     """Return the number of the segment that holds a place such as 0/21003C30."""
     if not re.match(r"^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$", lsn):
         raise WalError("%r is no place in the WAL" % (lsn,))
     high, low = lsn.split("/")
-    return (int(high, 16) * 0x100000000 + int(low, 16)) // segment_bytes
+    return (int(high, 16) * 0x100000000 + int(low, 16)) // SEGMENT_BYTES
 
 
 def history_of(text: str) -> tuple:
@@ -108,7 +106,7 @@ def history_of(text: str) -> tuple:
     return tuple(found)
 
 
-def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, directory: str = "") -> Archive:
+def archive(answer, histories: Mapping, directory: str = "") -> Archive:
     """Read `pgbackrest repo-ls --recurse --output=json` of an archive (17-1), with directory of the stanza.
 
     histories are the contents of the .history files by their timelines, as `repo-get` writes them.
@@ -129,7 +127,7 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, dire
         elif segment:
             # The database host writes here: one name that is none must not keep everything from being restored.
             try:
-                place = place_of(segment.group(1), segment_bytes)
+                place = place_of(segment.group(1))
             except WalError:
                 odd.append(path)
                 continue
@@ -146,7 +144,7 @@ def archive(answer, histories: Mapping, segment_bytes: int = SEGMENT_BYTES, dire
     for timeline, text in histories.items():
         with contextlib.suppress(WalError):  # Reported as one that was not read (evaluate).
             read[timeline] = history_of(text)
-    return Archive(segments, read, tuple(partial), known, tuple(twice), tuple(odd), segment_bytes, began)
+    return Archive(segments, read, tuple(partial), known, tuple(twice), tuple(odd), began)
 
 
 # ----------------------------------------------------------------------------------------------------------- continuity
@@ -172,7 +170,7 @@ def _way(held: Archive, begin: Place, stop: Place, timeline: int) -> _Way:
     parts, first = [], begin.number
     descent = ancestors[names.index(begin.timeline) :]
     for number, (one, lsn) in enumerate(descent):
-        left = number_of_lsn(lsn, held.segment_bytes)
+        left = number_of_lsn(lsn)
         if number == 0 and stop.number > left:
             # It ended after the place at which its timeline was left, so it belongs to what was given up.
             return _Way(own, False, "")
@@ -185,7 +183,7 @@ def leads_to(archives: Iterable, backup: Backup, timeline: int) -> bool:
     """Return whether a recovery of a backup can follow a timeline."""
 
     def way(held):
-        begin, stop = (place_of(name, held.segment_bytes) for name in (backup.wal_start, backup.wal_stop))
+        begin, stop = (place_of(name) for name in (backup.wal_start, backup.wal_stop))
         return _way(held, begin, stop, timeline)
 
     return any(way(held).current for held in archives)
@@ -220,7 +218,7 @@ def last_of(held: Archive, backup: Backup, timeline: int = 0) -> str:
     Without timeline it is its own, or the newest that descends from it. A timeline whose history does not lead to that
     of the backup is another database's, or an attacker's.
     """
-    begin, stop = (place_of(name, held.segment_bytes) for name in (backup.wal_start, backup.wal_stop))
+    begin, stop = (place_of(name) for name in (backup.wal_start, backup.wal_stop))
     wanted = [timeline] if timeline else [one for one in sorted(held.histories) if one > begin.timeline]
     ways = [_way(held, begin, stop, one) for one in wanted]
     parts = next((way.parts for way in reversed(ways) if way.current), [(begin.timeline, begin.number, None)])
@@ -230,7 +228,7 @@ def last_of(held: Archive, backup: Backup, timeline: int = 0) -> str:
         for timeline, first, last in parts
         if place.timeline == timeline and first <= place.number <= (place.number if last is None else last)
     ]
-    return name_of(Place(*max(there)[::-1]), held.segment_bytes) if there else ""
+    return name_of(Place(*max(there)[::-1])) if there else ""
 
 
 def _missing(numbers: list, first: int, last: int) -> list:
@@ -254,22 +252,21 @@ def reaches(
     database reports as archived (pg_stat_archiver.last_archived_wal): without it, one that is missing at the end is
     not seen. damaged are segments that are there and cannot be read (results.damaged_wal).
     """
-    size = held.segment_bytes
     there = dict(held.segments)
     for name in damaged:
-        there.pop(place_of(name, size), None)
+        there.pop(place_of(name), None)
     by_timeline: dict = {}
     for place in sorted(there):
         by_timeline.setdefault(place.timeline, []).append(place.number)
     ends = {one: max(number for line, number in held.segments if line == one) for one in {p[0] for p in held.segments}}
     if _SEGMENT.match(newest or ""):
-        last = place_of(newest, size)
+        last = place_of(newest)
         ends[last.timeline] = max(last.number, ends.get(last.timeline, 0))
     if timeline is None:
         timeline = max(ends, default=0)
     found = []
     for backup in backups:
-        begin, stop = place_of(backup.wal_start, size), place_of(backup.wal_stop, size)
+        begin, stop = place_of(backup.wal_start), place_of(backup.wal_stop)
         way = _way(held, begin, stop, timeline)
         gaps = []
         for one, first, end in way.parts:
@@ -280,10 +277,8 @@ def reaches(
         reached = _reached(way.parts, gaps, by_timeline)
         consistent = not [gap for gap in gaps if gap[1] <= stop.number]
         ranges = [(Place(one, first), Place(one, last)) for one, first, last in gaps]
-        named = tuple(
-            Gap(name_of(first, size), name_of(last, size), last.number - first.number + 1) for first, last in ranges
-        )
-        last, until = (name_of(reached, size), there[reached]) if reached else (None, None)
+        named = tuple(Gap(name_of(first), name_of(last), last.number - first.number + 1) for first, last in ranges)
+        last, until = (name_of(reached), there[reached]) if reached else (None, None)
         found.append(Reach(backup.label, consistent, named, last, until, way.current, way.problem))
     return found
 
@@ -330,8 +325,8 @@ def evaluate(held: Archive, found: Iterable, directory: str, verified: str = "")
             problems.append(Problem("wal_missing", what % (reach.label, reach.last, count, which), reach.label))
     if verified and found:
         newest = found[-1]
-        place = place_of(verified, held.segment_bytes)
-        last = place_of(newest.last, held.segment_bytes) if newest.last else Place(0, -1)
+        place = place_of(verified)
+        last = place_of(newest.last) if newest.last else Place(0, -1)
         if place.number > last.number or place.timeline > last.timeline:
             what = "backup %s does not reach segment %s of its restore point" % (newest.label, verified)
             problems.append(Problem("verification_not_reached", what, newest.label))

@@ -217,19 +217,18 @@ def stanza(name):
     )
 
 
-def database_plan(name, days=40, policy=Policy(window=False, days=20), repo=1, **more):  # noqa: B008 - a tuple
+def database_plan(name, days=40, policy=Policy(window=False, days=20), **more):  # noqa: B008 - a tuple
     """The recorded repository, seen so many days later, with a recent time of its newest backup."""
     read = stanza(name)
     backups = read.backups
-    newest = read.of(repo)[-1]
+    newest = read.of(1)[-1]
     now = newest.stopped + 60.0
     moved = [
-        one if one.label.startswith(newest.label[:16]) and one.repo == repo else _older(one, days * DAY)
-        for one in backups
+        one if one.label.startswith(newest.label[:16]) and one.repo == 1 else _older(one, days * DAY) for one in backups
     ]
     read = read.__class__(**dict(read.__dict__, backups=tuple(sorted(moved, key=lambda one: one.started))))
     seen = [now - day * DAY for day in range(100)]
-    return retention.database_plan(read, {one.label: True for one in backups}, now, policy, repo, seen=seen, **more)
+    return retention.database_plan(read, {one.label: True for one in backups}, now, policy, seen=seen, **more)
 
 
 def _older(backup, seconds):
@@ -291,16 +290,6 @@ def test_each_database_of_a_repository_has_its_own_beginning():
 def test_a_database_without_backups_keeps_no_wal():
     made = database_plan("history")
     assert made.fulls_left == 1 and made.wal_from == {"17-2": "000000010000000000000002"}
-
-
-def test_each_repository_is_planned_for_itself():
-    made = database_plan("two-repositories", repo=2)
-    (offsite,) = stanza("two-repositories").of(2)
-    assert set(made.keep) == {offsite.label} and made.fulls_left == 1
-    assert made.wal_from == {"17-1": offsite.wal_start}
-    assert retention.commands("s", made, 2) == [
-        ["--stanza=s", "--repo=2", "--repo2-retention-archive-type=full", "--repo2-retention-archive=1", "expire"]
-    ]
 
 
 def test_an_empty_repository_is_left_alone():

@@ -15,7 +15,6 @@ from ansible.module_utils.shiftmaster.backup.wal import Gap
 RECORDED = Path(__file__).resolve().parents[1] / "recorded/backup"
 HISTORY = {2: (RECORDED / "00000002.history").read_text()}
 BACKUPS = catalogue.stanza_of((RECORDED / "info-timelines.json").read_bytes(), "shiftmaster").backups
-MIB = 1024 * 1024
 
 
 def seg(number, timeline=1):
@@ -65,65 +64,28 @@ def by_label(found):
 
 
 @pytest.mark.parametrize(
-    "name, size, expected",
+    ("name", "place"),
     [
-        ("000000010000000000000001", 16 * MIB, (1, 1)),
-        ("0000000A00000001000000FF", 16 * MIB, (10, 511)),
-        ("000000010000000100000003", 1024 * MIB, (1, 7)),
-        ("000000010000000100000FFF", MIB, (1, 8191)),
+        ("000000010000000000000001", (1, 1)),
+        ("0000000A00000001000000FF", (10, 511)),
+        ("0000001A000000FF0000001B", (0x1A, 0xFF1B)),
+        ("FFFFFFFF00000010000000FF", (0xFFFFFFFF, 0x10FF)),
     ],
 )
-def test_names_are_numbers(name, size, expected):
-    assert wal.place_of(name, size) == expected and wal.name_of(wal.Place(*expected), size) == name
+def test_a_name_is_three_hexadecimal_numbers(name, place):
+    assert wal.place_of(name) == place and wal.name_of(wal.Place(*place)) == name
 
 
-@pytest.mark.parametrize(
-    "name, size",
-    [
-        ("000000010000000000000100", 16 * MIB),
-        ("000000010000000000000004", 1024 * MIB),
-        ("00000001000000000000001", 16 * MIB),
-        ("00000001000000000000000g", 16 * MIB),
-        ("00000002.history", 16 * MIB),
-    ],
-)
-def test_invalid_segments(name, size):
+@pytest.mark.parametrize("name", ["0" * 23, "0" * 25, "0" * 21 + "100", "0" * 23 + "g", "00000002.history"])
+def test_an_invalid_name_of_a_segment_is_rejected(name):
     with pytest.raises(wal.WalError):
-        wal.place_of(name, size)
-
-
-def test_places_in_the_wal():
-    assert wal.number_of_lsn("0/21003C30") == 0x21 and wal.number_of_lsn("1/0") == 256
-    assert wal.number_of_lsn("0/21003C30", MIB) == 0x210
-    with pytest.raises(wal.WalError):
-        wal.number_of_lsn("21003C30")
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "place"),
-    [
-        ("0000001A000000FF0000001B", 16, (0x1A, 0xFF1B)),
-        ("FFFFFFFF00000010000000FF", 16, (0xFFFFFFFF, 0x10FF)),
-        ("000000010000001000000003", 1024, (1, 0x10 * 4 + 3)),
-        ("000000010000000200000FFF", 1, (1, 2 * 4096 + 0xFFF)),
-    ],
-)
-def test_a_name_is_three_hexadecimal_numbers(name, size, place):
-    assert wal.place_of(name, size * MIB) == place and wal.name_of(wal.Place(*place), size * MIB) == name
-
-
-@pytest.mark.parametrize(
-    ("name", "size"), [("0" * 23, 16), ("0" * 25, 16), ("0" * 21 + "100", 16), ("0" * 23 + "4", 1024)]
-)
-def test_an_invalid_name_of_a_segment_is_rejected(name, size):
-    with pytest.raises(wal.WalError):
-        wal.place_of(name, size * MIB)
+        wal.place_of(name)
 
 
 def test_a_place_in_the_wal_has_its_segment():
     assert wal.number_of_lsn("1F/1A003C30") == 0x1F1A and wal.number_of_lsn("0/1FFFFFF") == 1
-    assert wal.number_of_lsn("1f/c0000000", 1024 * MIB) == 0x1F * 4 + 3
-    for text in ("", "0", "0/", "/0", "0/0/0", "G/0", "0/123456789", " 0/0", "0/0\nx"):
+    assert wal.number_of_lsn("1/0") == 256 and wal.number_of_lsn("1f/c0000000") == 0x1FC0
+    for text in ("", "0", "0/", "/0", "0/0/0", "G/0", "0/123456789", " 0/0", "0/0\nx", "21003C30"):
         with pytest.raises(wal.WalError):
             wal.number_of_lsn(text)
 
@@ -228,15 +190,12 @@ def test_a_damaged_segment_is_a_gap():
     assert reach([seg(number) for number in range(1, 6)], backup(2), damaged=damaged).gaps
 
 
-@pytest.mark.parametrize("size", [MIB, 16 * MIB, 64 * MIB, 1024 * MIB])
-def test_the_next_one_of_each_size(size):
-    per_file = 0x100000000 // size
-    numbers = range(per_file - 2, per_file + 3)
-    names = [wal.name_of(wal.Place(1, number), size) for number in numbers]
+def test_the_segment_after_4_gib():
+    names = [wal.name_of(wal.Place(1, number)) for number in range(wal.PER_FILE - 2, wal.PER_FILE + 3)]
     one = replace(BACKUPS[0], wal_start=names[0], wal_stop=names[1])
-    complete = wal.archive(listing(names), {}, size)
+    complete = wal.archive(listing(names), {})
     assert wal.reaches(complete, [one])[0].gaps == ()
-    holed = wal.archive(listing(names[:2] + names[3:]), {}, size)
+    holed = wal.archive(listing(names[:2] + names[3:]), {})
     assert wal.reaches(holed, [one])[0].gaps == (Gap(names[2], names[2], 1),)
 
 
