@@ -382,32 +382,8 @@ def outputs() -> dict[Path, str]:
     return made
 
 
-def refresh(made: dict[Path, str], check: bool) -> list[str]:
-    """Writes what differs and removes what nothing makes any more; returns the names."""
-    outdated = []
-    for directory, pattern in {(path.parent, f"*{path.suffix}") for path in made}:
-        for path in sorted(directory.glob(pattern)):
-            if path not in made:
-                outdated.append(str(path.relative_to(ROOT)))
-                if not check:
-                    path.unlink()
-    for path, text in made.items():
-        if path.exists() and path.read_text(encoding="utf-8") == text:
-            continue
-        outdated.append(str(path.relative_to(ROOT)))
-        if not check:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-    return sorted(outdated)
-
-
-def main() -> int:
-    check = "--check" in sys.argv[1:]
-    outdated = refresh(outputs(), check)
-    if outdated:
-        print(("Not up to date (run `make alerts`): " if check else "Written: ") + ", ".join(outdated))
-    return 1 if check and outdated else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    import generated
+
+    there = [*(MONITORING / "rules").glob("*.yml"), *RUNBOOKS.glob("*.md")]
+    sys.exit(generated.main(outputs(), there, "`make alerts`"))

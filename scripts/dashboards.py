@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+import generated
 import yaml
+from generated import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "monitoring" / "panels"
 DASHBOARDS = ROOT / "monitoring" / "dashboards"
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -277,28 +277,11 @@ def text_of(board: dict[str, Any]) -> str:
     return "{\n " + ",\n ".join(entry(*item) for item in board.items()) + "\n}\n"
 
 
-def main() -> int:
-    check = "--check" in sys.argv[1:]
+if __name__ == "__main__":
     wanted = {
         DASHBOARDS / language / f"shiftmaster-{name}.json": text_of(model(name, language))
         for language in LANGUAGES
         for name in NAMES
     }
     # Others are the site's.
-    found = {path: path.read_text(encoding="utf-8") for path in DASHBOARDS.glob("**/shiftmaster-*.json")}
-    outdated = sorted(path for path in {*wanted, *found} if wanted.get(path) != found.get(path))
-    if not check:
-        for path in outdated:
-            if path in wanted:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(wanted[path], encoding="utf-8")
-            else:
-                path.unlink()
-    if outdated:
-        names = ", ".join(str(path.relative_to(ROOT)) for path in outdated)
-        print(("Not up to date (run scripts/dashboards.py): " if check else "Written: ") + names)
-    return 1 if check and outdated else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(generated.main(wanted, DASHBOARDS.glob("**/shiftmaster-*.json"), "scripts/dashboards.py"))

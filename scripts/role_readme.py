@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import generated
 import yaml
+from generated import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 # A default that is longer than this is shown in defaults/main.yml only.
 LONGEST_DEFAULT = 70
 
@@ -107,21 +108,7 @@ def render(role: str, specs: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def main() -> int:
-    check = "--check" in sys.argv[1:]
-    outdated = []
-    for specs in sorted((ROOT / "roles").glob("*/meta/argument_specs.yml")):
-        readme = specs.parent.parent / "README.md"
-        text = render(specs.parent.parent.name, with_defaults(specs.parent.parent))
-        if readme.exists() and readme.read_text(encoding="utf-8") == text:
-            continue
-        outdated.append(str(readme.relative_to(ROOT)))
-        if not check:
-            readme.write_text(text, encoding="utf-8")
-    if outdated:
-        print(("Not up to date (run `make readme`): " if check else "Written: ") + ", ".join(outdated))
-    return 1 if check and outdated else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    roles = [specs.parent.parent for specs in (ROOT / "roles").glob("*/meta/argument_specs.yml")]
+    wanted = {role / "README.md": render(role.name, with_defaults(role)) for role in roles}
+    sys.exit(generated.main(wanted, [], "`make readme`"))
