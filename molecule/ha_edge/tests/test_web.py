@@ -1,8 +1,9 @@
 """The virtual address: its holder fails in several ways; and an application host is lost under load."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
-from redundancy import ADDRESS, Clients, diagnose, outage
+from redundancy import ADDRESS, Clients, Page, diagnose, outage
 from support import docker, wait_for
 
 
@@ -41,6 +42,31 @@ def test_nginx_of_the_holder_hangs(members, capsys):
         holder.shell("systemctl kill -s CONT nginx")
     report(capsys, f"nginx hangs: {seconds:.1f} s without a page")
     assert seconds <= 8
+
+
+def test_keepalived_of_the_holder_is_stopped_while_it_serves(members, capsys):
+    """As a reboot and an upgrade do: a request that is under way is completed, and those that come meanwhile wait."""
+    (holder,) = members.holders()
+    page = Page(30)
+    page.putrequest("POST", "/login/")
+    page.putheader("Content-Length", "4")
+    page.endheaders(b"a=")
+    time.sleep(1)
+    with ThreadPoolExecutor(1) as pool, Clients(4) as clients:
+        stopped = pool.submit(holder.shell, "systemctl stop keepalived")
+        time.sleep(4)
+        assert members.holders() == [holder]
+        page.send(b"1&")
+        # Django rejects it, since it has no token.
+        assert page.getresponse().status == 403
+        page.close()
+        stopped.result(30)
+        wait_for(lambda: len(members.holders()) == 1, 15)
+        time.sleep(8)
+    report(capsys, f"keepalived stopped: {clients.requests} GETs, the slowest {clients.slowest:.1f} s")
+    assert holder not in members.holders() and clients.failed == [] and clients.requests > 4
+    assert "shiftmaster_address" not in holder.shell("nft list tables")
+    holder.shell("systemctl start keepalived")
 
 
 def test_the_host_of_the_address_stands_still(members, capsys):
