@@ -338,8 +338,10 @@ def topology(directory: Path, core: Operations) -> None:
     for name in APPS:
         addresses[name] = container(name)
         allow_access(Operations("", name), directory)
-        # Files of the copied host that an application host lacks.
-        Operations("", name).shell("systemctl disable --quiet --now postgresql redis-server")
+        # An application host has neither; the preflight rejects one whose live release may have its data there.
+        Operations("", name).shell(
+            "systemctl disable --quiet --now postgresql redis-server; sed -i s/^auto/disabled/ /etc/postgresql/*/main/start.conf"
+        )
 
     def of(count: int) -> Operations:
         inventory = directory / f"topology{count}.yml"
