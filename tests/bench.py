@@ -340,7 +340,8 @@ def topology(directory: Path, core: Operations) -> None:
         allow_access(Operations("", name), directory)
         # An application host has neither; the preflight rejects one whose live release may have its data there.
         Operations("", name).shell(
-            "systemctl disable --quiet --now postgresql redis-server; sed -i s/^auto/disabled/ /etc/postgresql/*/main/start.conf"
+            "systemctl disable --quiet --now postgresql redis-server; "
+            "sed -i s/^auto/disabled/ /etc/postgresql/*/main/start.conf"
         )
 
     def of(count: int) -> Operations:
