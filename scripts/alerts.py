@@ -383,6 +383,7 @@ def outputs() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
+    # Here, since tests load this file from elsewhere.
     import generated
 
     there = [*(MONITORING / "rules").glob("*.yml"), *RUNBOOKS.glob("*.md")]

@@ -106,8 +106,8 @@ def history_of(text: str) -> tuple:
     return tuple(found)
 
 
-def archive(answer, histories: Mapping, directory: str = "") -> Archive:
-    """Read `pgbackrest repo-ls --recurse --output=json` of an archive (17-1), with directory of the stanza.
+def archive(answer, histories: Mapping) -> Archive:
+    """Read `pgbackrest repo-ls --recurse --output=json` of an archive (17-1).
 
     histories are the contents of the .history files by their timelines, as `repo-get` writes them.
     """
@@ -118,8 +118,6 @@ def archive(answer, histories: Mapping, directory: str = "") -> Archive:
         raise WalError("pgbackrest repo-ls wrote no list of files: %s" % error) from error
     segments, known, partial, twice, odd, began = {}, set(), [], [], [], {}
     for path, time in sorted(files.items()):
-        if directory and "/" in path and not path.startswith(directory + "/"):
-            continue
         name = path.rsplit("/", 1)[-1]
         segment, history = _FILE.match(name), _HISTORY.match(name)
         if segment and segment.group(2):

@@ -310,6 +310,22 @@ def test_problems_of_haproxy(changes, words):
     assert (len(found) == 1 and words in found[0]) if words else found == []
 
 
+@pytest.mark.parametrize(
+    ("running", "address", "called"),
+    [("4711", "2: eth0 inet 10.20.0.100/24", ["cat", "ip", "nft", "ss"]), ("4711", "", ["ip"]), ("", "2: eth0", [])],
+    ids=["holder", "another host holds it", "a person calls it"],
+)
+def test_new_connections_are_dropped_only_where_a_running_keepalived_is_stopped(tmp_path, running, address, called):
+    for name, printed in {"ip": address, "nft": "", "cat": "", "ss": ""}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n: > {tmp_path}/{name}.called\necho '{printed}'\n")
+        (tmp_path / name).chmod(0o755)
+    subprocess.run(
+        ["bash", "-c", render("keepalived", "drain-address.j2", **KEEPALIVED)], check=False, capture_output=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "MAINPID": running},
+    )  # fmt: skip
+    assert sorted(path.stem for path in tmp_path.glob("*.called")) == called
+
+
 def test_keepalived_uses_the_interface_with_the_hosts_address():
     text = render("keepalived", "keepalived.conf.j2", **KEEPALIVED)
     assert "interface ens18\n" in text and "nopreempt" in text and "        10.20.0.11\n" in text
