@@ -26,6 +26,7 @@ Series without the label env are given in two environments, and the alert must f
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import re
 import shutil
@@ -173,6 +174,7 @@ def rule_files(alert: dict[str, Any]) -> list[str]:
     return [str(RULES / ("shiftmaster.yml" if alert["group"] == "shiftmaster.alerts" else alert["source"]))]
 
 
+@functools.cache
 def cases() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in sorted((catalogue_of.MONITORING / "cases").glob("*.yml")):

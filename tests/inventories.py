@@ -59,11 +59,16 @@ def hosts_variables(source, pattern: str = "all", facts: dict | None = None, **e
         yield host.name, known, lambda values: Templar(loader, variables=values)
 
 
-def variables(source, names, pattern: str = "all", facts: dict | None = None, **extra) -> dict:
-    """Return {host: {name: value}} as `ansible <pattern> -m debug` shows them; of topology_rules what they find."""
+def variables(source, names, pattern: str = "all", facts: dict | None = None, of: str = "", **extra) -> dict:
+    """Return {host: {name: value}} as `ansible <pattern> -m debug` shows them; of topology_rules what they find.
+
+    of: the one of these hosts whose values are wanted.
+    """
     values = ", ".join(f"'{name}': {name}" for name in names if name != "topology_rules")
     wanted, found = trust_as_template("{{ {" + values + "} }}"), {}
     for host, known, templar_of in hosts_variables(source, pattern, facts, **extra):
+        if of not in ("", host):
+            continue
         # As JSON, since that is what a report of Ansible holds.
         found[host] = json.loads(json.dumps(templar_of(known).template(wanted)))
         if "topology_rules" in names:

@@ -55,10 +55,10 @@ def run(tmp_path, expires, tasks):
     ("words", "cases"),
     [
         # (when the other run's lock ends, options, the owner afterwards); the last one ends the run.
-        ([], [(-1, {}, "r2"), (3600, {"shiftmaster_lock_take_over": "r1"}, "r2"), (None, {}, "r2"), (3600, {}, "r1")]),
+        ([], [(3600, {"shiftmaster_lock_take_over": "r1"}, "r2"), (None, {}, "r2"), (3600, {}, "r1")]),
         (["--check"], [(-1, {}, "r1"), (None, {}, None), (3600, {}, "r1")]),
     ],
-    ids=["expired, taken over, no lock, held", "check: expired, no lock, held"],
+    ids=["taken over, no lock, held", "check: expired, no lock, held"],
 )
 def test_a_running_operation_is_named(tmp_path, words, cases):
     roots = [tmp_path / str(number) for number in range(len(cases))]
@@ -85,7 +85,7 @@ def test_the_phase_of_the_release_extends_what_the_preflight_has_acquired(tmp_pa
     facts = {"ansible.builtin.copy": {"dest": str(tmp_path / "facts"), "content": content}}
     done, holder = run(tmp_path, -1, tasks=[first, TASK, facts])
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "facts").read_text()) == ["r1", True, holder["expires"]]
+    assert json.loads((tmp_path / "facts").read_text()) == ["r1", True, holder["expires"]] and holder["run_id"] == "r2"
     assert 14000 < holder["expires"] - time.time() <= 14400
     events = [json.loads(line) for line in (tmp_path / "shared/state/audit.jsonl").read_text().splitlines()]
     assert [(one["event"], "nurse@elsewhere" in one["reason"]) for one in events] == [("lock_taken_over", True)]

@@ -164,8 +164,6 @@ def test_a_revert_that_reports_the_failure_is_not_shown_as_failed(site):
     abort = site.path / "roles/release/tasks/abort.yml"
     change = "- {name: Switch back, ansible.builtin.group_by: {key: done}, changed_when: %s}\n"
     end = "- ansible.builtin.fail: {msg: [no compiler, '%s']}"
-    _, lines = site.run(DEPLOY, "deploy.yml", "--limit", "a")
-    assert phases(lines)[-1] == "✘ Build, FAILED" and not any("Revert" in line for line in lines)
     for changed, last, shown in (
         ("false", "Version 2.0.0 is live.", "✘ Build, FAILED"),
         ("true", "Version 2.0.0 is live.", "✔ End of the run, 1 change"),

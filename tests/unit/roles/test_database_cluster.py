@@ -53,7 +53,7 @@ def cluster(tmp_path_factory):
 
 
 def problems(directory, **arguments):
-    return variables(inventory(directory, **arguments), ("topology_rules",))["app1"]["topology_rules"]
+    return variables(inventory(directory, **arguments), ("topology_rules",), of="app1")["app1"]["topology_rules"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_parameters_of_all_members_are_those_of_the_smallest(cluster):
 
 
 def test_one_database_host_is_as_before(tmp_path):
-    found = variables(inventory(tmp_path, database=1), ansible_run_tags=["all"])["db1"]
+    found = variables(inventory(tmp_path, database=1), ansible_run_tags=["all"], of="db1")["db1"]
     assert found["topology_etcd_hosts"] == [] and found["etcd_members"] == {} and found["patroni_members"] == {}
     assert found["topology_database_leader"] == "db1" and found["postgresql_create_cluster"]
     assert found["tls_internal_services"] == [] and found["tls_internal_reload_commands"] == []
@@ -252,7 +252,8 @@ def test_a_release_needs_a_primary_and_a_synchronous_standby(tmp_path, roles, sy
     formed = {"memtotal_mb": 8192, "mounts": [], "ansible_local": {"shiftmaster_etcd": {"cluster": "shiftmaster-x"}}}
     facts = dict.fromkeys(members, formed) | {"app1": {"memtotal_mb": 8192, "mounts": []}}
     values = {"shiftmaster_domain": "x", "vault_postgres_replication_password": "r" * 32, "ansible_run_tags": tags}
-    found = inventories.variables(str(tmp_path), ("topology_rules",), facts=facts, **values)["app1"]["topology_rules"]
+    found = inventories.variables(str(tmp_path), ("topology_rules",), facts=facts, of="app1", **values)
+    found = found["app1"]["topology_rules"]
     assert (found == []) if reason is None else (len(found) == 1 and reason in found[0])
 
 
