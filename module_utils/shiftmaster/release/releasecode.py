@@ -49,6 +49,10 @@ from django.core.management import ManagementUtility
 for words in json.loads(sys.argv[1]):
     ManagementUtility(["manage.py", *words]).execute()
 """
+# The main process of a unit prints the status of its command. With PrivatePIDs=, systemd 257 does not know it where it
+# ends within some milliseconds, and reports 0: the status of the process that has made the namespace.
+_STATUS = "@@shiftmaster-status@@ "
+_REPORTING = ("/bin/sh", "-c", '"$@"; code=$?; printf "\\n%s%d" "$0" $code >&2; exit $code', _STATUS)
 # The code of systemd-run for a unit that a signal has ended.
 _SIGNALLED = 255
 _SIGNALLED_HINT = (
@@ -113,10 +117,10 @@ class Process:
 
     kind: "code" for what a release runs as the application's user, "build" for what makes it, "hook" for a command of
     the site under another user's name; it selects the sandbox. writable: directories that the command may write to
-    beyond those of its sandbox. seconds: when systemd ends it in any case.
+    beyond those of its sandbox. seconds: when systemd ends it in any case. reports: whether result() is called.
     """
 
-    def __init__(self, user, argv, env, cwd, kind, seconds, stdin, nice=False, writable=()):
+    def __init__(self, user, argv, env, cwd, kind, seconds, stdin, nice=False, writable=(), reports=False):
         self.unit, descriptor = "", None
         try:
             if user is not None and os.geteuid() == 0:
@@ -138,7 +142,7 @@ class Process:
                 ]
                 words = units.transient(self.unit, "ShiftMaster: " + kind, properties)
                 # systemd would fill in variables.
-                argv = words + [word.replace("$", "$$") for word in argv]
+                argv = words + [word.replace("$", "$$") for word in (*(_REPORTING if reports else ()), *argv)]
                 env, cwd = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}, "/"
             pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             self.child = subprocess.Popen(argv, env=env, cwd=cwd, start_new_session=True, **pipes)
@@ -148,6 +152,19 @@ class Process:
             raise ReleaseCodeError("%s could not be started: %s" % (argv[0], error)) from error
         self._environment = descriptor
         self.stderr = Output(self.child.stderr)
+
+    def result(self) -> tuple:
+        """Return the status of the command, which has ended, and what it has printed to standard error."""
+        code, text = self.child.returncode, self.stderr.text()
+        if not self.unit:
+            return code, text
+        reported = list(re.finditer(r"\n%s(\d{1,3})" % _STATUS, text))
+        code, signalled = code or _SIGNALLED, code in (0, _SIGNALLED)
+        if reported:
+            code = int(reported[-1][1])
+            text = text[: reported[-1].start()] + text[reported[-1].end() :]
+            signalled = 128 < code < 160  # The shell adds 128 to the number of the signal.
+        return code, text + ("\n%s\n" % _SIGNALLED_HINT if signalled else "")
 
     def kill(self) -> None:
         """End it with everything that it has started."""
@@ -188,7 +205,7 @@ def run_as(
 
     Raises ReleaseCodeError when the command cannot be started or takes longer than timeout, in seconds.
     """
-    process = Process(user, argv, env, cwd, kind, timeout, stdin, nice, writable)
+    process = Process(user, argv, env, cwd, kind, timeout, stdin, nice, writable, reports=True)
     deadline, stdout = time.monotonic() + timeout, Output(process.child.stdout)
     try:
         process.child.wait(timeout)
@@ -206,8 +223,8 @@ def run_as(
         raise
     finally:
         process.close()
-    hint = "\n%s\n" % _SIGNALLED_HINT if process.unit and process.child.returncode == _SIGNALLED else ""
-    return Completed(process.child.returncode, stdout.text(), process.stderr.text() + hint)
+    code, stderr = process.result()
+    return Completed(code, stdout.text(), stderr)
 
 
 def matches(value, shape) -> bool:

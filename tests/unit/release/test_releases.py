@@ -1225,9 +1225,27 @@ def test_the_command_of_a_hook_is_in_no_argument_of_its_unit(code, public_dir, m
 @needs_root
 def test_a_signal_that_ended_a_command_is_named(public_dir):
     """The kernel's for memory, for example: the command itself has printed nothing."""
-    done = releasecode.run_as("nobody", ["/bin/sh", "-c", "exit 255"], {}, str(public_dir))
-    assert done.rc == 255 and "shiftmaster_build_memory_max" in done.stderr
+    done = releasecode.run_as("nobody", ["/bin/sh", "-c", "kill -KILL $$"], {}, str(public_dir))
+    assert done.rc == 128 + 9 and "shiftmaster_build_memory_max" in done.stderr
     assert releasecode.run_as("nobody", ["/bin/sh", "-c", "exit 3"], {}, str(public_dir)).stderr == ""
+
+
+@needs_root
+def test_the_status_of_a_command_is_its_own_report(public_dir, tmp_path, monkeypatch):
+    """systemd 257 reported 0 for each tenth command that failed at once, and a hook that failed had succeeded."""
+    zero = tmp_path / "systemd-run"
+    zero.write_text(f'#!/bin/sh\n{" ".join(map(str, units.SYSTEMD_RUN))} "$@"\nexit 0\n')
+    zero.chmod(0o755)
+    monkeypatch.setattr(units, "SYSTEMD_RUN", (str(zero),))
+
+    def run(command):
+        return releasecode.run_as("nobody", ["/bin/sh", "-c", command], {}, str(public_dir))
+
+    assert run("echo out; printf err >&2; exit 7") == (7, "out\n", "err")
+    assert run("echo err >&2") == (0, "", "err\n")
+    # No report is no success.
+    done = run("kill -KILL $PPID")
+    assert done.rc != 0 and "shiftmaster_build_memory_max" in done.stderr
 
 
 @needs_root
