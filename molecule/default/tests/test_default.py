@@ -82,6 +82,17 @@ def test_application_cannot_write_to_its_release(operations, slot):
     assert operations.shell(f"find {APP}/releases ! -user root -print -quit").strip() == ""
 
 
+def test_a_command_of_a_release_that_fails_at_once_has_failed(operations):
+    """systemd 257 reports the status of each tenth as 0 (module_utils/shiftmaster/release/releasecode.py)."""
+    program = (
+        'import sys; sys.path.insert(0, "/usr/local/sbin/shiftmasterctl")\n'
+        "from shiftmaster.release.releasecode import ReleaseCode\n"
+        f'code = ReleaseCode("{APP}/active/release")\n'
+        'print([code.shell("exit 7").rc for _ in range(50)])\n'
+    )
+    assert json.loads(operations.shell("python3 -", stdin=program)) == [7] * 50
+
+
 def test_secrets_are_nowhere_to_be_read(operations):
     """No secret in a world-readable file, in a process's arguments or in a unit's properties."""
     secrets = [
