@@ -53,7 +53,9 @@ for words in ("CONNECTION LIMIT 0", "IS_TEMPLATE true", "SET statement_timeout =
         assert "must be owner" in str(error), error
 print("tried")
 """
+# Rights are only set again where they differ: the role has set something for itself.
 HOLD = """
+runuser -u postgres -- psql -q -d shiftmaster -c "ALTER ROLE shiftmaster IN DATABASE shiftmaster SET work_mem = '5MB'"
 setsid runuser -u postgres -- psql -q -d shiftmaster -c 'SET ROLE shiftmaster' -c BEGIN \\
   -c 'GRANT USAGE ON SCHEMA public TO shiftmaster' -c 'SELECT pg_sleep(900)' >/dev/null 2>&1 </dev/null &
 sleep 2
