@@ -49,8 +49,8 @@ from django.core.management import ManagementUtility
 for words in json.loads(sys.argv[1]):
     ManagementUtility(["manage.py", *words]).execute()
 """
-# The main process of a unit prints the status of its command. With PrivatePIDs=, systemd 257 does not know it where it
-# ends within some milliseconds, and reports 0: the status of the process that has made the namespace.
+# The main process of a unit prints the status of its command. With PrivatePIDs=, systemd 257 reports 0 for a
+# process that ends within some milliseconds: the status of the one that has made the namespace.
 _STATUS = "@@shiftmaster-status@@ "
 _REPORTING = ("/bin/sh", "-c", '"$@"; code=$?; printf "\\n%s%d" "$0" $code >&2; exit $code', _STATUS)
 # The code of systemd-run for a unit that a signal has ended.
@@ -154,7 +154,10 @@ class Process:
         self.stderr = Output(self.child.stderr)
 
     def result(self) -> tuple:
-        """Return the status of the command, which has ended, and what it has printed to standard error."""
+        """Return the status of the command, which has ended, and what it has printed to standard error.
+
+        The status is never 0 where the command has not reported one.
+        """
         code, text = self.child.returncode, self.stderr.text()
         if not self.unit:
             return code, text
