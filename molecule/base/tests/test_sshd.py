@@ -39,6 +39,8 @@ def login(host, address, tmp_path):
         options = (
             *("UserKnownHostsFile=/dev/null", "StrictHostKeyChecking=no", "ControlPath=none", "IdentitiesOnly=yes"),
             *(f"PreferredAuthentications={method}", "NumberOfPasswordPrompts=1"),
+            # While sshd reloads, nothing listens on its port.
+            "ConnectionAttempts=10",
         )
         done = subprocess.run(
             [
