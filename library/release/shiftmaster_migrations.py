@@ -320,7 +320,8 @@ class Runner:
         keep = result.pop("known") + [name.split(".", 1) for name in sorted(tolerated)]
         request = dict(self.timing(), op="reverse", keep=keep, dry_run=self.check_mode)
         ahead, release = result["ahead"], self.options["release"]
-        held = {migrations.key(one) for one in migrations.known_statically(release)}
+        # A squashed migration stands for those that it replaces.
+        held = {migrations.key(row) for one in migrations.known_statically(release) for row in [one, *one["replaces"]]}
         # A migration of a release that was never live, complete or not: that release alone has its code.
         for record in ahead:
             name = migrations.key(record)
