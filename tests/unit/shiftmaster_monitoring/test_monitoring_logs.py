@@ -510,7 +510,7 @@ app = Celery("project")
 app.conf.update(
     broker_url="filesystem://", worker_hijack_root_logger=True,
     broker_transport_options={
-        "data_directory_in": DIRECTORY, "data_directory_out": DIRECTORY, "control_directory": DIRECTORY + "-control",
+        "data_folder_in": DIRECTORY, "data_folder_out": DIRECTORY, "control_folder": DIRECTORY + "-control",
     },
 )
 
