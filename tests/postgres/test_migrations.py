@@ -864,6 +864,7 @@ def test_compare_refuses_after_a_contract_migration_and_a_missing_file(site):
     result = site.run("compare", new, old)
     assert not result["safe_to_rollback"]
     assert "shifts.0003_drop (contract: RemoveField roster.month" in result["reason"]
+    assert [one["reversible"] for one in result["ahead"]] == [True]  # By which a rollback offers to unapply it.
     shutil.rmtree(new)
     result = site.run("compare", target=old)
     assert (
@@ -916,6 +917,7 @@ def test_reverse_refuses_an_irreversible_migration_before_it_begins(site):
     site.run("apply", new, first_deploy=True)
     compare = site.run("compare", new, old)
     assert compare["worst_class"] == "irreversible" and not compare["safe_to_rollback"]
+    assert {one["name"]: one["reversible"] for one in compare["ahead"]} == {"0003_once": False, "0004_extra": True}
     message, details = site.refused("reverse", new, old)
     assert "shifts.0003_once" in message and details["failure"]["kind"] == "irreversible" and not details["changed"]
     assert "extra" in site.columns()
