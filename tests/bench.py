@@ -363,6 +363,7 @@ def topology(directory: Path, core: Operations) -> None:
         raise SystemExit("the installation could not be deployed")
     times = {}
     for count in (1, 4, 8):
+        of(count).deploy("2.0.0")  # What depends on the number of hosts changes once.
         runs = [of(count).deploy("2.0.0") for _ in range(3)]
         assert all((run.code, run.changed) == (0, 0) for run in runs), runs[-1].output[-3000:]
         times[count] = sorted(run.seconds for run in runs)[1]
