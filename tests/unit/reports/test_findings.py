@@ -462,20 +462,24 @@ def test_causes_of_an_overload_come_before_the_overload(cause):
     assert next(one for one in result if one["rule"] == "HostOverwhelmed")["follows_from"].startswith(cause)
 
 
+@pytest.mark.parametrize("cause", ["CpuHog", "CpuShort"])
 @pytest.mark.parametrize(
-    ("unit", "roots", "continues"),
+    ("unit", "follows", "continues"),
     [
-        ({}, ["CpuShort"], False),
-        ({"stopped": 20}, ["DatabaseHangs", "CpuShort"], True),
-        ({"waiting_for_disk": 1}, ["DatabaseHangs", "CpuShort"], False),
+        ({}, True, False),
+        ({"stopped": 20}, False, True),
+        ({"frozen": 1}, False, False),
+        ({"waiting_for_disk": 1}, False, False),
+        # Nothing is known of its processes.
+        ({"unit": "other.service"}, False, False),
     ],
 )
-def test_a_database_without_a_processor_follows_from_the_processors(unit, roots, continues):
-    parts = changed(CASES["CpuShort"]["fires"]["parts"], CASES["DatabaseHangs"]["fires"]["parts"])
+def test_a_database_without_a_processor_follows_from_the_processors(cause, unit, follows, continues):
+    parts = changed(CASES[cause]["fires"]["parts"], CASES["DatabaseHangs"]["fires"]["parts"])
     units = copy.deepcopy(HEALTHY["parts"]["units"]["units"])
     next(one for one in units if one["unit"].startswith("postgresql@")).update(unit)
     result = found(host({"parts": changed(parts, {"units": {"units": units}})}))
-    assert [one["rule"] for one in result if one["root"]] == roots
+    assert {one["rule"] for one in result if one["root"]} == {cause, *([] if follows else ["DatabaseHangs"])}
     (hangs,) = [one for one in result if one["rule"] == "DatabaseHangs"]
     assert any("CONT" in line for line in hangs["fix"]) is continues
 
