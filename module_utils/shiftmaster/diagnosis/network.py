@@ -358,9 +358,10 @@ def names(setting) -> dict:
     answering = {}
 
     def ask_server(address):
-        # A server that limits queries leaves some out, too; what it does not limit is TCP's first packet.
+        # A server that limits queries leaves some out, too; what it does not limit is TCP's first packet. Where 30 % of
+        # the packets get lost, more than two of the 30 responses do in 998 of 1,000 cases.
         answering[address] = server = name_server(address)
-        server["late"] = connections(address, 53, 40)["late"] if server["answers"] and server["lost"] > 4 else 0
+        server["late"] = connections(address, 53, 40)["late"] if server["answers"] and server["lost"] > 2 else 0
 
     hostname = socket.gethostname()
     # Its own name is shown; nothing of ShiftMaster needs it.

@@ -1054,6 +1054,17 @@ def test_a_name_server_that_does_not_respond_and_one_that_does(monkeypatch):
         thread.join()
 
 
+@pytest.mark.parametrize(("lost", "late"), [(2, 0), (3, 12)])
+def test_connections_show_whether_queries_without_a_response_were_lost(tmp_path, monkeypatch, lost, late):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/resolv.conf").write_text("nameserver 192.0.2.53\n")
+    server = {"address": "192.0.2.53", "answers": True, "seconds": 0.1, "tried": 30, "lost": lost}
+    monkeypatch.setattr(network, "name_server", lambda address: dict(server))
+    monkeypatch.setattr(network, "connections", lambda address, port, count: {"tried": count, "late": 12})
+    setting = SimpleNamespace(path=lambda path: str(tmp_path) + path, names=[])
+    assert network.names(setting)["servers"] == [dict(server, late=late)]
+
+
 def test_addresses_without_a_route_and_interfaces_that_are_slowed(tmp_path, monkeypatch):
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/resolv.conf").write_text("nameserver 192.0.2.53\n")

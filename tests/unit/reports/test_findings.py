@@ -17,6 +17,7 @@ import pytest
 import shiftmaster_checklist
 import shiftmaster_findings
 import yaml
+from ansible.module_utils.shiftmaster.diagnosis import logs
 from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS
 from ansible.module_utils.shiftmaster.reports import findings, findings_report
 
@@ -448,6 +449,25 @@ def test_a_change_explains_a_unit_that_fails_after_requests_have_failed():
         f"mv --backup=numbered {unit} /root/; systemctl daemon-reload",
         "systemctl reset-failed; systemctl restart shiftmaster-worker@blue.service",
     ]
+
+
+def test_redis_that_does_not_run_shows_what_it_has_logged_of_its_files():
+    """Two lines of the last quarter of an hour, as Redis 8 writes them about files of random bytes."""
+    now = datetime.datetime.fromtimestamp(HEALTHY["at"])
+    text = "".join(
+        f"7:M {(now - datetime.timedelta(seconds=ago)).strftime('%d %b %Y %H:%M:%S')}.632 # {line}\n"
+        for ago, line in (
+            (1000, "Wrong signature trying to load DB from file"),
+            (30, "Unexpected end of file reading the append only file"),
+            (20, "\n*** FATAL AOF MANIFEST FILE ERROR ***\n"),
+            (20, "The AOF manifest file contains too long line\n"),
+        )
+    )
+    parts = copied(CASES["RedisDown"]["fires"]["parts"])
+    parts["logs"] = {"files": {"redis": {"problems": logs.problems(text, 0)}}}
+    cause = next(one for one in found(host({"parts": parts})) if one["rule"] == "RedisDown")["cause"]
+    for language in cause.values():
+        assert re.findall("too long line|Unexpected end|signature", language) == ["too long line", "Unexpected end"]
 
 
 @pytest.mark.parametrize("cause", ["CpuHog", "MemoryShort", "SwapStorm"])
