@@ -103,6 +103,8 @@ def name_server(address: str, seconds: float = 4.5, count: int = 30) -> dict:
                 connection.connect((address.partition("%")[0], 53))
                 connection.send(_QUERY)
                 waiting[connection], sent = time.monotonic(), sent + 1
+            if answered and sent == count:
+                end = min(end, time.monotonic() + 1.5)
             left = 0.03 if sent < count else max(0.0, end - time.monotonic())
             for connection in select.select(list(waiting), [], [], left)[0]:
                 with contextlib.suppress(OSError):
@@ -110,8 +112,6 @@ def name_server(address: str, seconds: float = 4.5, count: int = 30) -> dict:
                         took = round(time.monotonic() - waiting[connection], 2)
                         answered, first = answered + 1, took if first is None else min(first, took)
                 del waiting[connection]
-            if answered and sent == count:
-                end = min(end, time.monotonic() + 1.5)
     return {"address": address, "answers": answered > 0, "seconds": first, "tried": sent, "lost": sent - answered}
 
 
