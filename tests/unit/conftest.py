@@ -20,6 +20,8 @@ from ansible._internal._templating._jinja_bits import AnsibleEnvironment, _Templ
 ROOT = Path(__file__).resolve().parents[2]
 # Tests read Ansible's own output.
 os.environ.setdefault("ANSIBLE_STDOUT_CALLBACK", "ansible.builtin.default")
+# With it, Python reads each module that Ansible pipes to it byte by byte, which takes half a second to two.
+os.environ.pop("PYTHONUNBUFFERED", None)
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
 
 
