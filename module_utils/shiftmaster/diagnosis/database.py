@@ -278,6 +278,8 @@ def database(setting) -> dict:
         # The server is there, the database is not.
         answers, errors = ask(setting, "postgres", QUERIES, 6.0)
         answers["missing_database"] = [{"name": setting.database}]
+    path = logs.newest(setting.logs.get("postgresql", ""))
+    answers["logged"] = logs.slow_statements(path, setting.database, time.time() - 120) if path else []
     found = dict(summary(answers), errors=errors, name=setting.database)
     files = damaged_files(setting)
     if files:
@@ -349,9 +351,9 @@ def summary(answers: dict) -> dict:
 def slow_statements(answers: dict) -> list:
     """Return what may be slow now, {query, mean_ms, calls}, the slowest first.
 
-    Statements that run, those that ended within the second of the diagnosis, and those that are slow on average. One that
-    ran a few times (a migration) is long past: its average stays until somebody resets it. One that has become slow after
-    a million calls has a short average.
+    Statements that run, those that ended within the second of the diagnosis, those of the last two minutes in the log
+    (a second or more), and those that are slow on average. One that ran a few times (a migration) is long past: its
+    average stays until somebody resets it. One that has become slow after a million calls has a short average.
     """
     running = [
         {"query": row["query"], "mean_ms": 1000.0 * row["query_seconds"], "calls": 1}
@@ -364,7 +366,8 @@ def slow_statements(answers: dict) -> list:
     ]
     often = [row for row in answers.get("slowest_on_average") or [] if row["calls"] >= 10]
     # The time of a statement that has just begun is less useful than its average.
-    return sorted([*running, *(answers.get("just_now") or []), *often], key=lambda one: -one["mean_ms"])
+    lately = [*(answers.get("just_now") or []), *(answers.get("logged") or [])]
+    return sorted([*running, *lately, *often], key=lambda one: -one["mean_ms"])
 
 
 def slow_triggers(answers: dict) -> list:

@@ -257,11 +257,15 @@ def failing_functions(path: str, since: float) -> list:
 
 
 # From the beginning of a line: what follows may be anybody's words.
-_STATEMENT = re.compile(
-    r"\d{4}-\d\d-\d\d [\d:.]{8,16} \S{1,8} \[\d+\] "
-    r"\[user=([^,\]]{0,63}),db=([^,\]]{0,63}),app=([^,\]]{0,64}),client=[^\s,]{1,60}\]"
-    r" LOG:  (?:statement|execute [^:]{1,80}): (.{1,1500})"
+_SESSION = (
+    r"\d{4}-\d\d-\d\d [\d:.]{8,16} \S{1,8} \[(?P<pid>\d+)\] "
+    r"\[user=(?P<role>[^,\]]{0,63}),db=(?P<database>[^,\]]{0,63}),app=(?P<program>[^,\]]{0,64}),client=[^\s,]{1,60}\] "
+    r"LOG:  "
 )
+_STATEMENT = re.compile(
+    _SESSION + r"(?:duration: (?P<milliseconds>[\d.]{1,16}) ms  )?(?:statement|execute [^:]{1,80}): (?P<text>.{1,1500})"
+)
+_WAITED = re.compile(_SESSION + r"process \d+ still waiting for ")
 # A name that a client sends may look like the beginning of such a line: its real end follows then.
 _FORGED = re.compile(r",client=[^\s,]{1,60}\] [A-Z]{3,7}:  ")
 # What is no change of the application's tables: of a session, of what is derived, of roles and the server.
@@ -286,16 +290,52 @@ def schema_changes(path: str, database: str, since: float) -> list:
     found = []
     for at, lines in entries(text):
         match = _STATEMENT.match(lines[0][:2000])
-        if not match or not at or at <= since or _FORGED.search(match[4]) or _OWN_PROGRAMS.match(match[3]):
+        if not match or match["milliseconds"] or not at or at <= since or _is_own_or_forged(match):
             continue
-        statement = redact_sql(" ".join(" ".join([match[4], *(line[:200] for line in lines[1:20])]).split()))
+        statement = _statement(match, lines)
         # A setting of the database itself is typed in any.
-        of_database = match[2] == database or re.match(
+        of_database = match["database"] == database or re.match(
             r'(?i)alter\s+database\s+"?%s\b' % re.escape(database), statement
         )
-        if of_database and (match[3] or match[1] == "postgres") and not _NO_CHANGE.match(statement):
-            found.append({"at": at, "role": match[1], "application": match[3], "statement": statement[:200]})
+        role, program = match["role"], match["program"]
+        if of_database and (program or role == "postgres") and not _NO_CHANGE.match(statement):
+            found.append({"at": at, "role": role, "application": program, "statement": statement[:200]})
     return found[-20:]
+
+
+def slow_statements(path: str, database: str, since: float) -> list:
+    """Return the statements that PostgreSQL has logged as slow three times or more: [{query, mean_ms, calls}].
+
+    log_min_duration_statement says which are slow. Those that waited for a lock are left out.
+    """
+    try:
+        text = tail(path, _TAIL)
+    except OSError:
+        return []
+    durations, waited = collections.defaultdict(list), set()
+    for at, lines in entries(text):
+        if not at or at <= since:
+            continue
+        waits, match = _WAITED.match(lines[0][:2000]), _STATEMENT.match(lines[0][:2000])
+        if waits:
+            waited.add(waits["pid"])
+        elif match and match["milliseconds"]:
+            if match["database"] == database and match["pid"] not in waited and not _is_own_or_forged(match):
+                durations[_statement(match, lines)[:600]].append(float(match["milliseconds"]))
+            waited.discard(match["pid"])
+    return [
+        {"query": query, "mean_ms": round(sum(times) / len(times), 1), "calls": len(times)}
+        for query, times in durations.items()
+        if len(times) >= 3
+    ]
+
+
+def _is_own_or_forged(match) -> bool:
+    return bool(_FORGED.search(match["text"]) or _OWN_PROGRAMS.match(match["program"]))
+
+
+def _statement(match, lines: list) -> str:
+    return redact_sql(" ".join(" ".join([match["text"], *(line[:200] for line in lines[1:20])]).split()))
 
 
 def logs(setting) -> dict:

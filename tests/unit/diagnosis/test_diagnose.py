@@ -1534,6 +1534,35 @@ def test_changes_of_the_schema_are_those_of_people(tmp_path):
     assert logs.schema_changes(str(tmp_path / "none"), "shiftmaster", 0) == []
 
 
+def test_slow_statements_are_those_that_the_log_names_three_times(tmp_path):
+    def line(pid, milliseconds, statement, database="shiftmaster", ago=0, program=""):
+        at = time.strftime("%Y-%m-%d %H:%M:%S.000 UTC", time.gmtime(time.time() - ago))
+        session = f"{at} [{pid}] [user=app,db={database},app={program},client=10.0.0.1]"
+        words = f"duration: {milliseconds} ms  {statement}" if milliseconds else statement
+        return f"{session} LOG:  {words}\n"
+
+    insert, waits = (
+        "statement: INSERT INTO ward VALUES ('%s')",
+        "process 7 still waiting for ShareLock on x after 1000 ms",
+    )
+    path = tmp_path / "x.log"
+    path.write_text(
+        line(5, 9000, insert % "early", ago=300)
+        + "".join(line(pid, 1500 + pid, insert % f"name {pid}") for pid in (0, 1, 2))
+        # It waited for a lock; the next one of the same session did not.
+        + line(7, 0, waits) + line(7, 4000, insert % "late") + line(7, 1503, "execute <unnamed>: INSERT INTO ward VALUES ('')")
+        + "".join(line(8, 2000, "statement: DELETE FROM x") for _ in range(2))
+        + "".join(line(8, 2000, "statement: COPY x", program="pg_dump") for _ in range(3))
+        + "".join(line(8, 2000, "statement: DELETE FROM y", database="other") for _ in range(3))
+        + "".join(line(8, 0, "statement: DROP TABLE y") for _ in range(3))
+    )  # fmt: skip
+    found = [{"query": "INSERT INTO ward VALUES ('?')", "mean_ms": 1501.5, "calls": 4}]
+    assert logs.slow_statements(str(path), "shiftmaster", time.time() - 120) == found
+    assert logs.slow_statements(str(tmp_path / "none"), "shiftmaster", 0) == []
+    trigger = {"schema": "public", "table": "ward", "trigger": "audit", "function": "audit_row"}
+    assert database.slow_triggers({"triggers": [trigger], "logged": found}) == [{**trigger, **found[0]}]
+
+
 def test_damaged_files_are_those_of_the_last_minutes(tmp_path):
     path, now = tmp_path / "x.log", time.strftime("%Y-%m-%d %H:%M:%S.000 UTC", time.gmtime())
     setting = SimpleNamespace(logs={"postgresql": str(tmp_path / "*.log")})

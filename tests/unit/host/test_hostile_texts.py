@@ -171,4 +171,5 @@ def test_the_log_of_postgresql(tmp_path):
         ):
             path.write_text(f"{now} [7] {words}\n")
             assert logs.schema_changes(str(path), "shiftmaster", 0) == []
+            assert logs.slow_statements(str(path), "shiftmaster", 0) == []
             assert database.damaged_files(SimpleNamespace(logs={"postgresql": str(path)})) == []
