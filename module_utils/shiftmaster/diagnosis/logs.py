@@ -263,7 +263,8 @@ _SESSION = (
     r"LOG:  "
 )
 _STATEMENT = re.compile(
-    _SESSION + r"(?:duration: (?P<milliseconds>[\d.]{1,16}) ms  )?(?:statement|execute [^:]{1,80}): (?P<text>.{1,1500})"
+    _SESSION + r"(?:duration: (?P<milliseconds>\d{1,12}(?:\.\d{1,3})?) ms  )?"
+    r"(?:statement|execute [^:]{1,80}): (?P<text>.{1,1500})"
 )
 _WAITED = re.compile(_SESSION + r"process \d+ still waiting for ")
 # A name that a client sends may look like the beginning of such a line: its real end follows then.
@@ -283,14 +284,10 @@ def schema_changes(path: str, database: str, since: float) -> list:
     Each: {at, role, application, statement}. PostgreSQL logs them (log_statement). Those of the application,
     its migrations, name no program.
     """
-    try:
-        text = tail(path, _TAIL)
-    except OSError:
-        return []
     found = []
-    for at, lines in entries(text):
+    for at, lines in _entries_since(path, since):
         match = _STATEMENT.match(lines[0][:2000])
-        if not match or match["milliseconds"] or not at or at <= since or _is_own_or_forged(match):
+        if not match or match["milliseconds"] or _is_own_or_forged(match):
             continue
         statement = _statement(match, lines)
         # A setting of the database itself is typed in any.
@@ -308,20 +305,16 @@ def slow_statements(path: str, database: str, since: float) -> list:
 
     log_min_duration_statement says which are slow. Those that waited for a lock are left out.
     """
-    try:
-        text = tail(path, _TAIL)
-    except OSError:
-        return []
     durations, waited = collections.defaultdict(list), set()
-    for at, lines in entries(text):
-        if not at or at <= since:
-            continue
+    for _at, lines in _entries_since(path, since):
         waits, match = _WAITED.match(lines[0][:2000]), _STATEMENT.match(lines[0][:2000])
         if waits:
             waited.add(waits["pid"])
         elif match and match["milliseconds"]:
             if match["database"] == database and match["pid"] not in waited and not _is_own_or_forged(match):
-                durations[_statement(match, lines)[:600]].append(float(match["milliseconds"]))
+                # Django's driver puts the values into the statement.
+                query = re.sub(r"(?<![\w$])\d[\d.]*", "?", _statement(match, lines))[:600]
+                durations[query].append(float(match["milliseconds"]))
             waited.discard(match["pid"])
     return [
         {"query": query, "mean_ms": round(sum(times) / len(times), 1), "calls": len(times)}
@@ -330,12 +323,22 @@ def slow_statements(path: str, database: str, since: float) -> list:
     ]
 
 
+def _entries_since(path: str, since: float) -> list:
+    """Return entries() of the end of a log, later than `since`; none where it cannot be read."""
+    try:
+        text = tail(path, _TAIL)
+    except OSError:
+        return []
+    return [(at, lines) for at, lines in entries(text) if at and at > since]
+
+
 def _is_own_or_forged(match) -> bool:
     return bool(_FORGED.search(match["text"]) or _OWN_PROGRAMS.match(match["program"]))
 
 
 def _statement(match, lines: list) -> str:
-    return redact_sql(" ".join(" ".join([match["text"], *(line[:200] for line in lines[1:20])]).split()))
+    """Return a statement without its literals. It is cut at its end alone: elsewhere, a literal could lose its end."""
+    return redact_sql("\n".join([lines[0][match.start("text") :], *lines[1:]])[:6000])
 
 
 def logs(setting) -> dict:

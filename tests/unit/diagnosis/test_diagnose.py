@@ -1541,26 +1541,52 @@ def test_slow_statements_are_those_that_the_log_names_three_times(tmp_path):
         words = f"duration: {milliseconds} ms  {statement}" if milliseconds else statement
         return f"{session} LOG:  {words}\n"
 
-    insert, waits = (
-        "statement: INSERT INTO ward VALUES ('%s')",
-        "process 7 still waiting for ShareLock on x after 1000 ms",
-    )
+    insert = "statement: INSERT INTO ward2 VALUES ('%s', %d, 1.5)"
+    waits = "process 7 still waiting for ShareLock on x after 1000 ms"
     path = tmp_path / "x.log"
     path.write_text(
-        line(5, 9000, insert % "early", ago=300)
-        + "".join(line(pid, 1500 + pid, insert % f"name {pid}") for pid in (0, 1, 2))
+        line(5, 9000, insert % ("early", 1), ago=300)
+        + "".join(line(pid, 1500 + pid, insert % (f"name {pid}", pid)) for pid in (0, 1, 2))
         # It waited for a lock; the next one of the same session did not.
-        + line(7, 0, waits) + line(7, 4000, insert % "late") + line(7, 1503, "execute <unnamed>: INSERT INTO ward VALUES ('')")
+        + line(7, 0, waits) + line(7, 4000, insert % ("late", 4)) + line(7, 1503, "execute <unnamed>: " + insert[11:] % ("", 5))
         + "".join(line(8, 2000, "statement: DELETE FROM x") for _ in range(2))
         + "".join(line(8, 2000, "statement: COPY x", program="pg_dump") for _ in range(3))
         + "".join(line(8, 2000, "statement: DELETE FROM y", database="other") for _ in range(3))
         + "".join(line(8, 0, "statement: DROP TABLE y") for _ in range(3))
     )  # fmt: skip
-    found = [{"query": "INSERT INTO ward VALUES ('?')", "mean_ms": 1501.5, "calls": 4}]
+    found = [{"query": "INSERT INTO ward2 VALUES ('?', ?, ?)", "mean_ms": 1501.5, "calls": 4}]
     assert logs.slow_statements(str(path), "shiftmaster", time.time() - 120) == found
     assert logs.slow_statements(str(tmp_path / "none"), "shiftmaster", 0) == []
-    trigger = {"schema": "public", "table": "ward", "trigger": "audit", "function": "audit_row"}
+    trigger = {"schema": "public", "table": "ward2", "trigger": "audit", "function": "audit_row"}
     assert database.slow_triggers({"triggers": [trigger], "logged": found}) == [{**trigger, **found[0]}]
+
+
+def test_the_database_reports_what_its_log_names(tmp_path, monkeypatch):
+    (tmp_path / "etc/postgresql/17/main").mkdir(parents=True)
+    at = time.strftime("%Y-%m-%d %H:%M:%S.000 UTC", time.gmtime())
+    line = (
+        f"{at} [7] [user=app,db=shiftmaster,app=,client=::1] LOG:  duration: 1500.0 ms  statement: DELETE FROM ward\n"
+    )
+    (tmp_path / "x.log").write_text(3 * line)
+    monkeypatch.setattr(database, "ask", lambda *_arguments: ({}, []))
+    setting = Setting({"logs": {"postgresql": str(tmp_path / "x.log")}}, root=str(tmp_path))
+    assert database.database(setting)["logged"] == [{"query": "DELETE FROM ward", "mean_ms": 1500.0, "calls": 3}]
+    assert database.database(Setting({}, root=str(tmp_path)))["logged"] == []
+
+
+def test_literals_of_long_statements_are_hidden(tmp_path):
+    """A cut within a literal would show those that follow it."""
+    now, path = time.strftime("%Y-%m-%d %H:%M:%S.000 UTC", time.gmtime()), tmp_path / "x.log"
+    for long in ("a" * 1600, "a\n\t" + "b" * 300, "a\n\t" * 30, "a" * 7000):
+        statement = f"ALTER TABLE t ADD CHECK (a <> '{long}'\n\tOR a <> 'a name' -- it's\n\tOR b = 'a name')"
+        session = f"{now} [7] [user=anna,db=x,app=psql,client=::1] LOG:  "
+        path.write_text(
+            f"{session}statement: {statement}\n" + 3 * f"{session}duration: 1500.0 ms  statement: {statement}\n"
+        )
+        (changed,) = logs.schema_changes(str(path), "x", 0)
+        (slow,) = logs.slow_statements(str(path), "x", 0)
+        shown = "ALTER TABLE t ADD CHECK (a <> '?'" + ("" if len(long) > 6000 else " OR a <> '?' OR b = '?')")
+        assert (changed["statement"], slow["query"]) == (shown, shown)
 
 
 def test_damaged_files_are_those_of_the_last_minutes(tmp_path):
