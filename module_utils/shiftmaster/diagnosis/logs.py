@@ -287,7 +287,7 @@ def schema_changes(path: str, database: str, since: float) -> list:
     found = []
     for at, lines in _entries_since(path, since):
         match = _STATEMENT.match(lines[0][:2000])
-        if not match or match["milliseconds"] or _is_own_or_forged(match):
+        if not match or match["milliseconds"] or _FORGED.search(match["text"]) or _OWN_PROGRAMS.match(match["program"]):
             continue
         statement = _statement(match, lines)
         # A setting of the database itself is typed in any.
@@ -311,7 +311,7 @@ def slow_statements(path: str, database: str, since: float) -> list:
         if waits:
             waited.add(waits["pid"])
         elif match and match["milliseconds"]:
-            if match["database"] == database and match["pid"] not in waited and not _is_own_or_forged(match):
+            if match["database"] == database and match["pid"] not in waited and not _FORGED.search(match["text"]):
                 # Django's driver puts the values into the statement.
                 query = re.sub(r"(?<![\w$])\d[\d.]*", "?", _statement(match, lines))[:600]
                 durations[query].append(float(match["milliseconds"]))
@@ -330,10 +330,6 @@ def _entries_since(path: str, since: float) -> list:
     except OSError:
         return []
     return [(at, lines) for at, lines in entries(text) if at and at > since]
-
-
-def _is_own_or_forged(match) -> bool:
-    return bool(_FORGED.search(match["text"]) or _OWN_PROGRAMS.match(match["program"]))
 
 
 def _statement(match, lines: list) -> str:
