@@ -43,7 +43,7 @@ FIELDS = {
     "summary": "{en, ja}: one line, a template of Prometheus",
     "description": "{en, ja}: a sentence or two, a template of Prometheus; the first look is added",
     "meaning": "{en, ja}: what is the matter, for whoever reads it by night",
-    "look": "commands that show more, the first one also in the message",
+    "inspect": "commands that show more, the first one also in the message",
     "causes": "the likeliest first: cause {en, ja}, check (a command), fix (a command) or advice {en, ja}, or both",
     "links": "chapters of the operations guide",
 }
@@ -86,7 +86,7 @@ SAYS = {
     ),
     "meaning": ("What it means", "意味"),
     "condition": ("It fires on:", "発生条件:"),
-    "look": ("First look", "最初の確認"),
+    "inspect": ("First check", "最初の確認"),
     "typed": (
         "Typed as root {where}; what begins with `ansible` on your machine, in the directory of this repository.",
         "{where}で root として入力します。`ansible` で始まるものは、手元のマシンのこのリポジトリで入力します。",
@@ -153,7 +153,7 @@ def place(alert: dict[str, Any], command: str, language: str) -> str:
 
 def description(alert: dict[str, Any], language: str) -> str:
     """The text of a message, with the first action."""
-    command = alert["look"][0]
+    command = alert["inspect"][0]
     # Braces in a command, as docker has them, are no template of Prometheus.
     quoted = re.sub(r"{{.*?}}", lambda match: '{{ "%s" }}' % match[0].replace('"', '\\"'), command)
     first = say("first", language, where=place(alert, command, language), command=quoted)
@@ -313,7 +313,7 @@ def runbook(alert: dict[str, Any], language: str) -> str:
     lines += [f"## {say('meaning', language)}", "", alert["meaning"][language].strip(), ""]
     lines += [say("condition", language), "", "```promql", alert["expr"].strip(), "```", ""]
     where = WHERE[alert["where"]][LANGUAGES.index(language)]
-    lines += [f"## {say('look', language)}", "", say("typed", language, where=where), "", *block(*alert["look"])]
+    lines += [f"## {say('inspect', language)}", "", say("typed", language, where=where), "", *block(*alert["inspect"])]
     lines += [f"## {say('causes', language)}", ""]
     for number, cause in enumerate(alert["causes"], 1):
         lines += [f"### {number}. {cause['cause'][language].strip()}", ""]

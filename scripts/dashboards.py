@@ -28,7 +28,7 @@ FIELDS = {
     "title": "unique on the dashboard",
     "description": "what it shows, and what to think of it",
     "queries": "PromQL, each metric with its selector in braces, each selector with the environment; legend; "
-    "empty_when_healthy: why there are no series while all is well",
+    "empty_when_healthy: why there are no series while all is healthy",
     "alerts": "alerts that can be seen here: links to their runbooks",
     "unit": "as Grafana names it",
     "width": "of 24 columns",
@@ -118,14 +118,15 @@ def panel(item: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
     if unknown := item.keys() - FIELDS:
         raise ValueError(f"panel {item['id']}: unknown fields {sorted(unknown)}")
     kind = item["type"]
-    look = common["types"][kind]
+    settings = common["types"][kind]
     for flag, change in common["flags"].items():
         if item.get(flag) and (flag != "thresholds" or kind == "timeseries"):
-            look = merged(look, change)
-    look = {**look, **item}
+            settings = merged(settings, change)
+    settings = {**settings, **item}
     columns = {one["label"]: one["title"] for one in item.get("columns", [])}
     options = merged(
-        look["options"], {"sortBy": [{"desc": False, "displayName": columns[item["sort"]]}]} if "sort" in item else {}
+        settings["options"],
+        {"sortBy": [{"desc": False, "displayName": columns[item["sort"]]}]} if "sort" in item else {},
     )
     overrides = [
         override("byFrameRefID" if len(match) == 1 else "byRegexp", match, properties)
@@ -136,21 +137,21 @@ def panel(item: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
         overrides.append(override("byFrameRefID", item["mirrored"], {"custom.transform": "negative-Y"}))
     steps = {"base": "green", **item.get("thresholds", {})}
     defaults = {
-        "color": {"mode": look["color"]},
-        "custom": look["custom"],
-        "decimals": look.get("decimals"),
+        "color": {"mode": settings["color"]},
+        "custom": settings["custom"],
+        "decimals": settings.get("decimals"),
         "links": [to("host", common["texts"]["host"], "&var-instance=${__field.labels.instance}")]
         if "link_to_host" in item
         else [],
         "mappings": mapped(named(item["mappings"], common["mappings"])) if "mappings" in item else [],
-        "max": look.get("max"),
-        "min": look["min"],
-        "noValue": look.get("no_value"),
+        "max": settings.get("max"),
+        "min": settings["min"],
+        "noValue": settings.get("no_value"),
         "thresholds": {
             "mode": "absolute",
             "steps": [{"color": color, "value": None if value == "base" else value} for value, color in steps.items()],
         },
-        "unit": look["unit"],
+        "unit": settings["unit"],
     }
     return {
         "id": item["id"],
@@ -160,7 +161,7 @@ def panel(item: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
         "pluginVersion": PLUGIN_VERSION,
         "datasource": DATASOURCE,
         # place() fills in where it stands.
-        "gridPos": {"h": look["height"], "w": look["width"], "x": 0, "y": 0},
+        "gridPos": {"h": settings["height"], "w": settings["width"], "x": 0, "y": 0},
         "links": [runbook(f"{common['texts']['runbook']}: {alert}", alert, common) for alert in item.get("alerts", [])]
         + [to(*link) for link in item.get("links", {}).items()],
         "fieldConfig": {
@@ -174,9 +175,9 @@ def panel(item: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
                 "editorMode": "code",
                 "expr": query["expr"],
                 "format": "table" if kind == "table" else "time_series",
-                "instant": look["instant"],
+                "instant": settings["instant"],
                 "legendFormat": query.get("legend", "__auto"),
-                "range": not look["instant"],
+                "range": not settings["instant"],
                 "refId": chr(ord("A") + index),
             }
             for index, query in enumerate(item["queries"])

@@ -87,7 +87,7 @@ FAULTS = {
     ),
 }
 BOOT_SECONDS = 60
-ANSWER_SECONDS = 30
+RESPONSE_SECONDS = 30
 
 
 def say(text: str) -> None:
@@ -185,8 +185,8 @@ def start_container() -> None:
         )  # fmt: skip
     say("Waiting until it has booted")
     for _ in range(BOOT_SECONDS * 2):
-        answer = docker("exec", HOST, "systemctl", "is-system-running", check=False).stdout.strip()
-        if answer in ("running", "degraded"):
+        response = docker("exec", HOST, "systemctl", "is-system-running", check=False).stdout.strip()
+        if response in ("running", "degraded"):
             return
         time.sleep(0.5)
     fail(f"The container {HOST} did not boot within {BOOT_SECONDS} s: see `docker logs {HOST}`.")
@@ -228,14 +228,14 @@ def seed() -> None:
     print(f"    {result.stdout.strip()}")
 
 
-def wait_for_answer() -> None:
+def wait_for_response() -> None:
     say("Waiting until the page responds on TLS")
     port = settings()["demo_https_port"]
     # The demo's certificate signs itself; nothing secret is sent.
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
     last = ""
-    for _ in range(ANSWER_SECONDS):
+    for _ in range(RESPONSE_SECONDS):
         try:
             # By its name: the site is served under no other.
             connection = http.client.HTTPSConnection("localhost", port, timeout=5, context=trusting)
@@ -260,7 +260,7 @@ def up() -> int:
     if code:
         return code
     seed()
-    wait_for_answer()
+    wait_for_response()
     at = settings()
     admin = (HOME / "monitoring/admin").read_text().strip()
     print(
@@ -331,7 +331,7 @@ def deploy_under_load(version: str) -> int:
         print("  tasks             not measured: they could not be sent")
         return code
     ran = {}
-    for _ in range(TASKS + ANSWER_SECONDS):
+    for _ in range(TASKS + RESPONSE_SECONDS):
         ran = json.loads(manage("task_runs", "report", prefix).stdout or '{"runs": {}}')["runs"]
         if len(ran) == TASKS:
             break

@@ -40,7 +40,7 @@ FAILURES = CACHE / "failures"
 AT_ONCE = 2
 # A further one where those have left a processor idle for a minute: they often wait for a service or a clock.
 MOST_AT_ONCE = 4
-SETTLED_SECONDS = 60
+STABLE_SECONDS = 60
 POLL_SECONDS = 0.3
 LABEL = "shiftmaster-ops.scenario"
 TAIL_LINES = 60
@@ -200,7 +200,7 @@ def time_left(steps: list[Step], running: dict) -> tuple[float, list[str]]:
     """
     ended = [step for step in steps if step.result == PASSED and step.expected]
     expected = sum(step.expected for step in ended)
-    pace = sum(step.seconds for step in ended) / expected if expected > SETTLED_SECONDS else 1
+    pace = sum(step.seconds for step in ended) / expected if expected > STABLE_SECONDS else 1
     unknown = [step.name for step in steps if step.result in (NOT_RUN, RUNNING) and not step.note and not step.expected]
     free, end = [0.0] * AT_ONCE, {}
     # Those that run first: they have their places already.
@@ -231,7 +231,7 @@ def environment(step: Step) -> dict[str, str]:
         **os.environ,
         "SHIFTMASTER_STEP": step.name,
         "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}",
-        "SHIFTMASTER_PROOFS": "sample" if sys.argv[1:2] == ["test"] else "all",
+        "SHIFTMASTER_SELECTION": "sample" if sys.argv[1:2] == ["test"] else "all",
         "MOLECULE_COMMAND_BORDERS": "false",
         "ANSIBLE_NOCOLOR": "1",
         # The log of a step is complete.
@@ -355,7 +355,7 @@ class Runner:
         if self.idle_before[0] < max(began for _, _, began in self.running.values()):
             self.idle_before = (now, idle)
         since, before = self.idle_before
-        if now - since < SETTLED_SECONDS:
+        if now - since < STABLE_SECONDS:
             return False
         self.idle_before = (now, idle)
         return len(self.running) < MOST_AT_ONCE and idle - before >= now - since

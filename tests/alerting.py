@@ -157,7 +157,7 @@ def about(message: dict) -> str:
 # --- verifications ----------------------------------------------------------------------------------------------------
 
 
-def critical_reaches_every_receiver_and_is_resolved(alerting: Alerting, name=f"ProofCritical{RUN}") -> dict:
+def critical_reaches_every_receiver_and_is_resolved(alerting: Alerting, name=f"TestCritical{RUN}") -> dict:
     """PagerDuty, Slack and email, each once; resolved under the same key. Returns the seconds to each."""
     since, one = alerting.now(), alert(name)
     alerting.send(one)
@@ -181,7 +181,7 @@ def critical_reaches_every_receiver_and_is_resolved(alerting: Alerting, name=f"P
     return {receiver: round(message["at"] - since, 1) for receiver, message in first.items()}
 
 
-def a_warning_pages_no_one(alerting: Alerting, name=f"ProofWarning{RUN}") -> None:
+def a_warning_pages_no_one(alerting: Alerting, name=f"TestWarning{RUN}") -> None:
     since, one = alerting.now(), alert(name, severity="warning")
     alerting.send(one)
     alerting.arrive("slack", 1, since)
@@ -191,7 +191,7 @@ def a_warning_pages_no_one(alerting: Alerting, name=f"ProofWarning{RUN}") -> Non
     assert not alerting.messages("pagerduty", since)
 
 
-def information_goes_to_one_channel(alerting: Alerting, seconds: float, name=f"ProofInfo{RUN}") -> None:
+def information_goes_to_one_channel(alerting: Alerting, seconds: float, name=f"TestInfo{RUN}") -> None:
     """Within the interval that the role was given, as one message for two alerts."""
     since, both = alerting.now(), [alert(f"{name}{number}", severity="info") for number in (1, 2)]
     alerting.send(*both)
@@ -220,7 +220,7 @@ def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting) -> 
     since = alerting.now()
     place = f"db-{RUN}"
     host = alert("HostDown", place, service="host")
-    others = [alert(f"ProofStorm{RUN}{n}", place, "critical" if n % 2 else "warning", "database") for n in range(19)]
+    others = [alert(f"TestStorm{RUN}{n}", place, "critical" if n % 2 else "warning", "database") for n in range(19)]
     alerting.send(*others[:8])
     # Within group_wait: what is inhibited is decided when a message is about to be sent.
     alerting.send(host, *others[8:14])
@@ -236,14 +236,14 @@ def a_host_that_is_down_is_one_message_for_each_receiver(alerting: Alerting) -> 
     found = [one for one in alerting.messages("", since) if place in about(one)]
     counts = {receiver: len([one for one in found if one["receiver"] == receiver]) for receiver in CRITICAL}
     assert counts == dict.fromkeys(CRITICAL, 1), counts
-    assert all("HostDown" in about(one) and "ProofStorm" not in about(one) for one in found)
+    assert all("HostDown" in about(one) and "TestStorm" not in about(one) for one in found)
     alerting.resolve(host, *others)
     for receiver in CRITICAL:
         alerting.arrive(receiver, 2, since)
 
 
 def a_receiver_that_was_down_gets_the_alert_afterwards(
-    alerting: Alerting, receiver: str, how="500", name=f"ProofDown{RUN}"
+    alerting: Alerting, receiver: str, how="500", name=f"TestDown{RUN}"
 ) -> None:
     """And the others are not held up."""
     since, one = alerting.now(), alert(f"{name}{receiver.title()}")
@@ -263,9 +263,7 @@ def a_receiver_that_was_down_gets_the_alert_afterwards(
         alerting.arrive(other, 2, since)
 
 
-def a_restart_drops_no_alert(
-    alerting: Alerting, maintenance_seconds: int, signal="", name=f"ProofRestart{RUN}"
-) -> None:
+def a_restart_drops_no_alert(alerting: Alerting, maintenance_seconds: int, signal="", name=f"TestRestart{RUN}") -> None:
     """One alert is sent before, one is undelivered, a silence holds: after the restart each is as it was."""
     since = alerting.now()
     reported, waiting, quiet = (alert(f"{name}{kind}{signal}") for kind in ("Told", "Waiting", "Quiet"))
@@ -310,10 +308,10 @@ def a_run_silences_what_it_causes_and_nothing_else(alerting: Alerting, silence, 
     """silence() and unsilence() run role notify's tasks for host app-silent, services application and celery."""
     since, place = alerting.now(), "app-silent"
     # Two are of the entire site: what restarts cause, and what a bad release does.
-    quiet = [alert(f"ProofQuiet{RUN}", place, service="celery"), alert("CeleryQueueGrowing", "", service="celery")]
+    quiet = [alert(f"TestQuiet{RUN}", place, service="celery"), alert("CeleryQueueGrowing", "", service="celery")]
     heard = [alert("ShiftMasterDown", place), alert("WebsiteDown", place), alert("HighResponseTime", place),
-             alert(f"ProofElsewhere{RUN}", "app-other", service="celery"),
-             alert(f"ProofHost{RUN}", place, service="host"), alert("HighErrorRate", "")]  # fmt: skip
+             alert(f"TestElsewhere{RUN}", "app-other", service="celery"),
+             alert(f"TestHost{RUN}", place, service="host"), alert("HighErrorRate", "")]  # fmt: skip
     assert silence().changed == 2 and silence().changed == 0
     alerting.send(*quiet, *heard)
     alerting.arrive("pagerduty", len(heard), since)

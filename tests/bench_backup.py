@@ -59,7 +59,7 @@ from shiftmaster.backup.host import Host, load_options
 host = Host(load_options())
 began = time.monotonic()
 with verification.restored(host, "bench", "--type=immediate", "--target-action=promote") as server:
-    server.ask("CREATE TABLE written (at timestamptz)")
+    server.query("CREATE TABLE written (at timestamptz)")
     print(round(time.monotonic() - began, 1))
 """
 

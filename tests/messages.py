@@ -140,11 +140,11 @@ def sent_by(
     while waiting or group:
         if not group:
             # An old alert does not wait again. An empty group would remain for up to 30 seconds.
-            at = min(max(moment, alert.start + wait) for moment, alert in waiting)
+            at = min(max(timestamp, alert.start + wait) for timestamp, alert in waiting)
         if at > lasting:
             return
-        for moment, alert in waiting:
-            if moment <= at and alert not in group:
+        for timestamp, alert in waiting:
+            if timestamp <= at and alert not in group:
                 group.append(alert)
         waiting = [one for one in waiting if one[0] > at]
         timestamp = began + datetime.timedelta(seconds=at)

@@ -237,7 +237,7 @@ class Clients:
 
 def outage(seconds: float, first: float) -> tuple:
     """Request the page each 0.2 s; return the longest time from the fault until a page came (from `first` on)."""
-    answered = []
+    responded = []
     end = time.time() + seconds
     while time.time() < end:
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -245,9 +245,9 @@ def outage(seconds: float, first: float) -> tuple:
             try:
                 connection.request("GET", "/health/")
                 if connection.getresponse().status == 200:
-                    answered.append(time.time())
+                    responded.append(time.time())
             finally:
                 connection.close()
         time.sleep(0.2)
-    times = [first, *answered]
-    return max((later - earlier for earlier, later in zip(times, times[1:])), default=seconds), len(answered)
+    times = [first, *responded]
+    return max((later - earlier for earlier, later in zip(times, times[1:])), default=seconds), len(responded)

@@ -54,7 +54,7 @@ def of_alerts() -> list:
         sys.path.remove(str(ROOT / "scripts"))
     found = []
     for alert in script.catalogue():
-        texts = alert["look"] + [cause[key] for cause in alert["causes"] for key in ("check", "fix") if key in cause]
+        texts = alert["inspect"] + [cause[key] for cause in alert["causes"] for key in ("check", "fix") if key in cause]
         found += [Command(text, alert["name"], alert["where"], alert["service"]) for text in texts]
     return found
 

@@ -19,7 +19,7 @@ import yaml
 
 # `make test` and the scenarios sample-* run the tests marked `sample`, everything else runs all tests.
 SAMPLE_SCENARIO = Path(os.environ.get("MOLECULE_SCENARIO_DIRECTORY", "")).name.startswith("sample-")
-SAMPLE = SAMPLE_SCENARIO or os.environ.get("SHIFTMASTER_PROOFS") == "sample"
+SAMPLE = SAMPLE_SCENARIO or os.environ.get("SHIFTMASTER_SELECTION") == "sample"
 ROOT = Path(__file__).resolve().parent.parent
 # Tests read Ansible's own output, and logs of tests are complete.
 os.environ.setdefault("ANSIBLE_STDOUT_CALLBACK", "ansible.builtin.default")
@@ -166,9 +166,9 @@ class Operations:
         ]  # fmt: skip
 
     def environment(self) -> dict:
-        # Unbuffered, so that a test can wait for the output of a run.
-        own = {"ANSIBLE_CONFIG": str(self.root / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0", "PYTHONUNBUFFERED": "1"}
-        return dict(os.environ, **own)
+        # Buffered: unbuffered, Python reads each module that Ansible pipes to it byte by byte.
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        return dict(inherited, ANSIBLE_CONFIG=str(self.root / "ansible.cfg"), ANSIBLE_FORCE_COLOR="0")
 
     def run(self, playbook: str, *arguments: str, timeout: int = 900, **extra) -> Run:
         """Run it to its end."""
@@ -180,10 +180,11 @@ class Operations:
         return Run(done.returncode, done.stdout, time.monotonic() - started, recap(done.stdout))
 
     def start(self, playbook: str, log: Path, *arguments: str, **extra) -> subprocess.Popen:
-        """Start it in a process group of its own, to be killed."""
+        """Start it in a process group of its own, to be killed; unbuffered, so that a test can wait for its output."""
+        environment = {**self.environment(), "PYTHONUNBUFFERED": "1"}
         with log.open("w") as stream:
             return subprocess.Popen(
-                self.command(playbook, extra, *arguments), cwd=self.root, env=self.environment(),
+                self.command(playbook, extra, *arguments), cwd=self.root, env=environment,
                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
             )  # fmt: skip
 

@@ -76,8 +76,10 @@ def evaluate(before, after, channels, others=None):
     """
     result = ([], [], [])
     for channel in sorted(set(channels)):
-        asked, failed = (after.get(channel, (0, 0))[number] - before.get(channel, (0, 0))[number] for number in (0, 1))
-        good = asked - failed - (others or {}).get(channel, 0)
+        attempted, failed = (
+            after.get(channel, (0, 0))[number] - before.get(channel, (0, 0))[number] for number in (0, 1)
+        )
+        good = attempted - failed - (others or {}).get(channel, 0)
         result[0 if good > 0 else 1 if failed > 0 else 2].append(channel)
     return result
 

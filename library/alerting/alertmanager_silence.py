@@ -224,10 +224,10 @@ def present(module, api):
     }
     if module.check_mode:
         return dict(result, id=there["id"] if there else "", ends_at=body["endsAt"])
-    answer = api.call("/silences", "POST", body)
-    if not isinstance(answer, dict) or not answer.get("silenceID"):
+    response = api.call("/silences", "POST", body)
+    if not isinstance(response, dict) or not response.get("silenceID"):
         raise Failed("it did not name the silence that it made")
-    return dict(result, id=answer["silenceID"], ends_at=body["endsAt"])
+    return dict(result, id=response["silenceID"], ends_at=body["endsAt"])
 
 
 def absent(module, api):

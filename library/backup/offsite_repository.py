@@ -92,7 +92,7 @@ def going(listed, arrived, now, keep):
 
 def quarantine(path, after, check_mode):
     """Move what arrived after a time out of the repository; return the paths. Without an earlier key the keys stay."""
-    aside, moved = "%s.after-%s" % (path, time.strftime(TIME, time.gmtime(after))), []
+    kept_data, moved = "%s.after-%s" % (path, time.strftime(TIME, time.gmtime(after))), []
     for kind in DECIDE:
         arrived = arrivals(os.path.join(path, kind))
         if kind == "keys" and all(when > after for when in arrived.values()):
@@ -101,16 +101,16 @@ def quarantine(path, after, check_mode):
             if when > after:
                 moved.append(os.path.join(kind, name))
                 if not check_mode:
-                    os.makedirs(os.path.join(aside, kind), mode=0o700, exist_ok=True)
-                    os.rename(os.path.join(path, kind, name), os.path.join(aside, kind, name))
+                    os.makedirs(os.path.join(kept_data, kind), mode=0o700, exist_ok=True)
+                    os.rename(os.path.join(path, kind, name), os.path.join(kept_data, kind, name))
     return moved
 
 
 def keys_back(path, after):
     """Bring quarantined keys back: that of a password which was changed after that time."""
-    aside = os.path.join("%s.after-%s" % (path, time.strftime(TIME, time.gmtime(after))), "keys")
-    for name in os.listdir(aside) if os.path.isdir(aside) else ():
-        os.rename(os.path.join(aside, name), os.path.join(path, "keys", name))
+    kept_data = os.path.join("%s.after-%s" % (path, time.strftime(TIME, time.gmtime(after))), "keys")
+    for name in os.listdir(kept_data) if os.path.isdir(kept_data) else ():
+        os.rename(os.path.join(kept_data, name), os.path.join(path, "keys", name))
 
 
 def main():

@@ -73,24 +73,24 @@ status: {description: The cluster's health., returned: when it responds, type: s
 import time
 
 from ansible.module_utils.shiftmaster.host import json_api
-from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer, keep, message_of, quoted
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoResponse, keep, message_of, quoted
 from ansible.module_utils.shiftmaster.host.quiet import SECRET, TEXT, QuietModule, given, list_of
 from ansible.module_utils.shiftmaster.logging.elastic import cluster_health, lacks
 
 # What is compared: where it is requested, how it is found in the response, and what it is called.
 KINDS = {
-    "policies": ("/_ilm/policy/%s", lambda answer, name: answer[name], "lifecycle policy"),
+    "policies": ("/_ilm/policy/%s", lambda response, name: response[name], "lifecycle policy"),
     "component_templates": (
         "/_component_template/%s",
-        lambda answer, name: answer["component_templates"][0]["component_template"],
+        lambda response, name: response["component_templates"][0]["component_template"],
         "component template",
     ),
     "templates": (
         "/_index_template/%s",
-        lambda answer, name: answer["index_templates"][0]["index_template"],
+        lambda response, name: response["index_templates"][0]["index_template"],
         "index template",
     ),
-    "repositories": ("/_snapshot/%s", lambda answer, name: answer[name], "snapshot repository"),
+    "repositories": ("/_snapshot/%s", lambda response, name: response[name], "snapshot repository"),
 }
 
 
@@ -99,9 +99,9 @@ def rights(has):
     return {"index": [{"names": [pattern], "privileges": list(wanted)} for pattern, wanted in sorted(has.items())]}
 
 
-def evaluated(answer, has, has_not):
+def evaluated(response, has, has_not):
     """Return the differences between the response and the wanted state, a sentence each."""
-    found = answer.get("index", {})
+    found = response.get("index", {})
     problems = []
     for pattern, wanted in sorted(has.items()):
         problems += [
@@ -144,7 +144,7 @@ class Elasticsearch(json_api.Instance):
         """Return the health if it is the wanted one; nothing where no node responds before a restart."""
         try:
             health = cluster_health(self.api)
-        except NoAnswer:
+        except NoResponse:
             if self.p["before_restart"]:
                 return {}
             raise
@@ -157,10 +157,10 @@ class Elasticsearch(json_api.Instance):
         path, of, called = KINDS[kind]
         for name, body in sorted(self.p[kind].items()):
             where = path % quoted(name)
-            status, answer = self.api.ask(where)
+            status, response = self.api.send(where)
             if status not in (200, 404):
-                raise Failed("GET %s returns %s: %s" % (where, status, message_of(answer)))
-            missing = lacks(body, of(answer, name)) if status == 200 else ["all of it"]
+                raise Failed("GET %s returns %s: %s" % (where, status, message_of(response)))
+            missing = lacks(body, of(response, name)) if status == 200 else ["all of it"]
             if missing:
                 self.done.append("%s %s: %s" % (called, name, ", ".join(missing[:5])))
                 if not self.module.check_mode:
@@ -178,22 +178,22 @@ class Elasticsearch(json_api.Instance):
 
     def keep_streams(self):
         for name in self.p["data_streams"]:
-            status, answer = self.api.ask("/_data_stream/" + quoted(name))
+            status, response = self.api.send("/_data_stream/" + quoted(name))
             if status == 404:
                 self.done.append("data stream %s" % name)
                 if not self.module.check_mode:
                     self.api.call("/_data_stream/" + quoted(name), "PUT")
             elif status != 200:
-                raise Failed("the data stream %s: %s: %s" % (name, status, message_of(answer)))
+                raise Failed("the data stream %s: %s: %s" % (name, status, message_of(response)))
 
     def problems_of(self, user):
         body = rights(merged(user["has"], user["has_not"]))
-        status, answer = self.api.ask(
+        status, response = self.api.send(
             "/_security/user/_has_privileges", "POST", body, login=(user["name"], user["password"])
         )
         if status != 200:
-            return ["cannot log in (%s): %s" % (status, message_of(answer))]
-        return evaluated(answer, user["has"], user["has_not"])
+            return ["cannot log in (%s): %s" % (status, message_of(response))]
+        return evaluated(response, user["has"], user["has_not"])
 
     def prove(self):
         deadline = time.monotonic() + json_api.REREAD_SECONDS
@@ -204,12 +204,12 @@ class Elasticsearch(json_api.Instance):
                 problems = self.problems_of(user)
             if problems:
                 raise Failed("the user %s %s" % (user["name"], "; ".join(problems)))
-        status, _answer = self.anonymous()
+        status, _response = self.anonymous()
         if status not in (401, 403):
             raise Failed("an unknown client gets %s" % status)
 
     def anonymous(self):
-        return Api(self.p["url"], self.p["ca_file"]).ask("/_search")
+        return Api(self.p["url"], self.p["ca_file"]).send("/_search")
 
     def run(self):
         wanted = "healthy with %d of %d nodes" % (self.p["nodes"], self.p["all_nodes"])

@@ -114,22 +114,22 @@ def form(objects):
 class Kibana(Instance):
     def version(self):
         """Return the version of a Kibana that is available."""
-        answer = self.api.call("/api/status")
-        if answer["status"]["overall"]["level"] != "available":
-            raise Failed(message_of(answer))
-        return answer["version"]["number"]
+        response = self.api.call("/api/status")
+        if response["status"]["overall"]["level"] != "available":
+            raise Failed(message_of(response))
+        return response["version"]["number"]
 
     def exported(self):
         body = {
             "objects": [{"type": item["type"], "id": item["id"]} for item in self.p["objects"]],
             "excludeExportDetails": True,
         }
-        status, answer = self.api.ask("/api/saved_objects/_export", "POST", body)
+        status, response = self.api.send("/api/saved_objects/_export", "POST", body)
         if status == 400:  # One of them is not there: then none is exported.
             return []
         if status != 200:
-            raise Failed("the export returns %s: %s" % (status, message_of(answer)))
-        return lines_of(answer)
+            raise Failed("the export returns %s: %s" % (status, message_of(response)))
+        return lines_of(response)
 
     def run(self):
         version = self.wait(self.version, "it is not available")
@@ -139,9 +139,9 @@ class Kibana(Instance):
             self.done = []
         if self.done and not self.module.check_mode:
             data, kind = form(self.p["objects"])
-            answer = self.api.call("/api/saved_objects/_import?overwrite=true", "POST", data=data, kind=kind)
-            if not answer.get("success"):
-                raise Failed("objects are refused: %s" % message_of(answer))
+            response = self.api.call("/api/saved_objects/_import?overwrite=true", "POST", data=data, kind=kind)
+            if not response.get("success"):
+                raise Failed("objects are rejected: %s" % message_of(response))
             exported = self.exported()
             if len(exported) < len(self.p["objects"]):
                 raise Failed("after the import %d objects are missing" % (len(self.p["objects"]) - len(exported)))

@@ -99,11 +99,11 @@ def ran(command, limit, who=None):
     return "failed", " / ".join(lines[-3:])[:400]
 
 
-def asked(get, of, good):
+def queried(get, of, good):
     """Return (result, detail) of a response that has to hold one of some values."""
     try:
-        answer = get()
-        value = of(answer)
+        response = get()
+        value = of(response)
     except Failed as error:
         return "failed", str(error)
     except (KeyError, TypeError, AttributeError) as error:
@@ -122,17 +122,17 @@ def checks_of(part, p):
     login = (p["elasticsearch_user"], p["elasticsearch_password"])
     if part == "elasticsearch":
         api = Api(p["elasticsearch_url"], p["ca_file"], login)
-        yield "its cluster", lambda: asked(lambda: cluster_health(api), lambda found: found["status"], ("green",))
-        yield "its report", lambda: asked(lambda: api.call("/_health_report"), reported, ("green",))
+        yield "its cluster", lambda: queried(lambda: cluster_health(api), lambda found: found["status"], ("green",))
+        yield "its report", lambda: queried(lambda: api.call("/_health_report"), reported, ("green",))
         mode = lambda found: found["operation_mode"]  # noqa: E731
-        yield "lifecycle", lambda: asked(lambda: api.call("/_ilm/status"), mode, ("RUNNING",))
+        yield "lifecycle", lambda: queried(lambda: api.call("/_ilm/status"), mode, ("RUNNING",))
     if part == "kibana":
         api = Api(p["kibana_url"], p["ca_file"], login)
         status = lambda found: found["status"]["overall"]["level"]  # noqa: E731
-        yield "its status", lambda: asked(lambda: api.call("/api/status"), status, ("available",))
+        yield "its status", lambda: queried(lambda: api.call("/api/status"), status, ("available",))
     if part == "logstash":
         api = Api(p["logstash_api_url"])
-        yield "its report", lambda: asked(lambda: api.call("/_health_report"), lambda f: f["status"], ("green",))
+        yield "its report", lambda: queried(lambda: api.call("/_health_report"), lambda f: f["status"], ("green",))
     if part == "filebeat":
         yield "its service", lambda: ran(SERVICE, p["timeout_seconds"])
     for check, command in COMMANDS.get(part, ()):

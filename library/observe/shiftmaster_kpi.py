@@ -99,10 +99,10 @@ def main():
         if given["password_file"]:
             password = safe_files.read_text(given["password_file"]).strip()
         server = prometheus.Prometheus(given["url"], given["user"], password, given["ca_file"])
-        answer = compute(given, server, datetime.datetime.now(datetime.timezone.utc).timestamp())
+        result = compute(given, server, datetime.datetime.now(datetime.timezone.utc).timestamp())
     except (OSError, ValueError, KeyError, prometheus.PrometheusError) as error:
         module.fail_json(msg="the metrics cannot be computed: %s" % error)
-    module.exit_json(changed=False, **answer)
+    module.exit_json(changed=False, **result)
 
 
 if __name__ == "__main__":

@@ -202,10 +202,10 @@ def refused(environment, context, timeout):
     found, calls = [], []
     if any(context.keys[key] in environment for key in ("database_url", "database_user")):
         target = checks.postgres_target({}, context)
-        calls.append(("the database refuses its password", lambda: probe.postgres_ping(target, timeout)))
+        calls.append(("the database rejects its password", lambda: probe.postgres_ping(target, timeout)))
     urls = {name: text for name, text in environment.items() if text.startswith(("redis://", "rediss://"))}
     for name, url in sorted(urls.items()):
-        calls.append(("Redis refuses the password of its %s" % name, redis_login(url, timeout)))
+        calls.append(("Redis rejects the password of its %s" % name, redis_login(url, timeout)))
     for sentence, call in calls:
         try:
             if not accepted(call):

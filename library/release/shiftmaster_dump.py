@@ -364,7 +364,7 @@ class Database:
         self.database, self.deadline = database, deadline
         self.env = environment(database, password, os.environ)
         self.directory = choose_tools(installed_tools(), 0)  # Any psql can query the server's version.
-        number, size, self.version = self.ask(FACTS_SQL).strip().split(" ", 2)
+        number, size, self.version = self.query(FACTS_SQL).strip().split(" ", 2)
         self.size = int(size)
         self.directory = choose_tools(installed_tools(), major(number))
 
@@ -403,7 +403,7 @@ class Database:
             raise DumpError("%s failed: %s" % (what, error_line(errors.text())))
         return text
 
-    def ask(self, sql):
+    def query(self, sql):
         words = ("psql", "-X", "--no-password", "--no-align", "--tuples-only", "--command", sql)
         return self.run("a question to the database %s" % self.where(), *words).decode(errors="replace")
 
@@ -423,10 +423,10 @@ class Database:
     def restore(self, path, work):
         """Replace what the user owns by what is in a dump, in one transaction. Raises DumpError."""
         # A login of its own acts as the owner of the objects.
-        answer = self.ask("SELECT rolsuper, rolname FROM pg_roles WHERE rolname = current_user")
-        superuser, _, user = answer.strip().partition("|")
+        response = self.query("SELECT rolsuper, rolname FROM pg_roles WHERE rolname = current_user")
+        superuser, _, user = response.strip().partition("|")
         superuser = superuser == "t"
-        kept = set(self.ask(KEPT_SCHEMAS_SQL).splitlines())
+        kept = set(self.query(KEPT_SCHEMAS_SQL).splitlines())
         listing = self.run("reading the dump's contents", "pg_restore", "--list", path).decode(errors="replace")
         chosen = os.path.join(work, "list")
         with open(chosen, "w", encoding="utf-8") as stream:
@@ -637,7 +637,7 @@ def restored(params, deadline, check_mode):
             target.verify(path)
             target.restore(path, work)
         try:
-            target.ask("SET statement_timeout = 0; ANALYZE")
+            target.query("SET statement_timeout = 0; ANALYZE")
         except DumpError as error:
             notes.append("the statistics of the planner could not be renewed, so queries may be slow: %s" % error)
     taken = datetime.datetime.strptime(manifest["taken_at"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=datetime.timezone.utc)

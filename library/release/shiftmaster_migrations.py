@@ -202,22 +202,24 @@ class Runner:
         self.driver = driver
         self.drivers = {}  # By release: loading its code takes longer than what is asked of it.
 
-    def ask(self, release, request, timeout):
+    def call(self, release, request, timeout):
         request = dict(request, limit_seconds=timeout + GRACE_SECONDS)
         if release not in self.drivers:
             seconds = PLAN_SECONDS + self.options["timeout_seconds"]
             code = ReleaseCode(release, self.options["user"] or None)
             self.drivers[release] = self.driver(code, django_driver, None, seconds)
-        answer = self.drivers[release].ask(request, timeout)
-        if "failure" in answer:
-            failure, done, repaired = answer["failure"], names(answer["done"]), answer["repaired"]
+        response = self.drivers[release].call(request, timeout)
+        if "failure" in response:
+            failure, done, repaired = response["failure"], names(response["done"]), response["repaired"]
             message = " ".join(filter(None, (failure["message"], failure.get("hint"))))
-            changed, applied = bool(done or repaired or failure.get("half_applied")), names(answer.get("applied", ()))
+            changed, applied = bool(done or repaired or failure.get("half_applied")), names(response.get("applied", ()))
             raise Refused(message, failure=failure, done=done, repaired=repaired, applied=applied, changed=changed)
-        return answer
+        return response
 
-    def look(self, release, sources=False):
-        return self.ask(release, {"op": "plan", "sources": sources}, min(PLAN_SECONDS, self.options["timeout_seconds"]))
+    def read(self, release, sources=False):
+        return self.call(
+            release, {"op": "plan", "sources": sources}, min(PLAN_SECONDS, self.options["timeout_seconds"])
+        )
 
     def timing(self):
         return {name: self.options[name] for name in ("lock_wait_seconds", "lock_timeout_seconds")}
@@ -230,8 +232,8 @@ class Runner:
                 driver.close()
 
     def plan(self):
-        answer = self.look(self.options["release"], sources=True)
-        pending = migrations.plan(answer)
+        response = self.read(self.options["release"], sources=True)
+        pending = migrations.plan(response)
         allowed, reason = migrations.deploy_result(
             pending, self.options["allow_contract"], self.options["first_deploy"]
         )
@@ -241,12 +243,12 @@ class Runner:
         return {
             "changed": False,
             "pending": public(pending),
-            "ahead": public(self._compared(answer, self.options["release"])["ahead"]),
+            "ahead": public(self._compared(response, self.options["release"])["ahead"]),
             "unchanged": bool(lived_with)
-            and not answer.get("half")
-            and set(lived_with) == set(names(answer["applied"])),
-            "applied": names(answer["applied"]),
-            "half": names(answer.get("half", ())),
+            and not response.get("half")
+            and set(lived_with) == set(names(response["applied"])),
+            "applied": names(response["applied"]),
+            "half": names(response.get("half", ())),
             "worst_class": worst,
             "allowed": allowed,
             "safe_to_rollback": worst == migrations.EXPAND,
@@ -265,19 +267,19 @@ class Runner:
             return dict(result, changed=bool(result["pending"]))
         expected = [[record["app"], record["name"]] for record in result["pending"]]
         request = dict(self.timing(), op="apply", handlers=handlers, expected=expected)
-        answer = self.ask(self.options["release"], request, self.options["timeout_seconds"])
-        done, repaired, applied = names(answer["done"]), answer["repaired"], names(answer["applied"])
+        response = self.call(self.options["release"], request, self.options["timeout_seconds"])
+        done, repaired, applied = names(response["done"]), response["repaired"], names(response["applied"])
         return dict(result, changed=bool(done or repaired), done=done, repaired=repaired, applied=applied)
 
     def _target(self):
         """Return {applied, known} as the target release sees them, and a warning where it had to be read from files."""
         target = self.options["target_release"]
         try:
-            return self.look(target), []
+            return self.read(target), []
         except (ReleaseCodeError, Refused) as error:
             if not self.options["release"]:
                 raise
-            found = self.look(self.options["release"])
+            found = self.read(self.options["release"])
             warning = "The code of %s could not be queried (%s), so its migrations were read from its files."
             known = migrations.known_statically(target)
             rows = {"applied": found["applied"], "half": found.get("half", ()), "known": known}
@@ -286,32 +288,32 @@ class Runner:
     def _root(self):
         return os.path.dirname(os.path.realpath(self.options["target_release"]))
 
-    def _compared(self, answer, release):
+    def _compared(self, response, release):
         """Compare the database with the release whose code has answered."""
         # What is half done is neither there for the code that needs it, nor away for the code that must do without.
-        known, half = set(names(answer["known"])), list(answer.get("half", ()))
+        known, half = set(names(response["known"])), list(response.get("half", ()))
         beyond = [row for row in half if migrations.key(row) not in known]
         root = os.path.dirname(os.path.realpath(release))
         result = migrations.compare(
-            dict(answer, applied=answer["applied"] + beyond), root, migrations.applied_when_live(release)
+            dict(response, applied=response["applied"] + beyond), root, migrations.applied_when_live(release)
         )
         missing = [row for row in half if migrations.key(row) in known]
         return dict(result, unapplied=sorted({*names(result["unapplied"]), *names(missing)}))
 
     def compare(self):
-        answer, warnings = self._target()
-        result = self._compared(answer, self.options["target_release"])
+        response, warnings = self._target()
+        result = self._compared(response, self.options["target_release"])
         return {
             "changed": False,
             "ahead": public(result["ahead"]),
             "unapplied": result["unapplied"],
-            "half": names(answer.get("half", ())),
-            "applied": names(answer["applied"]),
+            "half": names(response.get("half", ())),
+            "applied": names(response["applied"]),
             "worst_class": migrations.worst_class(result["ahead"]),
             "safe_to_rollback": result["safe_to_rollback"],
             "reason": result["reason"],
             "warnings": warnings,
-            "known": [[m["app"], m["name"]] for m in answer["known"]],
+            "known": [[m["app"], m["name"]] for m in response["known"]],
         }
 
     def reverse(self):
@@ -327,26 +329,26 @@ class Runner:
             name = migrations.key(record)
             if (name in result["half"] or name not in held) and record.get("found_in"):
                 release = os.path.join(self._root(), record["found_in"])
-        answer = self.ask(release, request, self.options["timeout_seconds"])
-        done = names(answer["done"])
+        response = self.call(release, request, self.options["timeout_seconds"])
+        done = names(response["done"])
         if self.check_mode:
-            would = names(answer["pending"])
+            would = names(response["pending"])
             changed, reason = bool(would), "Would unapply %s." % (", ".join(would) or "nothing")
         else:
             changed, reason = bool(done), "Unapplied %s." % (", ".join(done) or "nothing: the database is not ahead")
         result.update(
             changed=changed,
             done=done,
-            repaired=answer["repaired"],
-            applied=names(answer["applied"]),
+            repaired=response["repaired"],
+            applied=names(response["applied"]),
             reason=reason,
             loses=["%s: %s" % (migrations.key(r), lost) for r in ahead for lost in r.get("loses", ())],
             diff=dict(HEADERS, before=listing(ahead), after=""),
         )
         if not self.check_mode:
             result["safe_to_rollback"] = True
-        if answer.get("warning"):
-            result["warnings"] = result["warnings"] + [answer["warning"]]
+        if response.get("warning"):
+            result["warnings"] = result["warnings"] + [response["warning"]]
         return result
 
 

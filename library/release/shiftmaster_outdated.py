@@ -99,7 +99,7 @@ def jobs(units):
     return {one["Id"] for one in blocks if one.get("Type") == "oneshot" or one.get("Transient") == "yes"}
 
 
-def look(proc, reboot_file):
+def inspect(proc, reboot_file):
     units, sessions = set(), 0
     for pid in os.listdir(proc):
         if pid.isdigit() and outdated(proc, pid):
@@ -126,7 +126,7 @@ def look(proc, reboot_file):
 
 def main():
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
-    module.exit_json(**look("/proc", REBOOT_FILE))
+    module.exit_json(**inspect("/proc", REBOOT_FILE))
 
 
 if __name__ == "__main__":

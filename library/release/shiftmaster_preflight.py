@@ -11,7 +11,7 @@ description:
   - It never fails because of what it finds; the caller collects the problems of all hosts and reports them together.
   - A check is made only where its option is given. A check that cannot run on a host is in RV(notes), with the reason.
 options:
-  asked:
+  requested_at:
     description: The controller's time at the call, in seconds since the epoch. RV(facts) has it next to the host's
       C(time).
     type: float
@@ -358,7 +358,7 @@ def check_calendars(report, calendars):
         try:
             done = subprocess.run(command, check=False, timeout=20, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         except FileNotFoundError:
-            report.note("systemd-analyze is not on this host, so the times of timers were not looked at")
+            report.note("systemd-analyze is not on this host, so the times of timers were not inspected")
             return
         if done.returncode != 0:
             report.problem(
@@ -372,8 +372,8 @@ def lock_holder(path):
     """Return the process that holds a lock on a file, None where nobody does. Takes none itself."""
     try:
         with open(path, "rb") as stream:
-            asked = struct.pack("hhlli", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, _whence, _start, _length, pid = struct.unpack("hhlli", fcntl.fcntl(stream, fcntl.F_GETLK, asked))
+            lock = struct.pack("hhlli", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, _whence, _start, _length, pid = struct.unpack("hhlli", fcntl.fcntl(stream, fcntl.F_GETLK, lock))
     except OSError:
         return None
     return pid if kind != fcntl.F_UNLCK else None
@@ -381,7 +381,7 @@ def lock_holder(path):
 
 def check_packages(report, wait_seconds=PACKAGES_SECONDS):
     if not shutil.which("dpkg"):
-        report.note("dpkg is not on this host, so its packages were not looked at")
+        report.note("dpkg is not on this host, so its packages were not inspected")
         return
     deadline = time.monotonic() + wait_seconds
     while True:
@@ -455,7 +455,7 @@ def run(params):
     """Return the module's result."""
     report = Report()
     # The controller compares it with its own of before and after.
-    report.facts.update(time=round(time.time(), 1), asked=params["asked"])
+    report.facts.update(time=round(time.time(), 1), requested_at=params["requested_at"])
     check_system(report, params["systems"], params["allow_untested_os"], read("/etc/os-release"))
     check_python(report, platform.python_version())
     if params["interpreter"]:
@@ -496,7 +496,7 @@ def run(params):
 
 def argument_spec():
     return {
-        "asked": given(0.0),
+        "requested_at": given(0.0),
         "systems": given([], elements="str"),
         "allow_untested_os": given(False),
         "disk": list_of(path=PATH, minimum_mb=given(0), minimum_inodes=given(0)),
@@ -516,7 +516,7 @@ def main():
     try:
         module.exit_json(**run(module.params))
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        module.fail_json(msg="the host could not be looked at: %s" % error)
+        module.fail_json(msg="the host could not be inspected: %s" % error)
 
 
 if __name__ == "__main__":

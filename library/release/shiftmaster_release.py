@@ -691,7 +691,7 @@ class Operation:
 
     def finished(self):
         if self.state.transition is None:
-            return self.result(bool(self.settle()), release=self.current or "", prunable=self.prunable())
+            return self.result(bool(self.repair()), release=self.current or "", prunable=self.prunable())
         target = self.state.transition["to"]
         if not self.check_mode:
             self.cutover().finish()
@@ -705,7 +705,7 @@ class Operation:
         # With the database's migrations known fewer of them go.
         return bool(releases.prune_plan(self.layout, self.state, self.params["keep"], ()))
 
-    def settle(self):
+    def repair(self):
         """Put right what an earlier run left of the live release; returns whether anything was."""
         if self.check_mode or not self.current:
             return False

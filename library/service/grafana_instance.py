@@ -117,28 +117,28 @@ class Instance:
     def log_in(self):
         """Find the password that the administrator has, and make it the one that is wanted."""
         user, wanted = self.admin
-        status, answer = self.api.ask("/api/user", login=self.admin)
+        status, response = self.api.send("/api/user", login=self.admin)
         if status == 200:
             return
         for old in self.p["admin_previous_passwords"]:
             if status != 401:
                 break
-            status, answer = self.api.ask("/api/user", login=(user, old))
+            status, response = self.api.send("/api/user", login=(user, old))
             if status == 200:
                 self.done.append("user %s: another password" % user)
                 if self.module.check_mode:
                     self.admin = (user, old)
                     return
                 body = {"oldPassword": old, "newPassword": wanted, "confirmNew": wanted}
-                status, answer = self.api.ask("/api/user/password", "PUT", body, login=(user, old))
+                status, response = self.api.send("/api/user/password", "PUT", body, login=(user, old))
                 if status != 200:
-                    raise Failed("Grafana refuses the administrator's new password: %s" % message_of(answer))
+                    raise Failed("Grafana rejects the administrator's new password: %s" % message_of(response))
                 return
         raise Failed(
             "%s cannot log in (%s: %s). Grafana takes the configured password only when it makes its database."
             " Give the password that it has in grafana_admin_previous_passwords, or, where nobody knows it, run on the"
             " host: sudo -u grafana grafana cli --homepath /usr/share/grafana --config /etc/grafana/grafana.ini"
-            " admin reset-admin-password --password-from-stdin" % (user, status, message_of(answer))
+            " admin reset-admin-password --password-from-stdin" % (user, status, message_of(response))
         )
 
     def present(self):
@@ -158,7 +158,7 @@ class Instance:
         created = {login for action, login, _metric in steps if action == "create"}
         users = {user["login"]: user for user in self.p["users"]}
         for login, user in users.items():
-            if login not in created and self.api.ask("/api/user", login=(login, user["password"]))[0] != 200:
+            if login not in created and self.api.send("/api/user", login=(login, user["password"]))[0] != 200:
                 steps.append(("password", login, ""))
         self.done += [sentence(step) for step in steps]
         if self.module.check_mode:
@@ -189,29 +189,29 @@ class Instance:
         """What Grafana does not serve yet of what was provisioned."""
         found = []
         for uid in self.p["data_sources"]:
-            status, answer = self.api.ask("/api/datasources/uid/%s/health" % quoted(uid), login=self.admin)
-            if status != 200 or not isinstance(answer, dict) or answer.get("status") != "OK":
-                found.append("data source %s is unhealthy (%s: %s)" % (uid, status, message_of(answer)))
+            status, response = self.api.send("/api/datasources/uid/%s/health" % quoted(uid), login=self.admin)
+            if status != 200 or not isinstance(response, dict) or response.get("status") != "OK":
+                found.append("data source %s is unhealthy (%s: %s)" % (uid, status, message_of(response)))
         for uid, title in sorted(self.p["dashboards"].items()):
-            status, answer = self.api.ask("/api/dashboards/uid/%s" % quoted(uid), login=self.admin)
+            status, response = self.api.send("/api/dashboards/uid/%s" % quoted(uid), login=self.admin)
             if status != 200:
                 found.append("dashboard %s is not there (%s)" % (uid, status))
-            elif not answer["meta"].get("provisioned"):
+            elif not response["meta"].get("provisioned"):
                 found.append("dashboard %s is not the provisioned one" % uid)
-            elif answer["dashboard"].get("title") != title:
+            elif response["dashboard"].get("title") != title:
                 found.append("dashboard %s has another title" % uid)
         if self.p["folder_uid"]:
             listed = self.call("/api/search?type=dash-db&limit=5000&folderUIDs=%s" % quoted(self.p["folder_uid"]))
             # What people made there by hand stays theirs.
             for uid in sorted({item["uid"] for item in listed} - set(self.p["dashboards"])):
-                status, answer = self.api.ask("/api/dashboards/uid/%s" % quoted(uid), login=self.admin)
-                if status == 200 and answer["meta"].get("provisioned"):
+                status, response = self.api.send("/api/dashboards/uid/%s" % quoted(uid), login=self.admin)
+                if status == 200 and response["meta"].get("provisioned"):
                     found.append("dashboard %s is still there" % uid)
         return found
 
     def prove(self):
         for path in ("/api/org", "/api/search", "/metrics"):
-            status, _answer = self.api.ask(path)
+            status, _response = self.api.send(path)
             if status not in (401, 403, 404):
                 raise Failed("%s returns %s without a login" % (path, status))
         deadline = time.monotonic() + self.p["timeout_seconds"]
@@ -224,7 +224,7 @@ class Instance:
             time.sleep(1)
 
     def run(self):
-        status, health = self.api.ask("/api/health")
+        status, health = self.api.send("/api/health")
         if status != 200 or not isinstance(health, dict) or health.get("database") != "ok":
             raise Failed("/api/health returns %s: %s" % (status, message_of(health)))
         self.log_in()

@@ -215,7 +215,7 @@ def with_server(text, server, out, reason, when=""):
     reason = " ".join(reason.split())
     servers = servers_of(text)
     if server not in servers:
-        raise ValueError("there is no server %s behind this nginx; there are: %s" % (server, ", ".join(servers)))
+        raise ValueError("there is no server %s of this nginx; there are: %s" % (server, ", ".join(servers)))
     if out and not any(not down for other, (down, _comment) in servers.items() if other != server):
         raise ValueError("%s is the last server that is in; without it nobody would be served" % server)
     if servers[server][0] == out or not out and reason and not servers[server][1].endswith(": " + reason):

@@ -33,15 +33,15 @@ module: postgresql_upgrade
 short_description: Move cluster main to another major version of PostgreSQL
 description:
   - C(pg_upgrade) copies the cluster (docs/decisions/0019). The new one becomes the live one when its C(start.conf)
-    says C(auto); until then O(state=settled) goes back to the old one, which nothing has written to.
+    says C(auto); until then O(state=recovered) goes back to the old one, which nothing has written to.
   - Rows of each table and values of each sequence are compared. Where they differ, the module fails, and
-    O(state=settled) leaves the earlier cluster live.
-  - A run that was killed is completed or reverted by O(state=settled).
+    O(state=recovered) leaves the earlier cluster live.
+  - A run that was killed is completed or reverted by O(state=recovered).
 options:
   state:
     description:
       - V(planned) inspects; nothing changes. RV(problems) lists why an upgrade is impossible.
-      - V(settled) completes or reverts what an interrupted run left.
+      - V(recovered) completes or reverts what an interrupted run left.
       - V(prepared) creates the new cluster next to the running one and runs C(pg_upgrade --check).
       - V(rehearsed) upgrades a restored copy, C(/var/lib/postgresql/upgrade-VERSION-rehearsal/old), in the same way,
         runs the application's checks on it, and removes it. RV(seconds) is how long that takes with the page up.
@@ -54,7 +54,7 @@ options:
       - V(committed) removes the old cluster.
     type: str
     choices:
-      [planned, settled, prepared, rehearsed, upgraded, compared, live, analyzed, complete, returned, committed]
+      [planned, recovered, prepared, rehearsed, upgraded, compared, live, analyzed, complete, returned, committed]
     default: planned
   version: {description: Major version to move to., type: int, required: true}
   port: {description: Port of the live cluster., type: int, default: 5432}
@@ -201,7 +201,7 @@ class Upgrade:
             if more["collations"]:
                 problems.append("collations of %s changed: %s" % (name, ", ".join(more["collations"])))
             if more["objects"]:
-                problems.append("%s has large objects, which the way back cannot copy" % name)
+                problems.append("%s has large objects, which a rollback cannot copy" % name)
             for extension in more["extensions"]:
                 control = "/usr/share/postgresql/%d/extension/%s.control" % (self.new.version, extension)
                 if os.path.exists(self.new.program("postgres")) and not os.path.exists(control):
@@ -227,7 +227,7 @@ class Upgrade:
 
     # --- before the new cluster is live ------------------------------------------------------------------------------
 
-    def settle(self):
+    def recover(self):
         """Complete or revert what an interrupted run left. Returns whether anything was."""
         if not self.state:
             return False
@@ -419,7 +419,7 @@ class Upgrade:
         points.reach("postgresql_switch_back")
         # In this order: where both files say manual, settle() starts the old one, which has every row.
         self.new.set_start("manual")
-        self.settle()
+        self.recover()
         return totals(after)
 
     def copy_back(self, name):
@@ -488,8 +488,8 @@ def work(params, check_mode):
     state, result = params["state"], {"changed": False}
     if state == "planned" or check_mode:
         result.update(upgrade.plan())
-    elif state in ("settled", "committed"):
-        result["changed"] = upgrade.settle() if state == "settled" else upgrade.commit()
+    elif state in ("recovered", "committed"):
+        result["changed"] = upgrade.recover() if state == "recovered" else upgrade.commit()
     else:
         steps = {
             "prepared": upgrade.prepare,
@@ -508,7 +508,7 @@ def work(params, check_mode):
 
 
 def main():
-    states = "planned settled prepared rehearsed upgraded compared live analyzed complete returned committed".split()
+    states = "planned recovered prepared rehearsed upgraded compared live analyzed complete returned committed".split()
     module = QuietModule(
         argument_spec={
             "state": {"type": "str", "choices": states, "default": "planned"},

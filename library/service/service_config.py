@@ -151,7 +151,7 @@ options:
       value: {description: That value., type: float, default: 1}
       timestamp_metric: {type: str, description: A metric that holds the time of the last successful reload; it must be
         younger than the swap.}
-      answers:
+      responses:
         description: JSON responses that must hold a value, for what only a restart changes.
         type: list
         elements: dict
@@ -225,7 +225,7 @@ NAMED_FILE = re.compile(r"(?<!\w)(?P<key>\w+_file)\s*:\s*(?P<value>'[^'\n]*'|\"[
 # Files that everybody may read.
 PUBLIC = ("ca_file", "cert_file", "client_ca_file")
 # Without a verify of its own a unit must be active for so long, and has so long to become that.
-SETTLE_SECONDS = 1.0
+STABLE_SECONDS = 1.0
 START_SECONDS = 120
 # The stop of the earlier process may take so long on top of a start.
 STOP_SECONDS = 120
@@ -516,7 +516,7 @@ class Service:
         name = "timeout_seconds" if action in ("reload", "none") else "start_timeout_seconds"
         seconds = verify[name] if verify else START_SECONDS
         deadline = time.monotonic() + seconds
-        settled, pause = None, 0.1
+        stable, pause = None, 0.1
         while True:
             facts = unit_facts(self.unit)
             if facts["ActiveState"] in ("failed", "inactive"):
@@ -524,11 +524,11 @@ class Service:
             if int(facts["NRestarts"] or 0) > restarts:
                 raise Failed("%s ends and is started again and again" % self.unit)
             if facts["ActiveState"] != "active":
-                missing, settled = "%s is %s" % (self.unit, facts["ActiveState"]), None
+                missing, stable = "%s is %s" % (self.unit, facts["ActiveState"]), None
             elif not verify:
-                if settled is None or settled[0] != facts["MainPID"]:
-                    settled = (facts["MainPID"], time.monotonic())
-                missing = None if time.monotonic() - settled[1] >= SETTLE_SECONDS else "%s does not stay" % self.unit
+                if stable is None or stable[0] != facts["MainPID"]:
+                    stable = (facts["MainPID"], time.monotonic())
+                missing = None if time.monotonic() - stable[1] >= STABLE_SECONDS else "%s does not stay" % self.unit
             else:
                 missing = self.unverified(action, since, lenient)
             if missing is None:
@@ -559,12 +559,12 @@ class Service:
                     return "%s is not younger than the swap" % verify["timestamp_metric"]
             if lenient:
                 return None
-            for answer in verify["answers"]:
-                status, text = self.get(answer["url"])
-                value = metrics.at_path(text, answer["path"]) if status == 200 else "without a response (%s)" % status
-                if str(value) != answer["value"]:
-                    place = ".".join(answer["path"])
-                    return "%s: %s is %s instead of %s" % (answer["url"], place, value, answer["value"])
+            for expected in verify["responses"]:
+                status, text = self.get(expected["url"])
+                value = metrics.at_path(text, expected["path"]) if status == 200 else "without a response (%s)" % status
+                if str(value) != expected["value"]:
+                    place = ".".join(expected["path"])
+                    return "%s: %s is %s instead of %s" % (expected["url"], place, value, expected["value"])
             if verify["closed"]:
                 status, _text = self.get(verify["url"], stranger=True)
                 if status != 401:
@@ -721,7 +721,7 @@ def argument_spec():
             url=TEXT, ca_file={"type": "path"}, user={"type": "str"}, password={"type": "str", "no_log": True},
             closed=given(False), metric={"type": "str"}, value={"type": "float", "default": 1},
             timestamp_metric={"type": "str"},
-            answers=list_of(url=TEXT, path={"type": "list", "elements": "str", "required": True}, value=TEXT),
+            responses=list_of(url=TEXT, path={"type": "list", "elements": "str", "required": True}, value=TEXT),
             targets_url={"type": "str"}, timeout_seconds=given(20), start_timeout_seconds=given(120),
         ),
     }  # fmt: skip

@@ -97,21 +97,21 @@ def choices_of(option):
     return ([",".join(option["choices"])] if several else []) + list(option["choices"])
 
 
-def question(asked, option, language):
+def question(entry, option, language):
     """One question of a survey, as AWX keeps it: what it would fill in or trim would be a change in every run."""
-    made = {"variable": asked["name"], "question_name": asked[language], "question_description": "", "required": True}
+    made = {"variable": entry["name"], "question_name": entry[language], "question_description": "", "required": True}
     if "choices" in option:
         choices = choices_of(option)
-        made.update(type="multiplechoice", choices="\n".join(choices), default=asked.get("default", choices[0]))
+        made.update(type="multiplechoice", choices="\n".join(choices), default=entry.get("default", choices[0]))
     else:
-        made.update(type="text", question_description=option["like"], default=asked.get("default", ""))
-        made.update(min=asked.get("min", 1), max=option.get("longest", 200))
+        made.update(type="text", question_description=option["like"], default=entry.get("default", ""))
+        made.update(min=entry.get("min", 1), max=option.get("longest", 200))
     return made
 
 
 def survey(params, job):
     options = params["run_options"].get(stem(job["playbook"]), {})
-    questions = [question(asked, options[asked["name"]], params["language"]) for asked in job["survey"]]
+    questions = [question(entry, options[entry["name"]], params["language"]) for entry in job["survey"]]
     return {"name": named(params, job["name"]), "description": "", "spec": questions}
 
 
@@ -129,7 +129,7 @@ def questions_of(params, workflow):
     """{name: (question, job)}: the survey questions of its jobs."""
     jobs = {job["name"]: job for job in params["jobs"]}
     there = [jobs[node["job"]] for node in workflow["nodes"] if node.get("job") in jobs]
-    return {asked["name"]: (asked, job) for job in there for asked in job.get("survey") or []}
+    return {entry["name"]: (entry, job) for job in there for entry in job.get("survey") or []}
 
 
 def workflow_template(params, workflow, notifications):
@@ -145,8 +145,8 @@ def workflow_template(params, workflow, notifications):
     if workflow.get("survey"):
         found, spec = questions_of(params, workflow), []
         for name in workflow["survey"]:
-            asked, job = found[name]
-            spec.append(question(asked, params["run_options"][stem(job["playbook"])][name], params["language"]))
+            entry, job = found[name]
+            spec.append(question(entry, params["run_options"][stem(job["playbook"])][name], params["language"]))
         made["survey_spec"] = {"name": made["name"], "description": "", "spec": spec}
     return refer(params, dict(made, **workflow.get("options") or {}))
 
@@ -157,8 +157,8 @@ def workflow_nodes(params, workflow):
 
     def take(node):
         for link in LINKS:
-            for behind in node.get(link) or []:
-                take(nodes[behind])
+            for following in node.get(link) or []:
+                take(nodes[following])
         options = {"workflow_job_template": named(params, workflow["name"]), "identifier": node["id"]}
         options["organization"] = params["organization"]
         if node.get("approval"):
@@ -283,9 +283,9 @@ def job_problems(params, job, is_there):
     found, options = [], params["run_options"].get(stem(job["playbook"]), {})
     if not is_there(job["playbook"]):
         found.append("there is no playbook %s" % job["playbook"])
-    asked = job.get("survey") or []
-    found += ["%s is in the survey twice" % name for name in twice([one["name"] for one in asked])]
-    for one in asked:
+    entry = job.get("survey") or []
+    found += ["%s is in the survey twice" % name for name in twice([one["name"] for one in entry])]
+    for one in entry:
         option = options.get(one["name"])
         if option is None:
             found.append("run_options.%s has no option %s" % (stem(job["playbook"]), one["name"]))
@@ -308,12 +308,12 @@ def workflow_problems(params, workflow):
     found += ["node %s names one job or one approval" % name for name in unclear]
     names = [node["job"] for node in workflow["nodes"] if node.get("job")]
     found += ["there is no job %s" % name for name in names if name not in jobs]
-    asked = questions_of(params, workflow)
-    found += ["no node needs %s" % name for name in workflow.get("survey") or [] if name not in asked]
-    behind = {name: [one for link in LINKS for one in node.get(link) or []] for name, node in nodes.items()}
-    found += ["there is no node %s" % one for names in behind.values() for one in names if one not in nodes]
+    entry = questions_of(params, workflow)
+    found += ["no node needs %s" % name for name in workflow.get("survey") or [] if name not in entry]
+    following = {name: [one for link in LINKS for one in node.get(link) or []] for name, node in nodes.items()}
+    found += ["there is no node %s" % one for names in following.values() for one in names if one not in nodes]
     # What names none that is left is taken away, until nothing is left or everything names something.
-    left = dict(behind)
+    left = dict(following)
     while ends := [name for name in left if not [one for one in left[name] if one in left]]:
         for name in ends:
             del left[name]
@@ -339,10 +339,10 @@ def unanswered(job, values, survey=()):
     A workflow hands the responses of its own survey to each of its jobs."""
     if job is None:
         return ["it has values and no job that needs them"] if values else []
-    asked = [one["name"] for one in job.get("survey") or []]
+    entry = [one["name"] for one in job.get("survey") or []]
     lost = "%s is not in the survey of job " + job["name"] + ", so AWX would leave it out"
-    found = ["%s is not answered" % name for name in asked if name not in values and name not in survey]
-    return found + [lost % name for name in values if name not in asked]
+    found = ["%s is not answered" % name for name in entry if name not in values and name not in survey]
+    return found + [lost % name for name in values if name not in entry]
 
 
 def node_problems(params, workflow):

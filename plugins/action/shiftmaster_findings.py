@@ -52,7 +52,7 @@ def _evaluate(parameters: dict, hosts: list, made: datetime.datetime) -> tuple:
     found = findings.find(parameters["rules"], hosts, parameters["area"], parameters["expectations"])
     data = findings_report.report(hosts, found, parameters["area"], made)
     text = runnable("\n".join(findings_report.lines(data, parameters["language"])))
-    answer = {
+    output = {
         "worst": data["worst"],
         "failing": ["%s: %s" % (one["host"], one["rule"]) for one in findings.failing(found, parameters["fail_on"])],
         "first": findings_report.first_sentence(data, parameters["language"]),
@@ -67,7 +67,7 @@ def _evaluate(parameters: dict, hosts: list, made: datetime.datetime) -> tuple:
             "diagnosis.json": json.dumps(data, ensure_ascii=False, indent=1) + "\n",
             "diagnosis.html": runnable(findings_report.page(data, parameters["language"])),
         }
-    return answer, files
+    return output, files
 
 
 class ActionModule(ControllerAction):

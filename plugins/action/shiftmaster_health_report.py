@@ -4,13 +4,13 @@
     language            of the report: en, ja
     timezone            that the time of the report is in
     fail_on             what counts as failing: critical, warning, never
-    told                telling.told of the last run
-    tell_again_seconds  after how long people are notified again of what is still unhealthy
+    notified            notification.notified of the last run
+    repeat_seconds      after how long people are notified again of what is still unhealthy
 
 Returns worst, failing ("host: check"), report, report_lines and report_text as shiftmaster_health does, for all hosts;
-and telling: status (failed where something is unhealthy that nobody was notified of, or long ago; succeeded where all
-is healthy again; empty where nobody is notified), told, hosts (the unhealthy ones) and lines (what is unhealthy by
-fail_on, hosts that could not be reached included).
+and notification: status (failed where something is unhealthy that nobody was notified of, or long ago; succeeded where
+all is healthy again; empty where nobody is notified), notified, hosts (the unhealthy ones) and lines (what is unhealthy
+by fail_on, hosts that could not be reached included).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ ARGUMENTS = {
     "language": {"type": "str", "choices": list(LANGUAGES), "default": "en"},
     "timezone": {"type": "str", "default": "UTC"},
     "fail_on": {"type": "str", "choices": ["critical", "warning", "never"], "default": "critical"},
-    "told": {"type": "dict", "default": {}},
-    "tell_again_seconds": {"type": "float", "default": 14400},
+    "notified": {"type": "dict", "default": {}},
+    "repeat_seconds": {"type": "float", "default": 14400},
 }
 
 
@@ -50,7 +50,7 @@ class ActionModule(ControllerAction):
         failing = {report["host"]: engine.failing(report["checks"], fail_on) for report in reports}
         failing = ["%s: %s" % (host, result["name"]) for host, found in failing.items() for result in found]
         unwell = engine.unwell(reports, fail_on, language)
-        telling = engine.telling(unwell, parameters["told"], now, parameters["tell_again_seconds"])
-        telling.update(lines=list(unwell.values()), hosts=sorted({name.split(": ")[0] for name in unwell}))
+        notification = engine.notification(unwell, parameters["notified"], now, parameters["repeat_seconds"])
+        notification.update(lines=list(unwell.values()), hosts=sorted({name.split(": ")[0] for name in unwell}))
         lines = [runnable(line) for line in engine.merged_lines(merged, language, zone)]
-        return dict(engine.result_of(merged, lines, failing), telling=telling)
+        return dict(engine.result_of(merged, lines, failing), notification=notification)

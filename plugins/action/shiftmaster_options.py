@@ -38,9 +38,9 @@ def refusal(name, option, value):
     text = text_of(value)
     if "choices" in option:
         parts = [part.strip() for part in text.split(",")] if option.get("several") else [text]
-        strange = [part for part in parts if part not in option["choices"]]
-        if strange:
-            return "%s=%s is none of: %s" % (name, ",".join(strange), ", ".join(option["choices"]))
+        unknown = [part for part in parts if part not in option["choices"]]
+        if unknown:
+            return "%s=%s is none of: %s" % (name, ",".join(unknown), ", ".join(option["choices"]))
     if "pattern" in option and isinstance(value, (bool, float)):
         return (
             "%s=%s was read as a number or as yes and no, and 2.10 would be 2.1: put it in quotes; in a survey of AWX, "

@@ -56,7 +56,7 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # Every git knows it.
 KEEP_ARCHIVES = 10
 # Of git's output (a list of files, texts of migrations), of its messages, and of all files of a version.
 OUTPUT_BYTES, MESSAGE_BYTES, SOURCE_BYTES = 128 << 20, 1 << 20, 2 << 30
-WHOLE_COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
+FULL_COMMIT = re.compile(r"^[0-9a-f]{40}\Z")
 SOME_COMMIT = re.compile(r"^[0-9a-f]{7,40}\Z")
 # A name that git takes for its own directory somewhere (".git " and "git~1" on Windows), or that leads elsewhere.
 GITS_OWN = re.compile(r"^(?:\.{1,2}|\.git[. ]*|git~1)\Z", re.IGNORECASE)
@@ -168,8 +168,8 @@ def reason(stderr):
     """Return git's own words for a failure, without its filler, as one line."""
     lines = [re.sub(r"^(fatal|error|remote|ssh): ", "", line).strip(" .") for line in stderr.splitlines()]
     lines = [line for line in lines if line]
-    telling = [line for line in lines if not any(word in line.lower() for word in FILLER)]
-    text = printable("; ".join((telling or lines or ["no reason given"])[-3:]))
+    relevant = [line for line in lines if not any(word in line.lower() for word in FILLER)]
+    text = printable("; ".join((relevant or lines or ["no reason given"])[-3:]))
     hints = [hint for sign, hint in HINTS if sign in text.lower()]
     return text + (" (%s)" % hints[0] if hints else "")
 
@@ -450,11 +450,11 @@ class Mirror:
     def resolve(self, version):
         """Return (kind, revision, notes, fetched)."""
         digits = version.lower()
-        fetched, whole = False, WHOLE_COMMIT.match(digits)
-        if not (whole and self.commits(digits)):
+        fetched, is_full = False, FULL_COMMIT.match(digits)
+        if not (is_full and self.commits(digits)):
             fetched = self.fetch()
             names = {name for table in names_of(self.listing()) for name in table}
-            if whole and version not in names and not self.commits(digits) and not self.published:
+            if is_full and version not in names and not self.commits(digits) and not self.published:
                 self.fetch_commit(digits)
         kind, found, notes = choose(version, *names_of(self.listing()), self.commits)
         if self.published and not self.git.text("for-each-ref", "--count=1", "--contains", found):
@@ -499,8 +499,10 @@ class Mirror:
 
     def sizes(self, entries):
         """Return the size of each of these objects."""
-        asked = "".join(entry[1] + "\n" for entry in entries).encode()
-        return [int(line) for line in self.git.run("cat-file", "--batch-check=%(objectsize)", stdin=asked).split()]
+        wanted_objects = "".join(entry[1] + "\n" for entry in entries).encode()
+        return [
+            int(line) for line in self.git.run("cat-file", "--batch-check=%(objectsize)", stdin=wanted_objects).split()
+        ]
 
     def pack(self, revision, exclude):
         """Return (path, sha256) of the archive; an existing complete one is used again."""
@@ -648,7 +650,7 @@ def check_git():
         raise SourceError("git on the controller is too old (%s); 2.31 is needed" % printed.strip())
 
 
-def look(mirror, version, archive, exclude, requirements, application):
+def read_source(mirror, version, archive, exclude, requirements, application):
     """Return the action's result from a mirror that is ours alone."""
     mirror.prepare()
     kind, revision, notes, fetched = mirror.resolve(version)
@@ -699,10 +701,10 @@ def run(address, params):
     with mirror.exclusive():
         try:
             try:
-                return look(mirror, version, *wanted)
+                return read_source(mirror, version, *wanted)
             except (Damaged, Failed):
                 mirror.remove()
-                return look(mirror, version, *wanted)
+                return read_source(mirror, version, *wanted)
         except (Damaged, Failed) as error:
             raise SourceError("git cannot work with the copy of the repository in %s: %s" % (mirror.root, error))
 

@@ -194,13 +194,13 @@ def of_archive(archive, requirements_file):
 PLAUSIBLE = {"machine": r"[a-z0-9_]{1,20}", "glibc": r"(\d{1,2}\.\d{1,3})?", "abi": r"\w{1,30}"}
 
 
-def refuse_strange_interpreter(interpreter):
-    strange = [name for name, form in PLAUSIBLE.items() if not re.fullmatch(form, str(interpreter.get(name) or ""))]
+def reject_unknown_interpreter(interpreter):
+    unknown = [name for name, form in PLAUSIBLE.items() if not re.fullmatch(form, str(interpreter.get(name) or ""))]
     version = str(interpreter.get("markers", {}).get("python_full_version"))
     if not re.fullmatch(r"3\.\d{1,2}\.\d{1,2}[a-z0-9+]{0,10}", version):
-        strange.append("python_full_version")
-    if strange:
-        raise WheelsError("the host describes its interpreter as no interpreter is: %s" % ", ".join(strange))
+        unknown.append("python_full_version")
+    if unknown:
+        raise WheelsError("the host describes its interpreter as no interpreter is: %s" % ", ".join(unknown))
 
 
 def platforms(interpreter):
@@ -350,7 +350,7 @@ def listing(directory):
     return [[name, one.st_size, one.st_mtime_ns] for name, one in zip(names, found)]
 
 
-def whole(directory):
+def complete(directory):
     """Return the wheels of a collection, None where it is not there or not as it was collected."""
     try:
         with open(os.path.join(directory, "wheels.json"), encoding="utf-8") as stream:
@@ -383,19 +383,19 @@ def run(params):
     requirements, constraints = of_archive(params["archive"], params["requirements_file"])
     extra = params["extra_requirements"]
     refuse_what_is_no_package(requirements + constraints + extra)
-    refuse_strange_interpreter(params["interpreter"])
+    reject_unknown_interpreter(params["interpreter"])
     refuse_hostile_options(requirements + constraints, params["environment"])
     offline = params["source"] == "directory"
     if offline and not params["directory"]:
         raise WheelsError("shiftmaster_wheels is directory, and shiftmaster_wheels_dir names none")
     there = listing(params["directory"]) if offline else []
-    asked = [params["source"], there, requirements, constraints, extra, identity(params["interpreter"])]
-    key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    inputs = [params["source"], there, requirements, constraints, extra, identity(params["interpreter"])]
+    key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
     root = os.path.join(params["cache_dir"], "wheels")
     directory = os.path.join(root, key)
     os.makedirs(root, mode=0o700, exist_ok=True)
     with exclusive(root, deadline):
-        wheels = whole(directory)
+        wheels = complete(directory)
         collected = wheels is None
         if collected:
             wheels = collect(params, root, directory, requirements, constraints, deadline)

@@ -420,8 +420,8 @@ class CallbackModule(Default):
     def __init__(self):
         super().__init__()
         # With -v everything below is left to the default callback.
-        self.whole = self._display.verbosity > 0
-        if self.whole:
+        self.verbose = self._display.verbosity > 0
+        if self.verbose:
             return
         self.screen = Screen(self._display)
         self._display = Log()
@@ -439,11 +439,11 @@ class CallbackModule(Default):
         return japanese(line) if self.language == "ja" else line
 
     def _duration(self, seconds: float) -> str:
-        whole = int(seconds + 0.5)
-        if whole < 60:
-            return self.text("seconds", n=whole)
-        minutes = f"{whole // 60}:{whole % 60:02d}"
-        return minutes if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        verbose = int(seconds + 0.5)
+        if verbose < 60:
+            return self.text("seconds", n=verbose)
+        minutes = f"{verbose // 60}:{verbose % 60:02d}"
+        return minutes if verbose < 3600 else f"{verbose // 3600}:{verbose // 60 % 60:02d}:{verbose % 60:02d}"
 
     # Phases
 
@@ -501,12 +501,12 @@ class CallbackModule(Default):
     # Events: each goes to the log through the default callback, too.
 
     def v2_playbook_on_start(self, playbook):
-        if not self.whole:
+        if not self.verbose:
             self.playbook = os.path.basename(playbook._file_name)
         super().v2_playbook_on_start(playbook)
 
     def v2_playbook_on_play_start(self, play):
-        if not self.whole:
+        if not self.verbose:
             if not self.started:
                 self._start(play)
             self.new_play, self.release_play = play.get_name().strip(), False
@@ -551,12 +551,12 @@ class CallbackModule(Default):
         return {name: str(values[name]) for name in names}
 
     def v2_playbook_on_task_start(self, task, is_conditional):
-        if not self.whole:
+        if not self.verbose:
             self._task(task)
         super().v2_playbook_on_task_start(task, is_conditional)
 
     def v2_playbook_on_handler_task_start(self, task):
-        if not self.whole:
+        if not self.verbose:
             self.task_name = task.get_name().strip()
         super().v2_playbook_on_handler_task_start(task)
 
@@ -596,7 +596,7 @@ class CallbackModule(Default):
                     self.facts[name] = result.result[name]
 
     def v2_runner_on_ok(self, result):
-        if not self.whole:
+        if not self.verbose:
             self._collect(result)
             self._rescued(result)
             if result.task.action.rpartition(".")[2] == "debug" and "censored" not in result.result:
@@ -609,14 +609,14 @@ class CallbackModule(Default):
         super().v2_runner_on_ok(result)
 
     def v2_runner_on_failed(self, result, ignore_errors=False):
-        if not self.whole:
+        if not self.verbose:
             self._collect(result, failed=True)
             if not ignore_errors:
                 self._failed(result, message_lines(result.result) or [self.text("hidden")])
         super().v2_runner_on_failed(result, ignore_errors)
 
     def v2_runner_on_unreachable(self, result):
-        if not self.whole and not result.task.ignore_unreachable:
+        if not self.verbose and not result.task.ignore_unreachable:
             reason = message_lines(result.result)
             # Of ssh's text the last line, but for a warning above it.
             warned = [
@@ -670,7 +670,7 @@ class CallbackModule(Default):
         for part in several:
             if part.get("diff"):
                 part["diff"] = printable(part["diff"])
-        if not self.whole:
+        if not self.verbose:
             for part in several:
                 if part.get("diff") and part.get("changed"):
                     self._show_diff(result, part)
@@ -706,14 +706,14 @@ class CallbackModule(Default):
                 self.screen.line(text)
 
     def v2_playbook_on_vars_prompt(self, *args, **options):
-        if not self.whole:
+        if not self.verbose:
             self.screen.hide()
         super().v2_playbook_on_vars_prompt(*args, **options)
 
     # The end
 
     def v2_playbook_on_stats(self, stats):
-        if self.whole or not self.started:
+        if self.verbose or not self.started:
             super().v2_playbook_on_stats(stats)
             return
         self.ended = True

@@ -88,7 +88,7 @@ parser = re._parser
 ALPHABET = {chr(code) for code in range(128)} | set(
     "漢あァアヶヷーｦ一龠々０９Ａｚ＠＋：＝＞（）［］｛｝　、。；，．／－−–—―‐‑＿「」"
 )
-LOOKS = ("ASSERT", "ASSERT_NOT")
+LOOKUPS = ("ASSERT", "ASSERT_NOT")
 
 
 def steps(pattern: str) -> int:
@@ -101,10 +101,10 @@ def steps(pattern: str) -> int:
     return _sequence(list(parser.parse(pattern)), 0, [])[1]
 
 
-def _sequence(items, flags, behind):
+def _sequence(items, flags, following):
     ways, cost = 1, 0
     for place, (code, value) in enumerate(items):
-        here, spent = _item(str(code), value, items[place + 1 :] + behind, flags)
+        here, spent = _item(str(code), value, items[place + 1 :] + following, flags)
         cost += ways * spent
         ways *= here
     return ways, cost
@@ -113,7 +113,7 @@ def _sequence(items, flags, behind):
 def _item(code, value, rest, flags):
     if code in ("LITERAL", "NOT_LITERAL", "IN", "ANY", "AT"):
         return 1, 1
-    if code in LOOKS:
+    if code in LOOKUPS:
         return 1, 1 + _sequence(list(value[1]), flags, [])[1]
     if code == "SUBPATTERN":
         return _sequence(list(value[3]), flags | value[1], rest)
@@ -175,7 +175,7 @@ def _first(items, flags):
     found = set()
     for code, value in items:
         name = str(code)
-        if name in LOOKS or name == "AT":
+        if name in LOOKUPS or name == "AT":
             # It may fail, so that the part before it has to backtrack.
             return found | set(ALPHABET), False
         if name == "SUBPATTERN":

@@ -56,13 +56,13 @@ class _Formatter(logs.EcsFormatter):
 
     def event(self, record) -> dict:
         found = super().event(record)
-        told = getattr(record, "_audit", {})
+        recorded = getattr(record, "_audit", {})
         # The route shows where; a path may hold a name, for seven years.
         found.pop("url", None)
-        found["event"] = {**found["event"], **told.get("event", {})}
+        found["event"] = {**found["event"], **recorded.get("event", {})}
         for name in ("user", "source"):
-            if told.get(name):
-                found[name] = {**found.get(name, {}), **told[name]}
+            if recorded.get(name):
+                found[name] = {**found.get(name, {}), **recorded[name]}
         return found
 
 
@@ -82,8 +82,8 @@ def write(action: str, category: str, outcome: str = "success", user=None, targe
             "type": ["change"] if category == "iam" else ["end" if action == "logout" else "start"],
         }
         source = {"ip": slow.remote_address(request)[:64]} if request is not None else {}
-        told = {"event": event, "user": people, "source": {name: value for name, value in source.items() if value}}
-        logger.info("%s %s%s", action, outcome, ": " + what if what else "", extra={"_audit": told})
+        recorded = {"event": event, "user": people, "source": {name: value for name, value in source.items() if value}}
+        logger.info("%s %s%s", action, outcome, ": " + what if what else "", extra={"_audit": recorded})
 
 
 def logged_in(sender=None, request=None, user=None, **_more) -> None:

@@ -137,10 +137,10 @@ def worker(limit: float):
     with application.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1, timeout=limit / 2)
         # limit=1: the first worker's response is enough, nobody waits for the rest.
-        answers = application.control.ping(timeout=limit / 2, limit=1, connection=connection)
-    if not answers:
+        responses = application.control.ping(timeout=limit / 2, limit=1, connection=connection)
+    if not responses:
         raise Unhealthy("no worker responded")
-    return {"worker": next(iter(answers[0]))}
+    return {"worker": next(iter(responses[0]))}
 
 
 def migrations(limit: float):

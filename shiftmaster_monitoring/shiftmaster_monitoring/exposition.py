@@ -88,7 +88,7 @@ def _gauge(name: str, text: str, series: dict, labels=()):
     return family
 
 
-class Looked:
+class Measured:
     """What has no counter. Each part has its time, and where it fails the others are there."""
 
     def __init__(self):
@@ -107,7 +107,7 @@ class Looked:
         if shared.directory() is not None:  # Otherwise prometheus_client's own registry has this process.
             with trouble.contained("the processes cannot be measured"):
                 yield from _processes()
-        wanted = {"celery": (queues.look, float(conf.get("SHIFTMASTER_METRICS_BROKER_SECONDS")))}
+        wanted = {"celery": (queues.measure, float(conf.get("SHIFTMASTER_METRICS_BROKER_SECONDS")))}
         if shared.directory() is not None:
             wanted["people"] = (people.active_on_all_hosts, PEOPLE_SECONDS)
         found = self.runner.run(wanted)
@@ -131,7 +131,7 @@ class Looked:
         if found["celery"]["status"] != "skipped":
             yield from _celery(found["celery"].get("queues", {}))
         yield _gauge(
-            "shiftmaster_metrics_collector_up", "Whether what is only looked at could be looked at.", up, ("collector",)
+            "shiftmaster_metrics_collector_up", "Whether what has no counter could be measured.", up, ("collector",)
         )
 
 
@@ -197,7 +197,7 @@ class Exposition:
     """One for each process; safe with several threads."""
 
     def __init__(self):
-        self._looked = Looked()
+        self._measured = Measured()
 
     def text(self, warming: bool = False) -> bytes:
         """Return everything in Prometheus' text format. Unavailable values are left out, and logged once.
@@ -206,7 +206,7 @@ class Exposition:
         """
         registry = CollectorRegistry(auto_describe=False)
         # First: it ends sessions, which the shared metrics then have.
-        registry.register(_Given(list(self._looked.collect(warming))))
+        registry.register(_Given(list(self._measured.collect(warming))))
         if shared.directory() is not None:
             registry.register(_Given(self._shared()))
         text = generate_latest(registry)

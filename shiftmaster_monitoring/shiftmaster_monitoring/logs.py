@@ -153,12 +153,12 @@ class EcsFormatter(logging.Formatter):
 
         A label for each would be a field for each name that somebody invents; and what a pattern knows may be the name.
         """
-        told = [
+        parts = [
             "%s=%s" % (name, _text(value))
             for name, value in record.__dict__.items()
             if isinstance(name, str) and name not in _OWN and name[:1] != "_" and isinstance(value, (str, int, float))
         ]
-        return {"extra": self._masked(" ".join(told), MAX_MESSAGE)} if told else {}
+        return {"extra": self._masked(" ".join(parts), MAX_MESSAGE)} if parts else {}
 
 
 def _message(record) -> str:
@@ -282,7 +282,7 @@ def of_own_setup(logfile=None, **_more) -> None:
             of_celery(logging.getLogger())
 
 
-def behind_own_setup(**_more) -> None:
+def after_own_setup(**_more) -> None:
     """Connect after the application's own receiver; with no other, Celery would set no log up."""
     from celery import signals
 
@@ -295,6 +295,6 @@ def connect() -> None:
 
     for name in ("after_setup_logger", "after_setup_task_logger"):
         getattr(signals, name).connect(of_celery, weak=False, dispatch_uid="shiftmaster_monitoring.logs." + name)
-    behind_own_setup()
+    after_own_setup()
     # One that was connected later, too.
-    signals.celeryd_init.connect(behind_own_setup, weak=False, dispatch_uid="shiftmaster_monitoring.logs.behind")
+    signals.celeryd_init.connect(after_own_setup, weak=False, dispatch_uid="shiftmaster_monitoring.logs.behind")

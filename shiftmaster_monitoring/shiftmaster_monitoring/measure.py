@@ -49,7 +49,7 @@ class MetricsMiddleware:
     def __call__(self, request):
         if request.path_info in self.paths:
             return (
-                sync_to_async(self.answer, thread_sensitive=False)(request) if self.is_async else self.answer(request)
+                sync_to_async(self.respond, thread_sensitive=False)(request) if self.is_async else self.respond(request)
             )
         if conf.WARMING in request.META:
             # A process sends itself requests before users do; its first responses are slow and not representative.
@@ -90,17 +90,17 @@ class MetricsMiddleware:
             if severity is not None:
                 self.metrics.slow_requests.labels("warning" if severity > slow.logging.INFO else "info").inc()
             self.people.seen(request)
-            shared.store.look()
+            shared.store.check_file()
         except Exception as error:
             trouble.say("a request cannot be counted", error)
 
-    def answer(self, request) -> HttpResponse:
+    def respond(self, request) -> HttpResponse:
         if not trusted(request) or self.exposition is None:
             response = HttpResponse("not found\n", status=404, content_type="text/plain")
         elif request.method not in ("GET", "HEAD"):
             response = HttpResponse(status=405, headers={"Allow": "GET, HEAD"})
         else:
-            shared.store.look()
+            shared.store.check_file()
             response = HttpResponse(self.exposition.text(conf.WARMING in request.META), content_type=CONTENT_TYPE)
         response["Cache-Control"] = "no-store"
         response["X-Content-Type-Options"] = "nosniff"

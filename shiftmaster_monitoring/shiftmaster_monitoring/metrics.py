@@ -35,6 +35,6 @@ task_wait = Histogram(
 )
 beat_due = Gauge(
     "shiftmaster_celery_beat_due_timestamp_seconds",
-    "When the scheduler is to look at its schedule next; it stays where a due task could not be sent. 0: none runs.",
+    "When the scheduler is to read its schedule next; it stays where a due task could not be sent. 0: none runs.",
     multiprocess_mode="max",
 )

@@ -44,10 +44,10 @@ class HealthMiddleware:
         if view is None:
             return self.get_response(request)
         if self.is_async:
-            return sync_to_async(self.answer, thread_sensitive=False)(view, request)
-        return self.answer(view, request)
+            return sync_to_async(self.respond, thread_sensitive=False)(view, request)
+        return self.respond(view, request)
 
-    def answer(self, view, request) -> HttpResponse:
+    def respond(self, view, request) -> HttpResponse:
         if request.method not in ("GET", "HEAD"):
             response = HttpResponse(status=405, headers={"Allow": "GET, HEAD"})
         else:

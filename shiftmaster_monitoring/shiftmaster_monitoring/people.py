@@ -30,7 +30,7 @@ WINDOWS = {"5m": 300, "1h": 3600}
 # A request of somebody who was seen so lately writes nothing.
 TOUCH_SECONDS = 20.0
 # Interval of the exchange.
-FLEET_SECONDS = 15.0
+SITE_SECONDS = 15.0
 MAX_FILES = 20000
 _MAX_KNOWN = 10000
 _known = {}  # session: when to write again
@@ -152,7 +152,7 @@ def active_on_all_hosts(_limit: float) -> dict:
         return {"windows": active()}
     path = os.path.join(shared.directory(), "topology.json")
     with contextlib.suppress(OSError, ValueError):
-        if time.time() - os.stat(path).st_mtime < FLEET_SECONDS:
+        if time.time() - os.stat(path).st_mtime < SITE_SECONDS:
             with open(path, encoding="ascii") as stream:
                 return {"windows": json.load(stream)}
     now, me = time.time(), os.uname().nodename

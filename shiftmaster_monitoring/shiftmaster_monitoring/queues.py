@@ -25,7 +25,7 @@ def names(application) -> list:
     return sorted(str(name) for name in found if not str(name).startswith(tasks.CANARY))
 
 
-def look(limit: float) -> dict:
+def measure(limit: float) -> dict:
     """Return {"queues": {name: (length, age in seconds)}}; an age of None is not known."""
     url, application = checks._broker_url(), checks._celery()
     if not url or application is None:
@@ -60,12 +60,12 @@ def _in_redis(url: str, limit: float, wanted: list, options: dict) -> dict:
         for key in keys:
             pipeline.llen(key)
             pipeline.lindex(key, -1)
-    answers = iter(pipeline.execute())
+    responses = iter(pipeline.execute())
     now, found = time.time(), {}
     for name, keys in lists.items():
         length, ages = 0, []
         for key in keys:
-            waiting, oldest = next(answers), next(answers)
+            waiting, oldest = next(responses), next(responses)
             length += waiting
             if oldest is None:
                 _met.pop(key, None)

@@ -37,7 +37,7 @@ MAX_BYTES = 1 << 23
 # Where so many files are when a process begins, ended ones are added up first.
 MANY_FILES = 48
 # How often a process looks whether its file is still there, or can be made at last.
-LOOK_SECONDS = 10.0
+CHECK_SECONDS = 10.0
 LOCK_SECONDS = 2.0
 _MAGIC = b"shiftm1\n"
 _HEADER = 64
@@ -76,7 +76,7 @@ class Store:
         # The parent's other threads do not exist in the child, and one of them may have held the lock.
         self.lock = threading.RLock()
         self.process = object()
-        self.look_at = 0.0
+        self.check_at = 0.0
         self._forget_file()
 
     def _forget_file(self) -> None:
@@ -96,9 +96,9 @@ class Store:
         """Return where in .memory a series has its value, 0 where it can have no place now."""
         try:
             if self.memory is None:
-                if time.monotonic() < self.look_at:
+                if time.monotonic() < self.check_at:
                     return 0
-                self.look_at = time.monotonic() + LOOK_SECONDS
+                self.check_at = time.monotonic() + CHECK_SECONDS
                 self._begin()
                 # A histogram without its empty buckets is none.
                 for value in list(self.values):
@@ -158,22 +158,22 @@ class Store:
         # Last: readers stop at this position.
         self._use(self.used + len(entry))
 
-    def look(self) -> None:
+    def check_file(self) -> None:
         """See that the file is there, now and then; otherwise write all that was counted into a new one."""
         now = time.monotonic()
-        if now < self.look_at or directory() is None:
+        if now < self.check_at or directory() is None:
             return
         with self.lock:
-            if now < self.look_at:
+            if now < self.check_at:
                 return
             if self.memory is not None and os.fstat(self.file).st_nlink == 0:
                 os.close(self.file)
                 os.close(self.held)
                 self._forget_file()
-            self.look_at = 0.0  # The first one may open it.
+            self.check_at = 0.0  # The first one may open it.
             for value in [value for value in list(self.values) if not value.placed(self)]:
                 value.renew(self)
-            self.look_at = now + LOOK_SECONDS
+            self.check_at = now + CHECK_SECONDS
 
 
 store = Store()

@@ -49,10 +49,10 @@ def published(headers=None, **_more) -> None:
     """Write into a task's message when it was sent, or when it is to start."""
     with trouble.contained("when a task was sent cannot be noted"):
         if isinstance(headers, dict):
-            headers[PUBLISHED] = max(time.time(), _moment(headers.get("eta")))
+            headers[PUBLISHED] = max(time.time(), _timestamp(headers.get("eta")))
 
 
-def _moment(text) -> float:
+def _timestamp(text) -> float:
     if not text:
         return 0.0
     # Python 3.9 and 3.10 do not know the Z.
@@ -75,7 +75,7 @@ def _is_canary(request) -> bool:
 
 def started(task_id=None, task=None, **_more) -> None:
     with trouble.contained("a task's start cannot be counted"):
-        shared.store.look()
+        shared.store.check_file()
         if _is_canary(task.request):
             return
         if len(_started) >= _MANY:
@@ -130,7 +130,7 @@ def alive(**_more) -> None:
     with trouble.contained("a worker's sign of life cannot be noted"):
         if shared.directory() is None:
             return
-        shared.store.look()
+        shared.store.check_file()
         if _beats is None:
             _beats = os.path.join(shared.directory(), "workers", "%d-%s" % (os.getpid(), os.urandom(4).hex()))
         os.makedirs(os.path.dirname(_beats), mode=0o750, exist_ok=True)
@@ -145,7 +145,7 @@ def stopped(**_more) -> None:
 
 
 def scheduling(sender=None, **_more) -> None:
-    """Let the scheduler note when it is to look at its schedule next, as long as all that was due has been sent."""
+    """Let the scheduler note when it is to read its schedule next, as long as all that was due has been sent."""
     with trouble.contained("the scheduler cannot be watched"):
         scheduler, unsent = sender.scheduler, set()
         tick, send = scheduler.tick, scheduler.apply_async
@@ -161,7 +161,7 @@ def scheduling(sender=None, **_more) -> None:
         def ticked(*args, **more):
             seconds = tick(*args, **more)
             with trouble.contained("a round of the scheduler cannot be noted"):
-                shared.store.look()
+                shared.store.check_file()
                 if not unsent:
                     metrics.beat_due.set(time.time() + (seconds or 0))
             return seconds

@@ -201,9 +201,9 @@ def kill(child):
 
 def response_of(child):
     out, err = child.communicate(timeout=60)
-    lines = [line for line in out.splitlines() if line.startswith(django_driver.ANSWER)]
+    lines = [line for line in out.splitlines() if line.startswith(django_driver.RESPONSE)]
     assert lines, err
-    return json.loads(lines[-1][len(django_driver.ANSWER) :])
+    return json.loads(lines[-1][len(django_driver.RESPONSE) :])
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_first_deploy_allows_every_class_of_django_itself(site):
 def test_output_of_the_application_does_not_disturb(site):
     noise = (
         "import os, subprocess\nprint(%r)\nsubprocess.run(['echo', %r])\nos.write(1, b'noise without newline')\n"
-        % (django_driver.ANSWER + '{"error": "forged"}', django_driver.ANSWER + '{"error": "forged"}')
+        % (django_driver.RESPONSE + '{"error": "forged"}', django_driver.RESPONSE + '{"error": "forged"}')
     )
     release = site.release(1, {"shifts/0001_initial": migration(INITIAL, extra=noise)})
     assert site.run("apply", release)["done"] == ["shifts.0001_initial"]

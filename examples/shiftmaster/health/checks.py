@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 LIGHT = {"database": database.ping}
 ALL = {
     "database": database.ping,
-    "cache": services.cache_answers,
+    "cache": services.cache_responds,
     "broker": services.broker,
     "worker": services.worker,
     "migrations": database.migrations,

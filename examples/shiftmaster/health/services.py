@@ -7,7 +7,7 @@ from django.core.cache import cache
 from shiftmaster.celery import app
 
 
-def cache_answers():
+def cache_responds():
     key, value = f"health:{secrets.token_hex(4)}", secrets.token_hex(4)
     cache.set(key, value, timeout=10)
     found = cache.get(key)

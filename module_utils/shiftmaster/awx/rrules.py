@@ -98,12 +98,12 @@ def next_timestamps(text, after, count=1):
         return [datetime.datetime.fromtimestamp(first + step * (number + more), zone) for more in range(count)]
     found, day = [], max(start.date(), after.astimezone(zone).date())
     while len(found) < count:
-        moment = datetime.datetime.combine(day, start.time(), zone)
+        timestamp = datetime.datetime.combine(day, start.time(), zone)
         if (
-            moment > after
+            timestamp > after
             and DAYS[day.weekday()] in rule.get("BYDAY", ",".join(DAYS)).split(",")
             and str(day.day) == rule.get("BYMONTHDAY", str(day.day))
         ):
-            found.append(moment)
+            found.append(timestamp)
         day += datetime.timedelta(days=1)
     return found

@@ -14,7 +14,7 @@ from .host import STATE, BackupError, Host
 from .results import Problem, Result, result
 
 
-def look(host: Host, stanza, timeline: int, verified: str, damaged: list) -> Result:
+def inspect(host: Host, stanza, timeline: int, verified: str, damaged: list) -> Result:
     """Return where WAL is missing after the backups of the current database; records it for the metrics, too."""
     found, gaps, newest = _found(host, stanza, timeline, verified, damaged)
     write_json(os.path.join(STATE, "archive.json"), {"gaps": gaps, "newest": newest})

@@ -116,13 +116,13 @@ class Stanza:
         return max((one for one in self.databases if one.repo == repo), key=lambda one: one.id, default=None)
 
 
-def parse(answer) -> tuple:
+def parse(output) -> tuple:
     """Return the stanzas of a response of `pgbackrest info --output=json`, given as text or bytes."""
-    if isinstance(answer, bytes):
+    if isinstance(output, bytes):
         # The message about a wrong key quotes what it decrypted, which is no text, and has control characters.
-        answer = answer.decode("utf-8", "replace")
+        output = output.decode("utf-8", "replace")
     try:
-        data = json.loads(answer, strict=False)
+        data = json.loads(output, strict=False)
     except ValueError as error:
         raise CatalogueError("pgbackrest info wrote no JSON: %s" % error) from error
     if not isinstance(data, list):
@@ -136,9 +136,9 @@ def parse(answer) -> tuple:
         ) from error
 
 
-def stanza_of(answer, name: str) -> Stanza:
+def stanza_of(output, name: str) -> Stanza:
     """Return one stanza. Where pgBackRest knows none of that name, the result has a status for that."""
-    for stanza in parse(answer):
+    for stanza in parse(output):
         if stanza.name == name:
             return stanza
     return Stanza(name, MISSING_STANZA, STATUSES[MISSING_STANZA][1], False, (), (), (), ())
@@ -146,14 +146,14 @@ def stanza_of(answer, name: str) -> Stanza:
 
 def _stanza(item: dict) -> Stanza:
     databases = tuple(
-        Database(_whole(one["id"]), _whole(one["repo-key"]), _whole(one["system-id"]), _text(one["version"]))
+        Database(_integer(one["id"]), _integer(one["repo-key"]), _integer(one["system-id"]), _text(one["version"]))
         for one in item["db"]
     )
     known = {(one.repo, one.id): one for one in databases}
     backups = [_backup(one, known) for one in item["backup"]]
     return Stanza(
         name=_text(item["name"]),
-        code=_whole(item["status"]["code"]),
+        code=_integer(item["status"]["code"]),
         message=_text(item["status"]["message"]),
         busy=any(lock["held"] for lock in item["status"].get("lock", {}).values()),
         repos=tuple(map(_repo, item["repo"])),
@@ -165,12 +165,12 @@ def _stanza(item: dict) -> Stanza:
 
 def _repo(item: dict) -> Repo:
     status = item["status"]
-    return Repo(_whole(item["key"]), _whole(status["code"]), _text(status["message"]), item["cipher"] != "none")
+    return Repo(_integer(item["key"]), _integer(status["code"]), _text(status["message"]), item["cipher"] != "none")
 
 
 def _archive(item: dict) -> Archive:
     database = item["database"]
-    return Archive(item["id"], _whole(database["id"]), _whole(database["repo-key"]), item["min"], item["max"])
+    return Archive(item["id"], _integer(database["id"]), _integer(database["repo-key"]), item["min"], item["max"])
 
 
 def _backup(item: dict, databases: dict) -> Backup:
@@ -178,20 +178,20 @@ def _backup(item: dict, databases: dict) -> Backup:
         raise ValueError("%r is not the type of a backup" % (item["type"],))
     if not isinstance(item["error"], bool):
         raise ValueError("the error state of backup %s is missing" % item["label"])
-    database = databases[(_whole(item["database"]["repo-key"]), _whole(item["database"]["id"]))]
+    database = databases[(_integer(item["database"]["repo-key"]), _integer(item["database"]["id"]))]
     repository = item["info"]["repository"]
     return Backup(
         label=_text(item["label"]),
         kind=item["type"],
         prior=item["prior"],
         references=tuple(item["reference"] or ()),
-        started=_whole(item["timestamp"]["start"]),
-        stopped=_whole(item["timestamp"]["stop"]),
+        started=_integer(item["timestamp"]["start"]),
+        stopped=_integer(item["timestamp"]["stop"]),
         wal_start=_text(item["archive"]["start"]),
         wal_stop=_text(item["archive"]["stop"]),
         lsn_stop=_text(item["lsn"]["stop"]),
-        size=_whole(item["info"]["size"]),
-        repo_size=_whole(repository["delta"]),
+        size=_integer(item["info"]["size"]),
+        repo_size=_integer(repository["delta"]),
         error=item["error"],
         repo=database.repo,
         database_id=database.id,
@@ -200,7 +200,7 @@ def _backup(item: dict, databases: dict) -> Backup:
     )
 
 
-def _whole(value) -> int:
+def _integer(value) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError("%r is not an integer" % (value,))
     return value

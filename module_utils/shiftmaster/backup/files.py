@@ -21,7 +21,7 @@ from ..host.printable import printable
 from ..host.safe_files import sha256
 from ..monitoring.metrics import timestamp_of
 from . import results, sandbox
-from .host import ANSWER_BYTES, RUN, BackupError, Host, make_dir, parsed
+from .host import RESPONSE_BYTES, RUN, BackupError, Host, make_dir, parsed
 from .room import room_for_others
 
 # So much of a snapshot is restored as a test when it is larger: a share of its files, chosen again each time.
@@ -334,11 +334,11 @@ def request_words(host: Host, source: dict, request: str) -> tuple:
     return (*ssh_words(host), "shiftmaster-backup@%s" % source["address"], request)
 
 
-def ask_lock(host: Host, source: dict) -> str:
+def check_lock(host: Host, source: dict) -> str:
     """The lock of deploys of another host; "" where there is none, or the host cannot be queried."""
     try:
         words = request_words(host, source, "lock")
-        return host.run("querying %s for a deploy" % source["name"], *words, timeout=60, limit=ANSWER_BYTES).stdout
+        return host.run("querying %s for a deploy" % source["name"], *words, timeout=60, limit=RESPONSE_BYTES).stdout
     except BackupError:
         return ""
 
@@ -361,7 +361,7 @@ def pull(host: Host, source: dict, part: dict) -> str:
     """
     what = "reading %s of %s" % (part["name"], source["name"])
     request = request_words(host, source, "paths " + part["name"])
-    output = host.run(what, *request, timeout=120, limit=ANSWER_BYTES).stdout
+    output = host.run(what, *request, timeout=120, limit=RESPONSE_BYTES).stdout
     try:
         there = required(part, [path for path in parsed(output) if isinstance(path, str)])
     except (ValueError, TypeError):
@@ -379,7 +379,7 @@ def pull(host: Host, source: dict, part: dict) -> str:
             "rsync", "--archive", "--no-devices", "--no-specials", "--relative", "--numeric-ids", "--delete",
             "--rsync-path", "send " + part["name"], "--rsh", " ".join(ssh_words(host)),
             "shiftmaster-backup@%s:%s" % (place, there[0]), *[":" + path for path in there[1:]],
-            directory + "/", watch=too_much, limit=ANSWER_BYTES,
+            directory + "/", watch=too_much, limit=RESPONSE_BYTES,
         )  # fmt: skip
     except BackupError:
         # rsync has removed the file that it was receiving. Where many files take the room, other hosts need it; what

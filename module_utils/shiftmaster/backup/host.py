@@ -27,7 +27,7 @@ STATE = "/var/lib/shiftmaster-backup"
 RUN = "/run/shiftmaster-backup"
 POSTGRES = "postgres"
 # Of what another host sends at a request for paths or for its lock, and of rows of the database that is saved.
-ANSWER_BYTES, ROWS_BYTES = 1 << 20, 64 << 20
+RESPONSE_BYTES, ROWS_BYTES = 1 << 20, 64 << 20
 # How long a query of it may take; the longest counts every row.
 QUERY_SECONDS = 3600
 # A deploy waits for a backup before migrations: a table that somebody has locked must not hold it up for long.
@@ -76,8 +76,8 @@ def tail(text: str, lines: int = 3) -> str:
     """The last output of a tool, as one line: restic's attempts once, without hints and what only follows."""
     found = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("HINT:")]
     attempts = [line for line in found if _ATTEMPT.match(line)]
-    told = [_ATTEMPT.sub("", line) for line in found if line not in attempts[:-1] and not _FOLLOWS.match(line)]
-    return printable("; ".join((told or found)[-lines:]))[:600] or "no reason given"
+    reported = [_ATTEMPT.sub("", line) for line in found if line not in attempts[:-1] and not _FOLLOWS.match(line)]
+    return printable("; ".join((reported or found)[-lines:]))[:600] or "no reason given"
 
 
 class _EndedError(Exception):
@@ -216,7 +216,7 @@ class Host:
             base["PGTARGETSESSIONATTRS"] = "read-write"
         return base
 
-    def ask(self, sql: str, name: str = "", timeout: float = 0) -> list:
+    def query(self, sql: str, name: str = "", timeout: float = 0) -> list:
         """Query the database that is saved, whose host may be an attacker's; returns rows of texts.
 
         psql holds what it is sent: the unit's MemoryMax bounds that, and only then are bytes counted here.
@@ -242,7 +242,7 @@ def alone(host: Host, operation: str, wait_seconds: float):
     make_dir(RUN, 0o755)
     path = os.path.join(RUN, "lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline, told = time.monotonic() + wait_seconds, False
+    deadline, reported = time.monotonic() + wait_seconds, False
     try:
         while True:
             try:
@@ -252,9 +252,9 @@ def alone(host: Host, operation: str, wait_seconds: float):
                 holder = os.pread(descriptor, 500, 0).decode("utf-8", "replace").strip() or "another run"
                 if time.monotonic() >= deadline:
                     raise BackupError("%s holds the lock of the backups for longer than %d s" % (holder, wait_seconds))
-                if not told:
+                if not reported:
                     host.log("waiting for %s" % holder)
-                    told = True
+                    reported = True
                 time.sleep(0.5)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, ("%s (process %d, since %s)" % (operation, os.getpid(), utc(time.time()))).encode(), 0)

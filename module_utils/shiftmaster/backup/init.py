@@ -22,7 +22,7 @@ SELECT slot_name, pg_drop_replication_slot(slot_name) FROM unused
 
 
 def heartbeat(host: Host) -> None:
-    host.ask(HEARTBEAT_SQL, timeout=30)
+    host.query(HEARTBEAT_SQL, timeout=30)
 
 
 def init(host: Host) -> list:
@@ -42,7 +42,7 @@ def init(host: Host) -> list:
     if host.database["databases"] and not host.options["wal_receive"]:
         # What nobody receives is kept by the database until its limit.
         with contextlib.suppress(BackupError):
-            made += ["slot %s removed" % row[0] for row in host.ask(FORGET_SLOT_SQL, timeout=60)]
+            made += ["slot %s removed" % row[0] for row in host.query(FORGET_SLOT_SQL, timeout=60)]
     if names_of_parts(host):
         restic = Restic(host)
         made += ["repository of files"] if restic.init() else []

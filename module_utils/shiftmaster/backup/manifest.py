@@ -105,7 +105,7 @@ class ManifestError(Exception):
 # --------------------------------------------------------------------------------------------------------------- time
 
 
-def moment(seconds: float) -> str:
+def timestamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
@@ -120,14 +120,14 @@ def begin(run_id: str, host: str, parts: Iterable, now: float, release: Optional
     """Return the manifest of a run that is about to save these parts."""
     waiting = {"result": "waiting", "started": None, "ended": None, "problems": [], "verified": []}
     return dict(
-        more, format=FORMAT, run_id=run_id, host=host, started=moment(now), ended=None, result="running",
+        more, format=FORMAT, run_id=run_id, host=host, started=timestamp(now), ended=None, result="running",
         release=dict({"name": "", "migrations": None}, **(release or {})),
         parts={name: copy.deepcopy(waiting) for name in PARTS if name in set(parts)}, problems=[],
     )  # fmt: skip
 
 
 def start(manifest: dict, part: str, now: float) -> None:
-    manifest["parts"][part].update(result="running", started=moment(now))
+    manifest["parts"][part].update(result="running", started=timestamp(now))
 
 
 def end(manifest: dict, part: str, result: str, now: float, problems: Iterable = (), **more) -> None:
@@ -135,20 +135,20 @@ def end(manifest: dict, part: str, result: str, now: float, problems: Iterable =
     entry = manifest["parts"][part]
     if not all(item["good"] for item in entry["verified"]):
         result = "failed"
-    started = entry["started"] or moment(now)
+    started = entry["started"] or timestamp(now)
     entry.update(more, result=result, started=started, ended=_ended(started, now))
     entry["problems"] = entry["problems"] + [_problem(problem) for problem in problems]
 
 
 def _ended(started: str, now: float) -> str:
     """Return when what began ends now. A clock that was set back meanwhile ends nothing before its begin."""
-    return max(started, moment(now))
+    return max(started, timestamp(now))
 
 
 def verified(manifest: dict, part: str, how: str, good: bool, what: str, now: float, **more) -> None:
     """Note that a part was looked at, and what came of it. What was found wrong makes the part failed."""
     entry = manifest["parts"][part]
-    entry["verified"] = entry["verified"] + [dict(more, how=how, at=moment(now), good=bool(good), what=what)]
+    entry["verified"] = entry["verified"] + [dict(more, how=how, at=timestamp(now), good=bool(good), what=what)]
     if not good:
         entry["result"] = "failed"
         entry["problems"] = entry["problems"] + [{"code": "%s_failed" % how, "what": what, "where": ""}]
@@ -365,7 +365,7 @@ HELP = {
     "shiftmaster_backup_duration_seconds": "How long the last good backup of this kind took",
     "shiftmaster_backup_failed": "Whether the last run failed to save this kind; run: otherwise",
     "shiftmaster_restore_test_last_success_timestamp_seconds": "When the database was last restored as a test",
-    "shiftmaster_backup_offsite_last_success_timestamp_seconds": "When a run was last brought outside and read there",
+    "shiftmaster_backup_offsite_last_success_timestamp_seconds": "When a run was last copied off-site and read there",
     "shiftmaster_backup_wal_gaps": "Segments that are missing in the archive after the oldest backup",
     "shiftmaster_backup_wal_newest_timestamp_seconds": "When the newest segment came into the archive",
     "shiftmaster_backup_next_run_timestamp_seconds": "When the next run is due",

@@ -96,23 +96,23 @@ class Offsite(Restic):
     def init(self) -> bool:
         """Make it where there is none. What cannot be reached, or has another password, is never made again."""
         self.change_password()
-        done = self.run("looking for the repository outside", "cat", "config", fine=range(256), timeout=300)
+        done = self.run("looking for the off-site repository", "cat", "config", fine=range(256), timeout=300)
         if done.returncode == 0:
             return False
         # 0.17 and later return 10 where there is none; older ones print a message.
         if done.returncode != 10 and not NONE_THERE.search(done.stderr):
-            raise BackupError("the repository outside cannot be read: %s" % tail(done.stderr))
+            raise BackupError("the off-site repository cannot be read: %s" % tail(done.stderr))
         # With its way of cutting files, so that what is copied is found again.
         how = ["--copy-chunker-params", "--from-repo", self.here] if os.path.exists(self.here + "/config") else []
-        self.run("making the repository outside", "init", *how)
+        self.run("making the off-site repository", "init", *how)
         return True
 
     def save(self, manifest: dict) -> str:
         """Bring what is here there and read it back; returns what was seen. Raises BackupError."""
-        self.run("unlocking the repository outside", "unlock")
+        self.run("unlocking the off-site repository", "unlock")
         if os.path.exists(self.here + "/config"):
             # All that is not there yet: also of the runs that did not come as far.
-            self.run("copying snapshots outside", "copy")
+            self.run("copying snapshots off-site", "copy")
         staged = self.stage(manifest)
         trees = [path for path in (os.path.join(self.host.directory, name) for name in TREES) if os.path.isdir(path)]
         part = {
@@ -145,7 +145,7 @@ class Offsite(Restic):
             return
         kept = [("", "%(keep_days)dd"), ("-monthly", "%(keep_months)dm"), ("-yearly", "%(keep_years)dy")]
         words = [word for name, limit in kept for word in ("--keep-within" + name, limit % self.host.options)]
-        self.run("pruning outside", "forget", "--group-by", "host,paths", *words, "--prune")
+        self.run("pruning the off-site repository", "forget", "--group-by", "host,paths", *words, "--prune")
 
     def fetch(self, run_id: str) -> list:
         """Bring everything back to a host that has no backups; returns what was brought. Raises BackupError."""
@@ -160,9 +160,11 @@ class Offsite(Restic):
             self.require_nothing()
         self.change_password()
         tags = "database" if run_id == "latest" else "database,run=%s" % run_id
-        listed = json.loads(self.run("listing what is outside", "snapshots", "--json", "--tag", tags).stdout or "[]")
+        listed = json.loads(
+            self.run("listing the off-site repository", "snapshots", "--json", "--tag", tags).stdout or "[]"
+        )
         if not listed:
-            raise BackupError("outside there is no backup%s" % ("" if run_id == "latest" else " of run %s" % run_id))
+            raise BackupError("there is no off-site backup%s" % ("" if run_id == "latest" else " of run %s" % run_id))
         # A snapshot of a later time was made while the clock was wrong: it counts only where there is no other.
         past = [one for one in listed if (timestamp_of(one["time"]) or 0) < time.time() + 86400]
         newest = max(past or listed, key=lambda one: one["time"])
@@ -230,7 +232,7 @@ class Offsite(Restic):
         """Copy the snapshots of files back into the repository of this host."""
         own = Restic(self.host)
         own.init()
-        wanted = json.loads(self.run("listing what is outside", "snapshots", "--json").stdout or "[]")
+        wanted = json.loads(self.run("listing the off-site repository", "snapshots", "--json").stdout or "[]")
         ids = [one["id"] for one in wanted if {"files", "configuration"} & set(one.get("tags") or [])]
         env = dict(
             self.env,

@@ -66,7 +66,8 @@ def conclude(host: Host, manifest: dict) -> int:
         host.log("%s  %s" % (manifest["run_id"], line))
     host.log("backup %s: %s" % (manifest["run_id"], WORDS.get(manifest["result"], "FAILED")))
     write_metrics(host)
-    tell(host, "backup", {"succeeded": "succeeded", "warning": "warning"}.get(manifest["result"], "failed"), {
+    status = manifest["result"] if manifest["result"] in ("succeeded", "warning") else "failed"
+    send_notification(host, "backup", status, {
         "started": manifest["started"],
         "duration": "%d s" % (manifests.seconds_of(manifest["ended"]) - manifests.seconds_of(manifest["started"])),
         "hosts": [manifest["host"]],
@@ -108,8 +109,8 @@ def not_begun(host: Host, run_id: str, request: dict, why: str) -> int:
     except OSError as error:
         host.log("%s could not be written: %s" % (NOT_BEGUN, error))
     write_metrics(host)
-    tell(host, "backup", "failed", {
-        "started": manifests.moment(time.time()),
+    send_notification(host, "backup", "failed", {
+        "started": manifests.timestamp(time.time()),
         "hosts": [host.options["host"]],
         "user": request.get("by", "schedule"),
         "reason": why,
@@ -136,8 +137,8 @@ def without_options(run_id: str, why: str) -> int:
     except (OSError, ValueError) as error:
         host.log("the metrics could not be written: %s" % error)
     try:
-        tell(host, "backup", "failed", {
-            "started": manifests.moment(time.time()), "hosts": [host.options["host"]], "reason": why,
+        send_notification(host, "backup", "failed", {
+            "started": manifests.timestamp(time.time()), "hosts": [host.options["host"]], "reason": why,
         })  # fmt: skip
     # Its file may be as damaged as that of the options.
     except (KeyError, TypeError, AttributeError) as error:
@@ -161,10 +162,10 @@ def write_metrics(host: Host) -> None:
         archive = backup_archive.noted()
         without = ["offsite"] if not host.options["offsite"] else []
         without += ["logical"] if not host.options["logical_interval_days"] else []
-        told = manifests.metrics(
+        content = manifests.metrics(
             found.manifests, archive.get("gaps"), archive.get("newest"), next_run(host), not_begun_at(), without
         )
-        replace_metrics(path, told)
+        replace_metrics(path, content)
     except OSError as error:
         host.log("the metrics could not be written: %s" % error)
 
@@ -186,13 +187,13 @@ def next_run(host: Host):
         calendar = re.search(r"OnCalendar=(.*?) ;", shown).group(1)
         words = ("systemd-analyze", "calendar", calendar)
         output = host.run(words[0], *words, env=dict(os.environ, TZ="UTC", LC_ALL="C.UTF-8"), timeout=20).stdout
-        moment = re.search(r"Next elapse: \w+ (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC", output).group(1)
-        return timegm(time.strptime(moment, "%Y-%m-%d %H:%M:%S"))
+        timestamp = re.search(r"Next elapse: \w+ (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) UTC", output).group(1)
+        return timegm(time.strptime(timestamp, "%Y-%m-%d %H:%M:%S"))
     except (BackupError, ValueError, AttributeError):
         return None
 
 
-def tell(host: Host, event: str, status: str, details: dict) -> None:
+def send_notification(host: Host, event: str, status: str, details: dict) -> None:
     """Send it to the channels that are to hear of this status; what does not arrive is a line in the log."""
     try:
         with open(host.options["notify_file"], encoding="utf-8") as stream:
@@ -211,7 +212,7 @@ def tell(host: Host, event: str, status: str, details: dict) -> None:
         details={name: value for name, value in details.items() if value},
     )  # fmt: skip
     wrong = send.wrong_channels(params)
-    messages = send.compose(params, manifests.moment(time.time()))
+    messages = send.compose(params, manifests.timestamp(time.time()))
     _sent, problems = send.deliver(params, {k: v for k, v in messages.items() if k not in wrong})
     for channel, problem in sorted({**problems, **wrong}.items()):
         host.log("%s was not notified: %s" % (channel, problem))

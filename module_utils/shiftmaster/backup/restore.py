@@ -206,13 +206,13 @@ def unpack_received(host: Host, path: str, count: int = 0) -> str:
 def wal_again(host: Host, request: dict) -> dict:
     """Quarantine WAL that was received before a restore, and receive from the beginning."""
     directory, unit = os.path.join(host.directory, "wal"), "shiftmaster-backup-wal.service"
-    aside = os.path.join(host.directory, "wal.before-%s" % request["id"])
+    kept_data = os.path.join(host.directory, "wal.before-%s" % request["id"])
     host.run("stopping the receiver", "systemctl", "stop", unit, timeout=120)
-    os.rename(directory, aside)
+    os.rename(directory, kept_data)
     os.mkdir(directory, 0o750)
     shutil.chown(directory, "postgres", "postgres")
     host.run("starting the receiver", "systemctl", "start", unit, timeout=120)
-    return {"restored": "receiving again; what was received is kept in %s" % aside}
+    return {"restored": "receiving again; what was received is kept in %s" % kept_data}
 
 
 # --- the database in its place ---------------------------------------------------------------------------------------
@@ -230,10 +230,10 @@ def database_here(host: Host, request: dict) -> dict:
     """Put the database back in its own place; what was there stays next to it until somebody removes it."""
     chosen = _planned(request)
     data = host.database["data"]
-    aside = "%s.before-%s" % (data, request["id"])
+    kept_data = "%s.before-%s" % (data, request["id"])
     began = time.monotonic()
     with alone(host, "restore %s" % request["id"], min(PAGE_SECONDS, host.options["lock_wait_seconds"])):
-        _settle(host, data)
+        _recover(host, data)
         free = host.free_bytes(os.path.dirname(data))
         if free < chosen.size_bytes * 1.1:
             raise BackupError(
@@ -243,10 +243,10 @@ def database_here(host: Host, request: dict) -> dict:
         packed, count = request.get("received_archive"), request.get("received_segments", 0)
         received_dir = unpack_received(host, packed, count) if packed else ""
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
-        _mark(data, aside, FETCHING)
+        _mark(data, kept_data, FETCHING)
         try:
             if os.path.exists(data):
-                _move(host, data, aside)
+                _move(host, data, kept_data)
             # A mount stays where it is. The directory above belongs to postgres, who could put a link in its place.
             entry = pwd.getpwnam("postgres")
             safe_files.make_directory(data, 0o700, entry.pw_uid, entry.pw_gid)
@@ -255,15 +255,15 @@ def database_here(host: Host, request: dict) -> dict:
                 os.fchmod(descriptor, 0o700)
             points.reach("restore_database")
             log = _log_of(host)
-            behind = os.path.getsize(log) if os.path.exists(log) else 0
+            offset = os.path.getsize(log) if os.path.exists(log) else 0
             # As a standby it does not begin a branch of its own where the WAL ends too early: that would be archived,
             # and lead the next restore astray (tried).
             to_the_end = [] if chosen.arguments else ["--type=standby"]
             _fetch(host, chosen, data, *to_the_end, *_wal_of(host, chosen, data, received_dir))
-            _mark(data, aside, STARTED)
+            _mark(data, kept_data, STARTED)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
             if to_the_end:
-                _wait_for_end_of_archive(host, request, log, behind)
+                _wait_for_end_of_archive(host, request, log, offset)
                 promote = (os.path.join(host.bin, "pg_ctl"), "--pgdata", data, "--wait", "promote")
                 host.as_postgres("promoting the database", *promote)
             _wait_for_end_of_recovery(host, data)
@@ -277,11 +277,11 @@ def database_here(host: Host, request: dict) -> dict:
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600, fine=range(256))
             raise
         os.unlink(MARKER)
-    kept = aside if os.path.exists(aside) else ""
+    kept = kept_data if os.path.exists(kept_data) else ""
     return {"restored": chosen.text, "seconds": round(time.monotonic() - began, 1), "kept": kept}
 
 
-def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -> None:
+def _wait_for_end_of_archive(host: Host, request: dict, log: str, offset: int) -> None:
     """Wait until a standby has read all that there is; refuse an end that comes too early."""
     seen, since, deadline = None, time.monotonic(), time.monotonic() + _limit(host)
     last, attempts, limit = request.get("last_segment", ""), 0, STILL_SECONDS
@@ -289,7 +289,7 @@ def _wait_for_end_of_archive(host: Host, request: dict, log: str, behind: int) -
         if time.monotonic() > deadline:
             raise BackupError("the restored database did not end its recovery within %d s" % _limit(host))
         with os.fdopen(safe_files.open_file(log), encoding="utf-8", errors="replace") as stream:
-            stream.seek(behind)
+            stream.seek(offset)
             text = stream.read()
         now = set(re.findall(r'restored log file "(\w+)"', text))
         # Those of sessions have their user before them, and are their own.
@@ -318,32 +318,32 @@ def _limit(host: Host) -> float:
     return host.options["recovery_timeout_seconds"]
 
 
-def _mark(data: str, aside: str, phase: str) -> None:
+def _mark(data: str, kept_data: str, phase: str) -> None:
     """Note where what was there is quarantined, before it is, and how far that went.
 
     A directory that is half removed, or half brought back, looks like a database that came up. It is on the disk at
     once: a host may lose its power.
     """
-    safe_files.write(MARKER, ("%s\n%s" % (aside, phase)).encode(), 0o600)
+    safe_files.write(MARKER, ("%s\n%s" % (kept_data, phase)).encode(), 0o600)
 
 
 def _marked(data: str) -> tuple:
     """Where what was there is quarantined, and the phase; "" where an older version has noted it."""
-    aside, _, phase = safe_files.read_text(MARKER).partition("\n")
-    return aside, phase
+    kept_data, _, phase = safe_files.read_text(MARKER).partition("\n")
+    return kept_data, phase
 
 
-def _move(host: Host, data: str, aside: str) -> None:
+def _move(host: Host, data: str, kept_data: str) -> None:
     """Quarantine a directory. Where it cannot be renamed (a layer of a container, a mount) it is copied completely."""
     try:
-        safe_files.rename(data, os.path.basename(aside))
+        safe_files.rename(data, os.path.basename(kept_data))
     except OSError as error:
         if error.errno not in NOT_RENAMED:
             raise
         # As postgres, who could put links in the way of root.
-        copy = ("cp", "--archive", "--no-target-directory", data, aside + ".part")
+        copy = ("cp", "--archive", "--no-target-directory", data, kept_data + ".part")
         host.as_postgres("keeping the database of before", *copy)
-        safe_files.rename(aside + ".part", os.path.basename(aside))
+        safe_files.rename(kept_data + ".part", os.path.basename(kept_data))
         _empty(host, data)
 
 
@@ -356,32 +356,32 @@ def _undo_a_killed_one(host: Host, data: str) -> None:
     """Bring back what a restore had quarantined that did not come to its end. PostgreSQL is stopped."""
     if not os.path.exists(MARKER):
         return
-    aside, _phase = _marked(data)
-    if os.path.exists(aside) and not os.path.exists(aside + ".part"):
+    kept_data, _phase = _marked(data)
+    if os.path.exists(kept_data) and not os.path.exists(kept_data + ".part"):
         if os.path.lexists(data):
             # The disk may be full, and have no room for the marker. Half removed it must not count as one that came up.
             host.as_postgres("removing pg_control", "rm", "--force", os.path.join(data, "global", "pg_control"))
             os.sync()
             _empty(host, data)
-        _mark(data, aside, UNDOING)
+        _mark(data, kept_data, UNDOING)
         try:
             # Onto the empty directory.
-            safe_files.rename(aside, os.path.basename(data))
+            safe_files.rename(kept_data, os.path.basename(data))
         except OSError as error:
             if error.errno not in NOT_RENAMED:
                 raise
             # It is complete until the copy is: a second attempt begins again.
-            host.as_postgres("bringing back the database of before", "cp", "--archive", aside + "/.", data)
+            host.as_postgres("bringing back the database of before", "cp", "--archive", kept_data + "/.", data)
             os.sync()
             os.unlink(MARKER)
-            safe_files.remove_tree(aside)
+            safe_files.remove_tree(kept_data)
             return
-    if aside:
-        safe_files.remove_tree(aside + ".part")
+    if kept_data:
+        safe_files.remove_tree(kept_data + ".part")
     os.unlink(MARKER)
 
 
-def _settle(host: Host, data: str) -> None:
+def _recover(host: Host, data: str) -> None:
     """End what a restore has left that was killed, however long ago.
 
     A database that had come up may have been worked with since: then it stays, and so does what it has replaced.
@@ -391,11 +391,11 @@ def _settle(host: Host, data: str) -> None:
     # Only where it runs: at boot its start waits for us, and would be called off.
     if _state(host) not in ("inactive", "failed"):
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
-    aside, phase = _marked(data)
-    if os.path.exists(aside) and phase in (STARTED, "") and _came_up(data):
+    kept_data, phase = _marked(data)
+    if os.path.exists(kept_data) and phase in (STARTED, "") and _came_up(data):
         os.unlink(MARKER)
         why = "was ended after its database had come up: that is in its place, and what it has replaced is kept in %s"
-        host.log("a restore " + why % aside)
+        host.log("a restore " + why % kept_data)
     else:
         _undo_a_killed_one(host, data)
         host.log("a restore did not come to its end: the database that was there before is in its place")
@@ -419,7 +419,7 @@ def undo_at_boot(host: Host) -> None:
         # Whoever reports a killed backup at boot has the lock briefly; a backup begins after PostgreSQL.
         with alone(host, "what is left of a restore", BOOT_SECONDS):
             runs = _state(host) == "active"
-            _settle(host, data)
+            _recover(host, data)
             if runs:
                 host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=600)
 
@@ -482,7 +482,7 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
     """Query the local server as postgres until it accepts writes."""
     deadline = time.monotonic() + _limit(host)
     while True:
-        if _ask_here(host, "SELECT pg_is_in_recovery()", fine=(0, 1, 2), timeout=60).strip() == "f":
+        if _query_local(host, "SELECT pg_is_in_recovery()", fine=(0, 1, 2), timeout=60).strip() == "f":
             return
         if _state(host) not in ("active", "activating"):
             fatal = []
@@ -496,7 +496,7 @@ def _wait_for_end_of_recovery(host: Host, data: str) -> None:
         time.sleep(0.5)
 
 
-def _ask_here(host: Host, *statements: str, **more) -> str:
+def _query_local(host: Host, *statements: str, **more) -> str:
     words = [os.path.join(host.bin, "psql"), "-XqAt", "-w", "-d", "postgres"]
     words += [word for statement in statements for word in ("-c", statement)]
     return host.as_postgres("querying the restored database", *words, **more).stdout
@@ -504,9 +504,9 @@ def _ask_here(host: Host, *statements: str, **more) -> str:
 
 def _forget_the_recovery(host: Host, data: str) -> None:
     """Take pgBackRest's settings of the recovery away: each copy of this database would follow them."""
-    names = _ask_here(host, FORGOTTEN_SQL).split()
+    names = _query_local(host, FORGOTTEN_SQL).split()
     if names:
-        _ask_here(host, *["ALTER SYSTEM RESET %s" % name for name in names])
+        _query_local(host, *["ALTER SYSTEM RESET %s" % name for name in names])
         host.run("restarting PostgreSQL", "systemctl", "restart", unit_of(host), timeout=600)
         _wait_for_end_of_recovery(host, data)
 
@@ -514,7 +514,7 @@ def _forget_the_recovery(host: Host, data: str) -> None:
 # --- next to it -------------------------------------------------------------------------------------------------------
 
 
-def _beside(host: Host, chosen: Plan):
+def _scratch_server(host: Host, chosen: Plan):
     """The server of a restore next to the database, which goes also through what is not in the archive yet."""
     _archive_until_now(host)
     directory = os.path.join(host.directory, "wal") if received(host) else ""
@@ -536,8 +536,8 @@ def _archive_until_now(host: Host) -> None:
     with contextlib.suppress(BackupError):
         # In a statement of its own: its commit, the time that a restore can stop at, has to be in the segment that is
         # closed. In one with the switch it began the next segment, which was waited for until archive_timeout.
-        host.ask("SELECT pg_logical_emit_message(true, 'shiftmaster-backup', '')", timeout=30)
-        segment = host.ask("SELECT pg_walfile_name(pg_switch_wal() - 1)", timeout=30)[0][0]
+        host.query("SELECT pg_logical_emit_message(true, 'shiftmaster-backup', '')", timeout=30)
+        segment = host.query("SELECT pg_walfile_name(pg_switch_wal() - 1)", timeout=30)[0][0]
         verification.wait_for_segment(host, segment, host.options["archive_timeout_seconds"])
 
 
@@ -547,11 +547,11 @@ def database_scratch(host: Host, request: dict) -> dict:
     began = time.monotonic()
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
         _require_room(host, chosen)
-        with _beside(host, chosen) as server:
+        with _scratch_server(host, chosen) as server:
             _require_the_end(request, server.log_text())
             done = [verification.check_pages(host, server)]
             for name in host.database["databases"]:
-                rows = server.ask(verification.COUNTS_SQL, name)
+                rows = server.query(verification.COUNTS_SQL, name)
                 done.append("%s: %d tables, %d rows" % (name, len(rows), sum(int(row[3]) for row in rows)))
     return {"restored": chosen.text, "found": done, "seconds": round(time.monotonic() - began, 1)}
 
@@ -598,19 +598,19 @@ def table(host: Host, request: dict) -> dict:
     ):
         path = os.path.join(directory, "%s.dump" % re.sub(r"[^A-Za-z0-9_.-]", "_", names[0]))
         _require_room(host, chosen)
-        with _beside(host, chosen) as server:
+        with _scratch_server(host, chosen) as server:
             words, rows = ["--no-password", "--format=custom", "--file", path], {}
             for name in names:
                 # Without a schema it is of public, which search_path does not name (sql.SAFE_SEARCH_PATH).
                 qualified = name if "." in name else "public.%s" % name
                 as_written = ".".join('"%s"' % one for one in qualified.split("."))
-                found = server.ask(TREE_SQL % (_text(qualified), _text(as_written)), database)
+                found = server.query(TREE_SQL % (_text(qualified), _text(as_written)), database)
                 if not found:
                     why = "there is no table %s in database %s; it was looked for in this: %s"
                     raise BackupError(why % (name, database, chosen.text))
                 if found[0][1] not in ("r", "p"):
                     raise BackupError("%s of database %s is no table, and has no rows of its own" % (name, database))
-                rows[name] = int(server.ask("SELECT count(*) FROM %s" % found[0][0], database)[0][0])
+                rows[name] = int(server.query("SELECT count(*) FROM %s" % found[0][0], database)[0][0])
                 words += ["--table=%s" % one[0] for one in found]
             server.client("pg_dump of %s" % given, "pg_dump", *words, database, write=[directory])
     return {"restored": chosen.text, "file": path, "rows": rows, "database": database}
@@ -681,13 +681,13 @@ def files(host: Host, request: dict, part: str) -> dict:
     below = pulled(host, part, of) if of else ""
     if of:
         options = next(one for source, one in sources(host, part) if source["name"] == of)
-    asked = [os.path.normpath(path) for path in request.get("paths") or ()]
-    foreign = [path for path in asked if not backup_place.is_below(path, options["paths"])]
+    requested = [os.path.normpath(path) for path in request.get("paths") or ()]
+    foreign = [path for path in requested if not backup_place.is_below(path, options["paths"])]
     # Of several parts, each holds some of it.
-    asked = [path for path in asked if path not in foreign]
-    if foreign and (not asked or list(request.get("parts", ())) == [part]):
+    requested = [path for path in requested if path not in foreign]
+    if foreign and (not requested or list(request.get("parts", ())) == [part]):
         raise BackupError("the backup holds nothing of %s" % ", ".join(foreign))
-    paths = asked or options.get("restore_paths") or options["paths"]
+    paths = requested or options.get("restore_paths") or options["paths"]
     owners = {} if of or request.get("into") else _owners(request)
     target = _require_target(host, request["into"]) if request.get("into") else ""
     with alone(host, "restore %s" % request["id"], host.options["lock_wait_seconds"]):
@@ -702,7 +702,7 @@ def files(host: Host, request: dict, part: str) -> dict:
 
         lacking = [one for one in paths if not of_it(one)]
         # What was typed has to be there; of several parts, each holds some of it.
-        if lacking and (asked and list(request.get("parts", ())) == [part] or len(lacking) == len(paths)):
+        if lacking and (requested and list(request.get("parts", ())) == [part] or len(lacking) == len(paths)):
             raise BackupError("the backup holds nothing of %s" % ", ".join(lacking))
         chosen = {node["path"]: node for one in paths for node in of_it(one) if node["type"] != "dir"}
         count = sum(node["type"] in ("file", "symlink") for node in chosen.values())
@@ -726,14 +726,14 @@ def files(host: Host, request: dict, part: str) -> dict:
             os.mkdir(staged, 0o700)
         patterns = [re.sub(r"([\\*?\[\]])", r"\\\1", below + path) for path in paths]
         where = target + below if target else "" if of else "/"
-        answer = {"restored": "%d files" % len(chosen), "count": count, "into": where, "kept": kept, "paths": paths}
+        response = {"restored": "%d files" % len(chosen), "count": count, "into": where, "kept": kept, "paths": paths}
         try:
             # What is of another host lies below its copy's directory, in the snapshot and where it is restored.
             restic.restore("restic restore", label, into, *patterns)
             if of and not target:
                 # By numbers: this host may have other names for them.
-                answer["archive"] = staged + ".tar"
-                words = ("--numeric-owner", "--file", answer["archive"], "--directory", staged + below, ".")
+                response["archive"] = staged + ".tar"
+                words = ("--numeric-owner", "--file", response["archive"], "--directory", staged + below, ".")
                 host.run("packing files", "tar", "--create", *words)
             elif not target:
                 tops = [*(options.get("restore_paths") or ()), *options["paths"]]
@@ -741,7 +741,7 @@ def files(host: Host, request: dict, part: str) -> dict:
         finally:
             if not target:
                 shutil.rmtree(staged, ignore_errors=True)
-    return answer
+    return response
 
 
 COMMANDS = {
@@ -766,16 +766,16 @@ def main(host: Host, what: str, stream) -> int:
         request = json.load(stream)
         request["id"]
     except (ValueError, KeyError, TypeError) as error:
-        why = "the request has to be on standard input, as JSON with an id (%s: %s), as restore.yml asks"
+        why = "the request has to be on standard input, as JSON with an id (%s: %s), as restore.yml sends it"
         raise BackupError(why % (type(error).__name__, error))
-    answer, code = {}, 0
+    response, code = {}, 0
     try:
-        answer = COMMANDS[what](host, request)
+        response = COMMANDS[what](host, request)
     except Exception as error:
-        answer, code = {"failed": message_of(error)}, 1
+        response, code = {"failed": message_of(error)}, 1
     if what != "plan" and (what != "free" or code):
-        host.log("restore %s, %s: %s" % (request["id"], what, answer.get("failed") or answer.get("restored")))
+        host.log("restore %s, %s: %s" % (request["id"], what, response.get("failed") or response.get("restored")))
     # The caller may be gone.
     with contextlib.suppress(BrokenPipeError):
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(response), flush=True)
     return code

@@ -110,24 +110,24 @@ def verify_text(text: str, stanza=None) -> Result:
     elif status != "ok" and not problems:
         problems.append(Problem("unknown_text", "verify found an error that it does not name"))
     elif not states or not archives:
-        what = "verify looked at %d backups and %d archives" % (len(states), len(archives))
+        what = "verify checked %d backups and %d archives" % (len(states), len(archives))
         problems.append(Problem("no_report", what))
-    for one, whole in {**archives, **states}.items():
-        if whole and one not in counted:
+    for one, complete in {**archives, **states}.items():
+        if complete and one not in counted:
             problems.append(Problem("no_report", "the report ends at %s" % one, one))
     if stanza is not None:
         if name not in (None, stanza.name):
-            problems.append(Problem("no_report", "verify looked at stanza %s" % name))
+            problems.append(Problem("no_report", "verify checked stanza %s" % name))
         problems += _against_catalogue(states, stanza)
     return result(problems)
 
 
 def _against_catalogue(states: dict, stanza) -> list:
     found = []
-    damaged = {label for label, whole in states.items() if not whole}
+    damaged = {label for label, complete in states.items() if not complete}
     for backup in stanza.of(1):
         if backup.label not in states:
-            found.append(Problem("not_verified", "verify did not look at backup %s" % backup.label, backup.label))
+            found.append(Problem("not_verified", "verify did not check backup %s" % backup.label, backup.label))
         lost = damaged & {backup.prior, *backup.references}
         if lost and backup.label not in damaged:
             what = "backup %s needs %s" % (backup.label, ", ".join(sorted(lost)))
@@ -193,7 +193,7 @@ def amcheck(rc: int, stdout: str, stderr: str) -> Result:
     if rc != 0 and not problems:
         problems.append(Problem("failed", "pg_amcheck ended with code %d" % rc))
     if done is None or done[0] != done[1] or done[1] == "0":
-        what = "pg_amcheck did not look at everything: %s" % " of ".join(done or ("nothing",))
+        what = "pg_amcheck did not check everything: %s" % " of ".join(done or ("nothing",))
         problems.append(Problem("not_ended", what))
     return result(problems)
 

@@ -53,7 +53,7 @@ class Plan(NamedTuple):
     remove: tuple  # In this order: what needs others goes before them, so that a killed run breaks no chain.
     keep: dict  # Name to the reason.
     alerts: tuple
-    doubt: bool  # Nothing may go, whatever it is.
+    uncertain: bool  # Nothing may go, whatever it is.
 
 
 def plan(
@@ -81,11 +81,11 @@ def plan(
         and not bad & (needs[item.name] | {item.name})
     }
     fulls = [item for item in items if item.full and item.name in verified]
-    moments = sorted({item.ended for item in items} | set(seen))
-    alerts = _doubts(items, verified, fulls, moments, now, policy)
+    timestamps = sorted({item.ended for item in items} | set(seen))
+    alerts = _suspicions(items, verified, fulls, timestamps, now, policy)
     suspect = bool(alerts)
 
-    age = _ages(moments, now, policy)
+    age = _ages(timestamps, now, policy)
     last = {item.name for item in fulls[-policy.fulls :]} if policy.fulls else set()
     keep = {}
     for item in items:
@@ -155,17 +155,17 @@ def _closures(there: Mapping) -> dict:
     return found
 
 
-def _doubts(items: list, verified: set, fulls: list, moments: list, now: float, policy: Policy) -> list:
+def _suspicions(items: list, verified: set, fulls: list, timestamps: list, now: float, policy: Policy) -> list:
     """Return why nothing may go; nothing where all is clear."""
     found = []
-    late = [moment for moment in moments if moment > now + SKEW_SECONDS]
+    late = [timestamp for timestamp in timestamps if timestamp > now + SKEW_SECONDS]
     if late:
         future = [item.name for item in items if item.ended > now + SKEW_SECONDS]
         what = "the clock is %.1f days before the last run: set it right, and expire %s by hand if they are of no use"
         values = ((late[-1] - now) / DAY, ", ".join(future) or "nothing")
         found.append(Problem("clock", what % values, future[-1] if future else ""))
-    recent = [moment for moment in moments if now - moment <= policy.gap_days * DAY]
-    before = [moment for moment in moments if now - moment > policy.gap_days * DAY]
+    recent = [timestamp for timestamp in timestamps if now - timestamp <= policy.gap_days * DAY]
+    before = [timestamp for timestamp in timestamps if now - timestamp > policy.gap_days * DAY]
     gap = (recent[0] if recent else now) - before[-1] if before else 0
     if gap > policy.gap_days * DAY:
         what = "no run is known of the %.1f days before: after an outage or a moved clock nothing goes at first"
@@ -181,18 +181,18 @@ def _doubts(items: list, verified: set, fulls: list, moments: list, now: float, 
     return found
 
 
-def _ages(moments: list, now: float, policy: Policy):
+def _ages(timestamps: list, now: float, policy: Policy):
     """Return a function that shows the age of a time in seconds, as far as runs are evidence of it.
 
     The time of a gap is left out: whether it was an outage, or the clock jumped, nobody knows. A clock that is put on
     by less than a gap is trusted.
     """
-    past = [moment for moment in moments if moment <= now] + [now]
+    past = [timestamp for timestamp in timestamps if timestamp <= now] + [now]
     ages = [0.0] * len(past)
     for number in range(len(past) - 2, -1, -1):
         step = past[number + 1] - past[number]
         ages[number] = ages[number + 1] + (step if step <= policy.gap_days * DAY else 0)
-    return lambda moment: ages[min(bisect.bisect_left(past, moment), len(past) - 1)]
+    return lambda timestamp: ages[min(bisect.bisect_left(past, timestamp), len(past) - 1)]
 
 
 # ---------------------------------------------------------------------------------------------------------- pgBackRest
@@ -202,7 +202,7 @@ class DatabasePlan(NamedTuple):
     remove: tuple
     keep: dict
     alerts: tuple
-    doubt: bool
+    uncertain: bool
     fulls_left: int
     # By the directory of an archive (17-1): the first segment that stays. What is before it goes.
     wal_from: dict
@@ -243,7 +243,7 @@ def commands(stanza: str, made: DatabasePlan) -> list:
     verified or not: with a smaller one the WAL between older backups is gone, with a larger one nothing is. If unknown
     there is no call at all.
     """
-    if made.doubt:
+    if made.uncertain:
         return []
     common = ["--stanza=%s" % stanza, "--repo=1"]
     called = [[*common, "--set=%s" % label, "expire"] for label in made.remove]
@@ -256,19 +256,19 @@ def commands(stanza: str, made: DatabasePlan) -> list:
 # -------------------------------------------------------------------------------------------------------------- restic
 
 
-def snapshots(answer) -> dict:
+def snapshots(output) -> dict:
     """Return {(host, tag): [Item]} of a response of `restic snapshots --json`; each group is planned for itself.
 
     A snapshot needs no other one. ValueError where the response is none of restic's.
     """
     found = {}
     try:
-        for snapshot in json.loads(answer):
-            moment = timestamp_of(snapshot["time"])
-            if not moment:
+        for snapshot in json.loads(output):
+            timestamp = timestamp_of(snapshot["time"])
+            if not timestamp:
                 raise ValueError("%r is no time" % (snapshot["time"],))
             for tag in snapshot.get("tags") or [""]:
-                found.setdefault((snapshot["hostname"], tag), []).append(Item(snapshot["id"], moment))
+                found.setdefault((snapshot["hostname"], tag), []).append(Item(snapshot["id"], timestamp))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError("restic snapshots wrote something that is not understood: %s" % error) from error
     return found

@@ -19,7 +19,7 @@ from ..host.safe_files import sha256
 from ..host.sql import COUNT_MIGRATIONS
 from . import archive, catalogue, plan, report, results, sandbox, verification
 from . import manifest as manifests
-from .files import Restic, ask_lock, names_of_parts, part_of, pulled, sources
+from .files import Restic, check_lock, names_of_parts, part_of, pulled, sources
 from .host import (
     LOCK_WAIT_SECONDS,
     POSTGRES,
@@ -136,7 +136,7 @@ class Run:
             self.manifest["release"].update(self.release())
             self.check_dumps()
             self.prune()
-            self.copy_outside()
+            self.copy_offsite()
         except Exception as error:
             manifests.note(self.manifest, [("not_done", message_of(error), "")])
             self.damaged = self.damaged or not isinstance(error, BackupError)
@@ -150,7 +150,7 @@ class Run:
         """A deploy changes code and schema: what is saved shall be one of the two, not both."""
         if self.request.get("within_deploy"):
             return
-        deadline, told = time.monotonic() + self.host.options["lock_wait_seconds"], ""
+        deadline, reported = time.monotonic() + self.host.options["lock_wait_seconds"], ""
         while True:
             own, holder = self.deploy_that_runs()
             if not holder:
@@ -163,8 +163,8 @@ class Run:
                 manifests.note(self.manifest, [("deploy_runs", why + "; what was saved may be of two releases", "")])
                 self.damaged = True
                 return
-            if not told:
-                told = holder
+            if not reported:
+                reported = holder
                 self.host.log("waiting for %s" % holder)
             time.sleep(1)
 
@@ -174,7 +174,7 @@ class Run:
         holder = deploy_of(read_lock(path), self.run_id) if path else ""
         if holder:
             return True, holder
-        texts = [ask_lock(self.host, source) for source, _part in sources(self.host, "files")]
+        texts = [check_lock(self.host, source) for source, _part in sources(self.host, "files")]
         return False, next(filter(None, (deploy_of(text, self.run_id) for text in texts)), "")
 
     def one(self, part: str) -> None:
@@ -230,26 +230,26 @@ class Run:
             self.manifest["removed"] = list(removed)
             self.host.log("removed: %s" % ", ".join(removed))
 
-    def copy_outside(self) -> None:
-        """What could not be brought outside is good here, and the run has failed. A deploy does not wait for it."""
+    def copy_offsite(self) -> None:
+        """What could not be copied off-site is good here, and the run has failed. A deploy does not wait for it."""
         good = [part for part in self.manifest["parts"].values() if part["result"] in manifests.GOOD]
         if not self.host.options["offsite"] or not good or self.request.get("within_deploy"):
             return
         points.reach("backup_offsite")
         try:
-            outside = Offsite(self.host)
-            if outside.init():
-                self.host.log("made the repository outside")
-            seen = outside.save(self.manifest)
+            remote = Offsite(self.host)
+            if remote.init():
+                self.host.log("made the off-site repository")
+            seen = remote.save(self.manifest)
             for part in good:
                 part["offsite"] = seen
-            self.host.log("outside: %s" % seen)
+            self.host.log("off-site: %s" % seen)
             # What keeps the backups here from going, such as a clock that was moved, keeps those outside.
-            doubts = {"clock", "gap", "not_pruned"} & {one["code"] for one in self.manifest["problems"]}
-            if len(good) == len(self.parts) and not doubts:
-                outside.prune()
+            suspicions = {"clock", "gap", "not_pruned"} & {one["code"] for one in self.manifest["problems"]}
+            if len(good) == len(self.parts) and not suspicions:
+                remote.prune()
         except Exception as error:
-            manifests.note(self.manifest, [("offsite_failed", "not brought outside: %s" % message_of(error), "")])
+            manifests.note(self.manifest, [("offsite_failed", "not copied off-site: %s" % message_of(error), "")])
             self.damaged = True
 
     def release(self) -> dict:
@@ -276,7 +276,7 @@ class Run:
 
     def migrations(self):
         try:
-            return int(self.host.ask(COUNT_MIGRATIONS, self.host.database["databases"][0])[0][0])
+            return int(self.host.query(COUNT_MIGRATIONS, self.host.database["databases"][0])[0][0])
         except (BackupError, IndexError, ValueError):
             return None
 
@@ -286,9 +286,9 @@ class Run:
     # -- the database ------------------------------------------------------------------------------------------------
 
     def save_database(self) -> dict:
-        size, system_id, timeline = (int(value) for value in self.host.ask(SIZE_SQL)[0])
+        size, system_id, timeline = (int(value) for value in self.host.query(SIZE_SQL)[0])
         for name in self.host.database["databases"]:
-            self.host.ask("SELECT 1", name)  # A missing or inaccessible one is reported before anything begins.
+            self.host.query("SELECT 1", name)  # A missing or inaccessible one is reported before anything begins.
         stanza = catalogue.stanza_of(self.host.info(), self.host.stanza)
         # One that holds no backup yet is well. One that cannot be read, or is of another database, is left alone.
         problems = catalogue.stanza_result(stanza, system_id).problems
@@ -396,7 +396,7 @@ class Run:
         done = self.host.pgbackrest("pgbackrest verify", *words, restore=True)
         damaged = results.damaged_wal(done.stderr)
         found = results.verify_text(done.stdout + done.stderr, stanza)
-        gaps = archive.look(self.host, stanza, timeline, verified, damaged)
+        gaps = archive.inspect(self.host, stanza, timeline, verified, damaged)
         labels, others = {one.label for one in chain}, {one.label for one in stanza.backups}
         first = min(one.wal_start[8:] for one in chain)
         older = bool(damaged) and all(name[8:] < first for name in damaged)
@@ -426,7 +426,7 @@ class Run:
 
     def save_logical(self) -> dict:
         """Dump each database into a directory, load it into a new server, and note the checksum of each file."""
-        size = int(self.host.ask(SIZE_SQL)[0][0])
+        size = int(self.host.query(SIZE_SQL)[0][0])
         self.require_room(self.last("logical").get("size_bytes", size), size, "the dump")
         place = os.path.join(self.host.directory, "logical", self.run_id)
         shutil.rmtree(place + ".part", ignore_errors=True)
@@ -540,7 +540,7 @@ def report_killed(host: Host) -> int:
     return count
 
 
-def after_a_killed_one(host: Host, unit: str, told: bool) -> None:
+def after_a_killed_one(host: Host, unit: str, reported: bool) -> None:
     """For the unit that follows a failed one: end and report what it could not report itself.
 
     A restore that has the lock looks for nobody, so its end is waited for; not at boot, where all else would wait, too.
@@ -548,15 +548,15 @@ def after_a_killed_one(host: Host, unit: str, told: bool) -> None:
     began = time.time()
     try:
         with alone(host, "report of a killed backup", float("inf") if unit else 0):
-            if not report_killed(host) and not told and not told_meanwhile(host, began):
+            if not report_killed(host) and not reported and not reported_meanwhile(host, began):
                 report.not_begun(host, unit, {}, "it ended before it began: journalctl -u %s" % unit)
     except BackupError:
         pass  # The next run looks for killed ones before anything else.
 
 
-def told_meanwhile(host: Host, began: float) -> bool:
+def reported_meanwhile(host: Host, began: float) -> bool:
     """Whether another run, which came by the lock before us, has ended a killed one since that was killed."""
-    since = manifests.moment(began - JUST_NOW_SECONDS)
+    since = manifests.timestamp(began - JUST_NOW_SECONDS)
     found = manifests.history(os.path.join(host.directory, "manifests")).manifests
     lately = [one for one in found if one["ended"] and one["ended"] >= since]
     return any(problem["code"] == "stopped" for one in lately for problem in one["problems"])

@@ -49,10 +49,10 @@ class Plan(NamedTuple):
         return [*self.arguments, *(["--target-timeline=%d" % self.timeline] if self.timeline else [])]
 
 
-def plan_of(answer) -> Plan:
+def plan_of(values) -> Plan:
     """Return a plan from the backup server's response. Raises TargetError where choose() does not make such a one."""
     try:
-        plan = Plan(**answer)
+        plan = Plan(**values)
         texts = (plan.run, plan.label, plan.text, plan.stanza, *plan.arguments)
         valid = (
             all(isinstance(one, str) for one in texts)
@@ -158,17 +158,17 @@ def choose(target: str, found: list, stanzas: list, now: float, archives: tuple 
         return plan(leading(runs, today), arguments, "just before transaction %s" % target[4:], None, timeline=today)
     if RUN.match(target) or LABEL.match(target):
         raise TargetError("there is no verified backup %s" % target)
-    moment = timestamp_of(target)
-    if moment > now:
+    timestamp = timestamp_of(target)
+    if timestamp > now:
         raise TargetError("%s is still to come" % target)
-    fitting = [run for run in runs if there[_label(run)].stopped < moment]
+    fitting = [run for run in runs if there[_label(run)].stopped < timestamp]
     if not fitting:
         raise TargetError("every verified backup is younger than %s; the oldest is %s" % (target, runs[0]["started"]))
-    text = datetime.datetime.fromtimestamp(moment, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f+00")
-    timeline = wal.timeline_at(archives, backups, moment)
+    text = datetime.datetime.fromtimestamp(timestamp, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f+00")
+    timeline = wal.timeline_at(archives, backups, timestamp)
     return plan(
         leading(fitting, timeline), ["--type=time", "--target=%s" % text, "--target-exclusive"],
-        "what was committed before %s" % text, moment, timeline=timeline,
+        "what was committed before %s" % text, timestamp, timeline=timeline,
     )  # fmt: skip
 
 
@@ -191,8 +191,8 @@ def snapshot(part: str, target: str, found: list) -> dict:
             )
         named = [run for run in runs if target in (run["run_id"], run["parts"].get("database", {}).get("label"))]
         if not named and not RUN.match(target) and not LABEL.match(target):
-            moment = timestamp_of(target)
-            named = [run for run in runs if manifests.seconds_of(run["parts"][part]["started"]) <= moment]
+            timestamp = timestamp_of(target)
+            named = [run for run in runs if manifests.seconds_of(run["parts"][part]["started"]) <= timestamp]
         runs = named
     if not runs:
         raise TargetError("there is no good backup of %s for %s" % (part, target))

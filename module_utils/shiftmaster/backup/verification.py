@@ -135,10 +135,10 @@ class Mark(NamedTuple):
 def mark(host: Host, run: str) -> Mark:
     """Write the row, name the point after it and close the segment."""
     tables = counted(host)
-    host.ask(CANARY_SQL % run)
+    host.query(CANARY_SQL % run)
     written = time.time()
     name = "shiftmaster-%s" % run
-    lsn, segment = host.ask(
+    lsn, segment = host.query(
         "SELECT lsn, pg_walfile_name(lsn) FROM pg_create_restore_point('%s') AS point (lsn); "
         "SELECT pg_switch_wal()" % name
     )[0]
@@ -148,7 +148,7 @@ def mark(host: Host, run: str) -> Mark:
 
 def elsewhere(host: Host) -> list:
     """What keeps a restore from being made in place, as problems: data outside of the directory that it sets aside."""
-    found = [row[0] for row in host.ask(TABLESPACES_SQL)]
+    found = [row[0] for row in host.query(TABLESPACES_SQL)]
     what = (
         "the database has tablespaces, which a restore does not restore in place (into=scratch and table= do): "
         "ALTER TABLE ... SET TABLESPACE pg_default, then DROP TABLESPACE: " + ", ".join(found)
@@ -160,7 +160,7 @@ def wait_for_segment(host: Host, segment: str, seconds: float) -> None:
     """Wait until a segment is in the archive; raises BackupError where it does not come."""
     deadline = time.monotonic() + seconds
     while True:
-        done, failed, failing = host.ask(
+        done, failed, failing = host.query(
             "SELECT coalesce(last_archived_wal, ''), coalesce(last_failed_wal, ''), coalesce(last_failed_time > "
             "coalesce(last_archived_time, '-infinity'), false) FROM pg_stat_archiver"
         )[0]
@@ -245,7 +245,7 @@ class Server:
         command = (os.path.join(self.host.bin, program), *arguments)
         return self.run(what, *command, write=[self.sockets, *write], more=[*more, *env], **options)
 
-    def ask(self, sql: str, name: str = "postgres", timeout: float = 0) -> list:
+    def query(self, sql: str, name: str = "postgres", timeout: float = 0) -> list:
         words = ("-XqAt", "-w", "-v", "ON_ERROR_STOP=1", "-F", "\x1f", "-d", name)
         return rows_of(self.client("querying the restored database", "psql", *words, stdin=sql, timeout=timeout).stdout)
 
@@ -391,8 +391,8 @@ class Server:
 
     def _reason(self) -> str:
         """What the server gave as its reason."""
-        telling = re.compile(r"FATAL|PANIC|ERROR|invalid|unrecognized|could not|[Ff]ailed")
-        return tail("\n".join(line for line in self.log_text().splitlines() if telling.search(line)), 3)
+        relevant = re.compile(r"FATAL|PANIC|ERROR|invalid|unrecognized|could not|[Ff]ailed")
+        return tail("\n".join(line for line in self.log_text().splitlines() if relevant.search(line)), 3)
 
     def stop(self) -> None:
         """End it with everything that it has started."""
@@ -449,7 +449,7 @@ def empty(host: Host, name: str):
 
 def check_pages(host: Host, server: Server) -> str:
     """Read every page of every table and index. Returns what was done."""
-    torn = server.ask(SHORT_SQL)
+    torn = server.query(SHORT_SQL)
     if torn:
         raise BackupError("the restored database is damaged: %s" % torn[0][0])
     done = server.client(
@@ -466,7 +466,7 @@ def counted(host: Host) -> dict:
     """Of each database that is saved, name of each table to its Table."""
     tables = {}
     for database in host.database["databases"]:
-        rows = host.ask(COUNTS_SQL, database)
+        rows = host.query(COUNTS_SQL, database)
         tables[database] = {row[0]: Table(int(row[3]), int(row[1]), int(row[2])) for row in rows}
     return tables
 
@@ -474,11 +474,12 @@ def counted(host: Host) -> dict:
 def compare_rows(host: Host, server: Server, tables: dict) -> int:
     """Compare every table with what the primary had between then and now; returns how many were compared."""
     now = {
-        database: {row[0]: (int(row[1]), int(row[2])) for row in host.ask(WRITES_SQL, database)} for database in tables
+        database: {row[0]: (int(row[1]), int(row[2])) for row in host.query(WRITES_SQL, database)}
+        for database in tables
     }
     count = 0
     for database, before in tables.items():
-        there = {row[0]: int(row[3]) for row in server.ask(COUNTS_SQL, database)}
+        there = {row[0]: int(row[3]) for row in server.query(COUNTS_SQL, database)}
         for name, table in before.items():
             if name not in there:
                 if name in now[database]:
@@ -505,7 +506,7 @@ def prove(host: Host, label: str, end: Mark) -> dict:
         found = results.recovery(server.log_text(), target=end.name)
         if not found.good:
             raise BackupError("the recovery of the restored database: %s" % found)
-        if server.ask(FOUND_SQL % end.run, host.database["name"]) != [["1"]]:
+        if server.query(FOUND_SQL % end.run, host.database["name"]) != [["1"]]:
             raise BackupError("the row that was written before the restore point is not in the restored database")
         how = [check_pages(host, server)]
         points.reach("backup_verification")
@@ -524,7 +525,7 @@ def prove_dumps(host: Host, directory: str, tables: dict) -> str:
     Returns what was verified; raises BackupError.
     """
     with empty(host, "dump") as server:
-        server.ask("CREATE ROLE loader LOGIN")
+        server.query("CREATE ROLE loader LOGIN")
         for database in tables:
             dump = os.path.join(directory, database)
             # Root alone may read it. pg_restore looks for compressed files by access(2), which ignores capabilities.
@@ -532,9 +533,9 @@ def prove_dumps(host: Host, directory: str, tables: dict) -> str:
             listed = server.client("reading the dump", "pg_restore", "--list", dump, **options).stdout
             # What the application has written into its database (an index's function, a materialized view) runs while
             # it is loaded: as a login without rights. Only a superuser makes some extensions, so they come first.
-            server.ask("CREATE DATABASE %s TEMPLATE template0 OWNER loader" % quoted(database))
+            server.query("CREATE DATABASE %s TEMPLATE template0 OWNER loader" % quoted(database))
             for extension in re.findall(r"^\d+; \d+ \d+ EXTENSION - (\S+)", listed, re.M):
-                server.ask("CREATE EXTENSION IF NOT EXISTS %s SCHEMA public" % quoted(extension), database)
+                server.query("CREATE EXTENSION IF NOT EXISTS %s SCHEMA public" % quoted(extension), database)
             server.client(
                 "loading the dump of %s" % database, "pg_restore", "--no-owner", "--no-privileges", "--no-tablespaces",
                 "--no-comments", "--exit-on-error", "--jobs=%d" % host.options["process_max"],

@@ -106,13 +106,13 @@ def history_of(text: str) -> tuple:
     return tuple(found)
 
 
-def archive(answer, histories: Mapping) -> Archive:
+def archive(output, histories: Mapping) -> Archive:
     """Read `pgbackrest repo-ls --recurse --output=json` of an archive (17-1).
 
     histories are the contents of the .history files by their timelines, as `repo-get` writes them.
     """
     try:
-        entries = json.loads(answer)
+        entries = json.loads(output)
         files = {name: entry.get("time", 0) for name, entry in entries.items() if entry["type"] == "file"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WalError("pgbackrest repo-ls wrote no list of files: %s" % error) from error
@@ -187,7 +187,7 @@ def leads_to(archives: Iterable, backup: Backup, timeline: int) -> bool:
     return any(way(held).current for held in archives)
 
 
-def timeline_at(archives: Iterable, backups: Iterable, moment: Optional[float] = None) -> int:
+def timeline_at(archives: Iterable, backups: Iterable, timestamp: Optional[float] = None) -> int:
     """Return the timeline on which the database wrote at a time, today without one; 0 where nothing shows it.
 
     The newest one need not be it: a restore that was undone leaves one that was given up. One to which no backup leads
@@ -199,15 +199,15 @@ def timeline_at(archives: Iterable, backups: Iterable, moment: Optional[float] =
     arrivals = sorted(
         (time, place.timeline) for held in archives for place, time in held.segments.items() if place.timeline in led
     )
-    if moment is None:
+    if timestamp is None:
         return arrivals[-1][1] if arrivals else 0
-    before = [timeline for time, timeline in arrivals if time <= moment]
-    after = [timeline for time, timeline in arrivals if time > moment]
+    before = [timeline for time, timeline in arrivals if time <= timestamp]
+    after = [timeline for time, timeline in arrivals if time > timestamp]
     if not before or not after:
         return (before or after or [0])[-1 if before else 0]
     # What was committed at a time comes with the segment after it, unless another timeline begins with that one.
     began = [held.began[after[0]] for held in archives if after[0] in held.began]
-    return before[-1] if began and min(began) > moment else after[0]
+    return before[-1] if began and min(began) > timestamp else after[0]
 
 
 def last_of(held: Archive, backup: Backup, timeline: int = 0) -> str:

@@ -21,7 +21,7 @@ from ..release.releasecode import ReleaseCode, ReleaseCodeError, run_as
 from ..release.state import State, StateError
 from .engine import Absent
 from .host import processes, read, read_file, unit_of
-from .logs import moment, tail
+from .logs import tail, timestamp
 from .redact import HIDDEN, SECRET_NAME, redact
 
 
@@ -317,7 +317,7 @@ def static(setting) -> dict:
     if name and setting.static_url:
         path = "/static/" + quote(name)
         result = probe.http_get(setting.static_url, path, setting.domain, 4.0, None, False)
-        found.update(asked=path, http_status=result.status, http_error=result.error or "")
+        found.update(requested=path, http_status=result.status, http_error=result.error or "")
         # Browsers reject a style sheet of another type.
         kind = result.headers.get("content-type", "").partition(";")[0][:60]
         found["wrong_type"] = kind if result.status == 200 and name.endswith(".css") and kind != "text/css" else ""
@@ -369,13 +369,13 @@ def redis(setting) -> dict:
         where = {"where": target.path or "%s:%s" % (target.host, target.port)}
         try:
             queues = setting.queues if name == "broker" else ()
-            found[name] = dict(where, works=True, **ask_redis(target, queues, 4.0))
+            found[name] = dict(where, works=True, **query_redis(target, queues, 4.0))
         except probe.ProbeError as error:
             found[name] = dict(where, works=False, reason=error.reason, message=str(error))
     return found
 
 
-def ask_redis(target, queues, timeout: float) -> dict:
+def query_redis(target, queues, timeout: float) -> dict:
     """Return INFO's metrics and {queue: length}, and the queues again a second later where one is not empty."""
     metrics = probe.redis_ping(target, timeout)
     deadline = probe.Deadline(timeout)
@@ -474,8 +474,8 @@ class Conversation:
             return None
 
     def number(self, *words) -> int:
-        answer = self.say(*words)
-        return int(answer) if answer and str(answer).lstrip("-").isdigit() else 0
+        response = self.say(*words)
+        return int(response) if response and str(response).lstrip("-").isdigit() else 0
 
 
 def cache_server(setting) -> dict:
@@ -486,7 +486,7 @@ def cache_server(setting) -> dict:
             return dict(probe.redis_ping(target, 3.0), works=True, port=port)
         except probe.ProbeError as error:
             if error.reason == "noauth":
-                return {"works": True, "port": port, "asks_for_password": True}
+                return {"works": True, "port": port, "requires_password": True}
             return {"works": False, "port": port, "reason": error.reason, "message": str(error)}
     raise Absent("this host has no Redis")
 
@@ -558,13 +558,13 @@ def worker_log(path: str, unit: str = "") -> dict:
         "ended": len(ended),
         "failed": sum("raised " in line for line in ended),
         # With what it says between two attempts, of which each line has the time.
-        "lost_at": moment(lost[-1]) if lost else None,
+        "lost_at": timestamp(lost[-1]) if lost else None,
         "broker_lost": bool(lost) and (not connected or lines.index(lost[-1]) > connected[-1]),
         "last": lines[-1][:300] if lines else "",
     }
 
 
-def workers_answer(setting) -> dict:
+def workers_respond(setting) -> dict:
     """Whether the live worker responds to a ping. It needs a start of the application, so it runs only on suspicion."""
     if not setting.celery_application:
         raise Absent("the application has no Celery")
@@ -574,11 +574,11 @@ def workers_answer(setting) -> dict:
     try:
         outcome = checks.KINDS["celery"].function(options, context)
     except probe.ProbeError as error:
-        return {"asked": True, "answers": False, "message": str(error)}
-    found = {"asked": True, "answers": bool(outcome.data.get("workers")), "message": outcome.error}
+        return {"queried": True, "responds": False, "message": str(error)}
+    found = {"queried": True, "responds": bool(outcome.data.get("workers")), "message": outcome.error}
     found.update(workers=outcome.data.get("workers", []), not_taken=outcome.data.get("not_taken", []))
     began = time.time()
-    if found["answers"] and not found["not_taken"]:
+    if found["responds"] and not found["not_taken"]:
         found.update(of_workers(setting, found["workers"]))
         # Those that were there before the workers were queried, and are there after it.
         found["held"] = still_held(context, setting, began - 10)

@@ -58,13 +58,13 @@ QUERIES = {
     "replication": """
         SELECT application_name AS standby, host(client_addr) AS client, state, sync_state,
                pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
-                               replay_lsn)::bigint AS behind_bytes,
-               extract(epoch FROM replay_lag)::int AS behind_seconds FROM pg_stat_replication""",
+                               replay_lsn)::bigint AS lag_bytes,
+               extract(epoch FROM replay_lag)::int AS lag_seconds FROM pg_stat_replication""",
     "receiver": """
         SELECT status, sender_host, extract(epoch FROM now() - latest_end_time)::int AS silent_seconds
         FROM pg_stat_wal_receiver""",
     "standby": """
-        SELECT extract(epoch FROM now() - pg_last_xact_replay_timestamp())::int AS behind_seconds
+        SELECT extract(epoch FROM now() - pg_last_xact_replay_timestamp())::int AS lag_seconds
         WHERE pg_is_in_recovery()""",
     "slots": """
         SELECT slot_name AS name, active, coalesce(wal_status, '') AS wal_status,
@@ -214,7 +214,7 @@ def parse(text: str) -> dict:
     return found
 
 
-def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
+def run_queries(setting, database: str, queries: dict, seconds: float) -> tuple:
     """Query everything in one connection; returns ({name: rows}, errors). Raises ProbeError where there is no server."""
     limits = " -c statement_timeout=3s -c lock_timeout=500ms -c default_transaction_read_only=on -c jit=off"
     environment = {
@@ -230,8 +230,8 @@ def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
     # As another user it does not see a directory that only root may enter.
     become = ["runuser", "-u", "postgres", "--", "env", "--chdir=/"]
     code, stdout, stderr = probe.run([*become, *command, *script(queries)], seconds, environment)
-    answers = parse(stdout)
-    if not answers:
+    results = parse(stdout)
+    if not results:
         if code == 127:
             raise probe.ProbeError("error", "missing", "psql is not installed")
         message = " ".join(stderr.split())[:400]
@@ -240,7 +240,7 @@ def ask(setting, database: str, queries: dict, seconds: float) -> tuple:
             why = "psql ended with %d and gave no response that can be read: %s" % (code, printed)
             raise probe.ProbeError("error", "garbage", why)
         raise probe.ProbeError("down", refusal(message), re.sub(r"^psql: (error: )?", "", message))
-    return answers, [line[:300] for line in stderr.splitlines() if "ERROR" in line][:10]
+    return results, [line[:300] for line in stderr.splitlines() if "ERROR" in line][:10]
 
 
 def refusal(message: str) -> str:
@@ -268,23 +268,23 @@ def database(setting) -> dict:
     if not glob.glob(setting.path("/etc/postgresql/*/*")) and not glob.glob(setting.path("/usr/lib/postgresql/*/bin")):
         raise Absent("PostgreSQL is not installed")
     try:
-        answers, errors = ask(setting, setting.database, QUERIES, 8.0)
-        slow, more = ask(setting, "postgres", statements_of(setting.database), 4.0)
-        answers.update(slow)
+        results, errors = run_queries(setting, setting.database, QUERIES, 8.0)
+        slow, more = run_queries(setting, "postgres", statements_of(setting.database), 4.0)
+        results.update(slow)
         errors += more
     except probe.ProbeError as error:
         if error.reason != "absent":
             raise
         # The server is there, the database is not.
-        answers, errors = ask(setting, "postgres", QUERIES, 6.0)
-        answers["missing_database"] = [{"name": setting.database}]
+        results, errors = run_queries(setting, "postgres", QUERIES, 6.0)
+        results["missing_database"] = [{"name": setting.database}]
     path = logs.newest(setting.logs.get("postgresql", ""))
-    answers["logged"] = logs.slow_statements(path, setting.database, time.time() - 120) if path else []
-    found = dict(summary(answers), errors=errors, name=setting.database)
+    results["logged"] = logs.slow_statements(path, setting.database, time.time() - 120) if path else []
+    found = dict(summary(results), errors=errors, name=setting.database)
     files = damaged_files(setting)
     if files:
         with contextlib.suppress(probe.ProbeError):
-            found["damaged"] = ask(
+            found["damaged"] = run_queries(
                 setting, setting.database, {"damaged": _DAMAGED % ", ".join("'%s'" % one for one in files)}, 2.0
             )[0]["damaged"]
     return found
@@ -310,17 +310,17 @@ def damaged_files(setting) -> list:
         found = [
             match[1]
             for match in (words.match(line[:1000]) for line in lines)
-            if match and (logs.moment(match.string) or 0) > time.time() - 900
+            if match and (logs.timestamp(match.string) or 0) > time.time() - 900
         ]
         return sorted(set(found))[:5]
     return []
 
 
-def summary(answers: dict) -> dict:
+def summary(results: dict) -> dict:
     """Return the output of the queries with what follows from them."""
-    found = dict(answers)
-    server = (answers.get("server") or [{}])[0]
-    rows = answers.get("connections") or []
+    found = dict(results)
+    server = (results.get("server") or [{}])[0]
+    rows = results.get("connections") or []
     # Where that one query failed, 14 connections are not 1400 % of nothing.
     usable = max(1, server["max_connections"] - server.get("reserved", 0)) if "max_connections" in server else None
     count = sum(row["count"] for row in rows)
@@ -332,23 +332,23 @@ def summary(answers: dict) -> dict:
         "idle_in_transaction": sum(row["count"] for row in rows if row["state"].startswith("idle in transaction")),
         "active": sum(row["count"] for row in rows if row["state"] == "active"),
     }
-    activity = answers.get("activity") or []
+    activity = results.get("activity") or []
     found["blocked"] = [row for row in activity if row["blocked_by"]]
     found["blockers"] = blockers(activity)
     # Without a response nothing is known, which is not nothing.
-    found["oldest_age"] = max([row["age"] for row in answers.get("databases") or []], default=None)
-    found["statements_known"] = "most_time_together" in answers
-    found["scanning_statements"] = scanning(answers)
-    found["slow_triggers"] = slow_triggers(answers)
-    large = [row for row in answers.get("tables") or [] if row["rows"] > 10000]
+    found["oldest_age"] = max([row["age"] for row in results.get("databases") or []], default=None)
+    found["statements_known"] = "most_time_together" in results
+    found["scanning_statements"] = scanning(results)
+    found["slow_triggers"] = slow_triggers(results)
+    large = [row for row in results.get("tables") or [] if row["rows"] > 10000]
     found["worst_dead_percent"] = max(
         [round(100.0 * row["dead_rows"] / (row["rows"] + row["dead_rows"]), 1) for row in large],
-        default=0.0 if "tables" in answers else None,
+        default=0.0 if "tables" in results else None,
     )
     return found
 
 
-def slow_statements(answers: dict) -> list:
+def slow_statements(results: dict) -> list:
     """Return what may be slow now, {query, mean_ms, calls}, the slowest first.
 
     Statements that run, those that ended within the second of the diagnosis, those of the last two minutes in the log
@@ -357,26 +357,26 @@ def slow_statements(answers: dict) -> list:
     """
     running = [
         {"query": row["query"], "mean_ms": 1000.0 * row["query_seconds"], "calls": 1}
-        for row in answers.get("activity") or []
+        for row in results.get("activity") or []
         if row["state"] == "active"
         and row["query_seconds"]
         and not row["blocked_by"]
         # What holds others up is a fault of its own.
-        and not any(row.get("pid") in other["blocked_by"] for other in answers["activity"])
+        and not any(row.get("pid") in other["blocked_by"] for other in results["activity"])
     ]
-    often = [row for row in answers.get("slowest_on_average") or [] if row["calls"] >= 10]
+    often = [row for row in results.get("slowest_on_average") or [] if row["calls"] >= 10]
     # The time of a statement that has just begun is less useful than its average.
-    lately = [*(answers.get("just_now") or []), *(answers.get("logged") or [])]
+    lately = [*(results.get("just_now") or []), *(results.get("logged") or [])]
     return sorted([*running, *lately, *often], key=lambda one: -one["mean_ms"])
 
 
-def slow_triggers(answers: dict) -> list:
+def slow_triggers(results: dict) -> list:
     """Return the triggers of tables to which writes are slow, with the slowest such statement."""
     found = []
-    for trigger in answers.get("triggers") or []:
+    for trigger in results.get("triggers") or []:
         names = tuple(re.escape(trigger[name]) for name in ("schema", "table"))
         writes = r'(?i)\s*(?:insert\s+into|update(?:\s+only)?|delete\s+from)\s+(?:"?%s"?\.)?"?%s"?(?!\w)' % names
-        of_table = [row for row in slow_statements(answers) if row["mean_ms"] > 500 and re.match(writes, row["query"])]
+        of_table = [row for row in slow_statements(results) if row["mean_ms"] > 500 and re.match(writes, row["query"])]
         if of_table:
             slowest = max(of_table, key=lambda row: row["mean_ms"])
             found.append(dict(trigger, **{name: slowest[name] for name in ("query", "mean_ms", "calls")}))
@@ -390,19 +390,19 @@ _COMPARED = (
 )
 
 
-def scanning(answers: dict) -> list:
+def scanning(results: dict) -> list:
     """Return the slow statements that name a large table which is mostly read completely: an index is missing."""
-    broken = {row["table"].split(".")[-1].strip('"'): row["index"] for row in answers.get("invalid_indexes") or []}
+    broken = {row["table"].split(".")[-1].strip('"'): row["index"] for row in results.get("invalid_indexes") or []}
     # Each process of a parallel scan counts as one, and reads its part: 0.15. A table that is mostly read by its indexes is
     # read completely now and then, by reports and dumps.
     scanned = [
         row
-        for row in answers.get("tables") or []
+        for row in results.get("tables") or []
         if row["rows"] > 10000 and row["scans"] > 5 and row["scanned_rows"] > 0.15 * row["rows"] * row["scans"]
         and row["scans"] > 0.1 * row["index_scans"]
     ]  # fmt: skip
     found = {}
-    for statement in slow_statements(answers):
+    for statement in slow_statements(results):
         if not re.match(r"(?i)\s*(select|update|delete|with)\b", statement["query"]):
             continue
         for row in scanned:

@@ -45,30 +45,30 @@ def chosen(parts: dict, area: str, functions) -> dict:
     }
 
 
-def ask(part: Part, setting) -> dict:
+def run_part(part: Part, setting) -> dict:
     """Run one part; whatever happens becomes data."""
     started = time.monotonic()
     try:
-        answer = dict(part.function(setting), status=OK)
+        result = dict(part.function(setting), status=OK)
     except Absent as nothing:
-        answer = {"status": ABSENT, "error": str(nothing)}
+        result = {"status": ABSENT, "error": str(nothing)}
     except probe.ProbeError as error:
-        answer = {"status": HUNG if error.reason == "timeout" else FAILED, "error": str(error), "reason": error.reason}
+        result = {"status": HUNG if error.reason == "timeout" else FAILED, "error": str(error), "reason": error.reason}
     except Exception as error:  # noqa: BLE001 - one part's fault must not hide the others.
-        answer = {"status": FAILED, "error": "%s: %s" % (type(error).__name__, error)}
-    if answer["status"] != OK and not answer["error"].strip():
+        result = {"status": FAILED, "error": "%s: %s" % (type(error).__name__, error)}
+    if result["status"] != OK and not result["error"].strip():
         # Without a reason nobody can put it right.
-        answer["error"] = "it ended without a reason"
-    answer["seconds"] = round(time.monotonic() - started, 3)
-    return answer
+        result["error"] = "it ended without a reason"
+    result["seconds"] = round(time.monotonic() - started, 3)
+    return result
 
 
 def collect(parts: dict, setting, limit: float = 15.0) -> dict:
     """Return {name: data} of all parts, redacted, after `limit` seconds at the latest."""
-    answers = {}
+    results = {}
 
     def work(name, part):
-        answers[name] = ask(part, setting)
+        results[name] = run_part(part, setting)
 
     began = time.monotonic()
     threads = {
@@ -80,7 +80,7 @@ def collect(parts: dict, setting, limit: float = 15.0) -> dict:
         allowed = min(parts[name].seconds, limit)
         thread.join(max(0.0, began + allowed - time.monotonic()))
     # The late ones continue; their results are ignored from now on.
-    heard = dict(answers)
+    heard = dict(results)
     for name, part in parts.items():
         if name not in heard:
             seconds = min(part.seconds, limit)

@@ -108,18 +108,18 @@ def parse_sysstat(text: str) -> dict:
     found = {"cpu": [], "memory": []}
     for host in json.loads(text)["sysstat"]["hosts"]:
         for one in host["statistics"]:
-            at = _moment(one.get("timestamp") or {})
+            at = _timestamp(one.get("timestamp") or {})
             for load in one.get("cpu-load") or []:
                 if at and load.get("cpu") == "all":
                     found["cpu"].append([at, round(100.0 - load["idle"], 1)])
             memory = one.get("memory") or {}
             if at and memory.get("memused-percent") and "avail" in memory:
-                whole = 100.0 * memory["memused"] / memory["memused-percent"]
-                found["memory"].append([at, round(100.0 * (1 - memory["avail"] / whole), 1)])
+                total = 100.0 * memory["memused"] / memory["memused-percent"]
+                found["memory"].append([at, round(100.0 * (1 - memory["avail"] / total), 1)])
     return found
 
 
-def _moment(stamp: dict):
+def _timestamp(stamp: dict):
     """Return the epoch of sadf's timestamp, which is UTC."""
     try:
         return calendar.timegm(time.strptime("%(date)s %(time)s" % stamp, "%Y-%m-%d %H:%M:%S"))

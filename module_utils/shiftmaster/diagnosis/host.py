@@ -243,8 +243,8 @@ def parse_kills(text: str) -> list:
     """Return the kills in lines of `journalctl --output=short-unix`: when last, how often, whom, by whose limit."""
     found, victims, ended = [], {}, []
     for line in text.splitlines():
-        moment = re.match(r"\d+(\.\d+)?", line)
-        at = float(moment.group()) if moment else 0.0
+        timestamp = re.match(r"\d+(\.\d+)?", line)
+        at = float(timestamp.group()) if timestamp else 0.0
         if victim := _VICTIM.search(line):
             victims[victim["pid"]] = victim["place"]
         if end := _ENDED.search(line):
@@ -252,7 +252,7 @@ def parse_kills(text: str) -> list:
         if match := _KILL.search(line):
             place = victims.pop(match["pid"], "") if match["pid"] else ""
             kill = {"at": at, "name": match["name"] or "", "unit": match["unit"] or "", "place": place}
-            found.append(dict(kill, whole_host=(match["kernel"] or "").startswith("Out of memory")))
+            found.append(dict(kill, host_wide=(match["kernel"] or "").startswith("Out of memory")))
     for kill in found:
         place = kill.pop("place")
         kill["unit"] = kill["unit"] or own_unit(place, kill["at"], ended)
@@ -263,7 +263,7 @@ def own_unit(place: str, at: float, ended: list) -> str:
     """Return the unit of a control group, "" where it may be another container's: they all read one kernel's log."""
     unit = next((word for word in reversed(place.split("/")) if word.endswith(".service")), "")
     here = place.startswith(("/system.slice/", "/user.slice/"))
-    logged = any(name == unit and 0 <= moment - at <= _LOGGED_WITHIN_SECONDS for moment, name in ended)
+    logged = any(name == unit and 0 <= timestamp - at <= _LOGGED_WITHIN_SECONDS for timestamp, name in ended)
     return unit if here or logged else ""
 
 
@@ -276,7 +276,7 @@ def of_one_kill(found: list) -> list:
     for kill in found:
         near = [one for one in found if -_LOGGED_WITHIN_SECONDS <= one["at"] - kill["at"] <= 0.5 and one is not kill]
         of_kernel = max((one for one in near if one["name"]), key=lambda one: one["at"], default=None)
-        if not kill["name"] and of_kernel and of_kernel["whole_host"]:
+        if not kill["name"] and of_kernel and of_kernel["host_wide"]:
             of_kernel["unit"] = of_kernel["unit"] or kill["unit"]
         elif kill["name"] or not any(one["unit"] == kill["unit"] for one in near if one["name"] or one in kept):
             kept.append(kill)
@@ -287,7 +287,7 @@ def by_unit(found: list) -> list:
     """Return the last kill of each unit, with their number: one that is started and killed again is one fault."""
     last = {}
     for number, kill in enumerate(found):
-        key = (kill["unit"], kill["whole_host"]) if kill["unit"] else number
+        key = (kill["unit"], kill["host_wide"]) if kill["unit"] else number
         last[key] = dict(kill, count=last.pop(key, {"count": 0})["count"] + 1)
     return list(last.values())
 

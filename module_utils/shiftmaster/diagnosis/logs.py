@@ -54,7 +54,7 @@ _REDIS_TIME = re.compile(r"^\d+:\w (\d\d) (\w{3}) (\d{4}) (\d\d):(\d\d):(\d\d)")
 _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()
 
 
-def moment(line: str) -> Optional[float]:
+def timestamp(line: str) -> Optional[float]:
     """Return when a line was written, as an epoch; None where it does not begin with a time."""
     match = _TIME.match(line)
     if match:
@@ -106,7 +106,7 @@ def entries(text: str) -> list:
     """Return [(time, lines)]: a line that begins with a time, with those below it that do not (a traceback)."""
     found = []
     for line in text.splitlines():
-        at = moment(line)
+        at = timestamp(line)
         if at is not None or not found:
             found.append((at, [line]))
         elif len(found[-1][1]) < 400:
@@ -181,7 +181,7 @@ def newest(pattern: str) -> Optional[str]:
 
 def first_timestamp(text: str) -> Optional[float]:
     """Return when the first line with a time was written."""
-    return next(filter(None, map(moment, text.splitlines())), None)
+    return next(filter(None, map(timestamp, text.splitlines())), None)
 
 
 def end_of(path: str, limit: int) -> tuple:
@@ -194,20 +194,20 @@ def end_of(path: str, limit: int) -> tuple:
 
 def since_then(path: str, since: float) -> tuple:
     """Return a log's text since a time, from the rotated files too, and whether it was read back to that time."""
-    text, whole = end_of(path, _TAIL)
+    text, complete = end_of(path, _TAIL)
     began = first_timestamp(text)
-    if not whole and (began is None or began > since):
-        text, whole = end_of(path, _MOST)
+    if not complete and (began is None or began > since):
+        text, complete = end_of(path, _MOST)
         began = first_timestamp(text)
     rotated = os.path.join(os.path.dirname(path), glob.escape(os.path.basename(path)) + "[.-]*")
     # The last text before that time is no evidence for the time after it.
     older = sorted((status.st_mtime, one) for one, status in safe_files.find(rotated))
     older = [one for at, one in older if at >= since]
-    while whole and older and (began is None or began > since) and len(text) < _MOST:
-        more, whole = end_of(older.pop(), _MOST - len(text))
+    while complete and older and (began is None or began > since) and len(text) < _MOST:
+        more, complete = end_of(older.pop(), _MOST - len(text))
         text = more + text
         began = first_timestamp(text)
-    return text, (began is not None and began <= since) or (whole and not older)
+    return text, (began is not None and began <= since) or (complete and not older)
 
 
 def complaints(path: str, since: float) -> dict:
@@ -252,7 +252,7 @@ def failing_functions(path: str, since: float) -> list:
         lines = tail(path, _TAIL).splitlines()
     except OSError:
         return []
-    found = [match[1] for match in map(_FUNCTION.search, lines) if match and (moment(match.string) or 0) > since]
+    found = [match[1] for match in map(_FUNCTION.search, lines) if match and (timestamp(match.string) or 0) > since]
     return sorted(set(found))[:10]
 
 
@@ -356,7 +356,7 @@ def logs(setting) -> dict:
 # --- the web server's access log -------------------------------------------------------------------------------------
 
 
-def answers(lines, since: float) -> list:
+def parsed_requests(lines, since: float) -> list:
     """Return the requests of lines of JSON as role nginx writes them."""
     return [one for one in map(symptoms.parse, lines) if one and one.at >= since]
 
@@ -429,4 +429,4 @@ def requests(setting) -> dict:
     elif len(text) < 1 << 16 and os.path.exists(path + ".2.gz"):
         text = unpacked(path + ".2.gz", 1 << 20).decode("utf-8", "replace") + text
     switch = last_switch(Layout(setting.app_root))
-    return summary(answers(text.splitlines(), since), now, setting.hours, switch=switch)
+    return summary(parsed_requests(text.splitlines(), since), now, setting.hours, switch=switch)

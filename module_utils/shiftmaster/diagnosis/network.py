@@ -58,9 +58,9 @@ def ports(setting) -> dict:
         # Names of programs are cut to 15 letters, and PostgreSQL's is "postgres". The rightful one may hold the port of
         # one address while it tries for the other.
         here = [one for one in holders if one["address"] in _EVERYWHERE and one["programs"]]
-        strange = [one for one in here if not any(name.startswith(program[:8]) for name in one["programs"])]
-        by = sorted({name for one in strange or holders for name in one["programs"]})
-        expected.append(dict(port=int(port), program=program, listens=bool(holders), by=by, foreign=bool(strange)))
+        others = [one for one in here if not any(name.startswith(program[:8]) for name in one["programs"])]
+        by = sorted({name for one in others or holders for name in one["programs"]})
+        expected.append(dict(port=int(port), program=program, listens=bool(holders), by=by, foreign=bool(others)))
     clients = "( sport = :443 or sport = :80 )"
     return {
         "listeners": listeners[:80],
@@ -344,7 +344,7 @@ def names(setting) -> dict:
     servers = name_servers(read_file(setting.path("/etc/resolv.conf")))
     found = []
 
-    def ask(name, own=False):
+    def inspect_one(name, own=False):
         began = time.monotonic()
         entry = {"name": name, "own": own}
         try:
@@ -355,18 +355,18 @@ def names(setting) -> dict:
         entry["seconds"] = round(time.monotonic() - began, 2)
         found.append(entry)
 
-    answering = {}
+    responding = {}
 
-    def ask_server(address):
+    def query_server(address):
         # A server that limits queries leaves some out, too; what it does not limit is TCP's first packet. Where 30 % of
         # the packets get lost, more than two of the 30 responses do in 998 of 1,000 cases.
-        answering[address] = server = name_server(address)
-        server["late"] = connections(address, 53, 40)["late"] if server["answers"] and server["lost"] > 2 else 0
+        responding[address] = server = name_server(address)
+        server["late"] = connections(address, 53, 40)["late"] if server["responds"] and server["lost"] > 2 else 0
 
     hostname = socket.gethostname()
     # Its own name is shown; nothing of ShiftMaster needs it.
-    calls = [(ask, name) for name in setting.names] + [(ask, hostname, True)]
-    probe.together(calls + [(ask_server, address) for address in servers], 5.0)
+    calls = [(inspect_one, name) for name in setting.names] + [(inspect_one, hostname, True)]
+    probe.together(calls + [(query_server, address) for address in servers], 5.0)
     heard = list(found)
     by_name = {entry["name"]: entry for entry in heard if not entry["own"]}
     late = {"own": False, "error": "no response within 5 s", "seconds": 5.0}
@@ -376,7 +376,7 @@ def names(setting) -> dict:
         # Where no file says so, the C library looks into /etc/hosts last.
         "files_first": bool(re.search(r"\bfiles\b", lookup[1])) if lookup else None,
         "lookup": " ".join(lookup[1].split())[:80] if lookup else "",
-        "servers": [answering.get(one) or {"address": one, "answers": False, "seconds": None} for one in servers],
+        "servers": [responding.get(one) or {"address": one, "responds": False, "seconds": None} for one in servers],
         "hostname": hostname,
         "names": [by_name.get(name) or dict(late, name=name) for name in setting.names],
         "own": next((entry for entry in heard if entry["own"]), None),
@@ -469,7 +469,7 @@ def http(setting) -> dict:
     """The application's responses, from the inside to the outside: its socket, the local listener, the public site."""
     found = {}
 
-    def ask(name, target):
+    def inspect_one(name, target):
         try:
             url = health_checks_context(setting).fill(target["url"])
             result = symptoms.get_page(url, target.get("path", "/"), target.get("host"), 4.0, verify=False)
@@ -504,7 +504,7 @@ def http(setting) -> dict:
                 pass
         found[name] = entry
 
-    probe.together([(ask, name, target) for name, target in setting.http_targets.items()], 4.6)
+    probe.together([(inspect_one, name, target) for name, target in setting.http_targets.items()], 4.6)
     heard = dict(found)
     return {
         name: heard.get(name) or {"error": "no response within 4 s", "reason": "timeout", "status": None}
@@ -520,7 +520,7 @@ def peers(setting) -> dict:
     """Whether the other hosts' parts can be reached from here: address, port, and the reason where not."""
     found = []
 
-    def ask(peer):
+    def inspect_one(peer):
         entry = dict(peer)
         try:
             entry["milliseconds"] = probe.tcp_connect(peer["address"], int(peer["port"]), timeout=3.0)["latency_ms"]
@@ -528,7 +528,7 @@ def peers(setting) -> dict:
             entry.update(error=str(error), reason=error.reason)
         found.append(entry)
 
-    probe.together([(ask, peer) for peer in setting.peers], 3.5)
+    probe.together([(inspect_one, peer) for peer in setting.peers], 3.5)
     if not setting.peers:
         raise Absent("this host needs no other")
     return {"peers": sorted(found, key=lambda one: (one["host"], one["port"]))}

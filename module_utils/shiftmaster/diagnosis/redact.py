@@ -32,7 +32,7 @@ def _without_tokens(match) -> str:
 
 
 # Text that is no word: with a digit, a sign, or a capital after a small letter.
-_STRANGE = r"(?!<)(?=[^\s\"']*(?:[^\sA-Za-z\"'.,:;]|(?-i:[a-z][A-Z])))"
+_UNUSUAL = r"(?!<)(?=[^\s\"']*(?:[^\sA-Za-z\"'.,:;]|(?-i:[a-z][A-Z])))"
 # A word, in quotes or not; and between a program and its option, in a command or in a list of its words.
 _WORD = r"(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"']+)"
 _OPTIONS = r"\b[^\n|;]{0,300}?[\s\"'](?:%s)[\s\"',=]{0,5}"
@@ -59,13 +59,13 @@ _SHAPES = tuple(
         (r"(\bsshpass%s)[^\s\"',]+" % (_OPTIONS % "-p"), r"\1***"),
         # Redis' own command. "AUTH PLAIN LOGIN" and "AUTH failed" are words.
         (
-            r"(\bAUTH\\*[\"']?\s+(?:%s\s+)?)\\*(?:\"[^\"\n]+\"|'[^'\n]+'|%s[^\s\"',;)]{6,})" % (_WORD, _STRANGE),
+            r"(\bAUTH\\*[\"']?\s+(?:%s\s+)?)\\*(?:\"[^\"\n]+\"|'[^'\n]+'|%s[^\s\"',;)]{6,})" % (_WORD, _UNUSUAL),
             r"\1***",
         ),
         # As programs prompt for it: "Password for admin: x"; and in Japanese.
         (
             r"(?i)(\bpass(?:word|phrase|code)\s+(?:for|of)\s[^\n:=]{1,60}[:=][ \t]*)(?!%s)"
-            r"(?:[^\s\"',;]+(?=[ \t]*(?:$|[\"'\n]))|%s[^\s\"',;]{6,})" % (_STATES, _STRANGE),
+            r"(?:[^\s\"',;]+(?=[ \t]*(?:$|[\"'\n]))|%s[^\s\"',;]{6,})" % (_STATES, _UNUSUAL),
             r"\1***",
         ),
         (r"((?:パスワード|パスフレーズ|暗証番号)[^\S\n]*[:：=＝][^\S\n]*)[!-~]+", r"\1***"),

@@ -68,8 +68,8 @@ def _set(value) -> str:
 
 def seconds_ago(microseconds):
     """Return how long ago a time of the monotonic clock was, None where there was none."""
-    moment = int(microseconds or 0) / 1e6
-    return round(time.clock_gettime(time.CLOCK_MONOTONIC) - moment, 1) if moment else None
+    timestamp = int(microseconds or 0) / 1e6
+    return round(time.clock_gettime(time.CLOCK_MONOTONIC) - timestamp, 1) if timestamp else None
 
 
 def processes_by_group(proc: str) -> dict:
@@ -153,7 +153,7 @@ def changes(setting) -> dict:
     for line in _last_lines(setting.path("/var/log/dpkg.log"), 64 * 1024):
         match = re.match(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) (install|upgrade|remove|purge) (\S+) (\S+) (\S+)", line)
         if match:
-            at = logs.moment(line)
+            at = logs.timestamp(line)
             events.append({"at": at, "kind": "package", "text": "%s %s %s" % (match[2], match[3], match[5])})
     options = ["--output=short-unix", "--since=-%dmin" % int(setting.hours * 60), "--lines=600", "_PID=1"]
     text = ""
@@ -281,7 +281,7 @@ def _newer(tops: list, since: float, end: float) -> list:
     command += ["-o", "!", "(", *shared, ")", "-newerct", at, "-printf", "%C@ %p\\0"]
     text = probe.run(command, max(0.2, end - time.monotonic()))[1]
     rows = (row.partition(" ") for row in text.split("\0") if row)
-    return [(path, round(float(moment), 1)) for moment, _space, path in rows]
+    return [(path, round(float(timestamp), 1)) for timestamp, _space, path in rows]
 
 
 def _unit_settings(path: str) -> list:

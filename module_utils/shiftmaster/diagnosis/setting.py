@@ -67,7 +67,7 @@ PARTS = {
     "monitoring": Part(upkeep.monitoring, ("checklist",), 12, ("monitoring",)),
 }
 # Queried only where another part gives a reason.
-SUSPICION = {"workers_answer": Part(application.workers_answer, ("app",), 14, ("app",))}
+SUSPICION = {"workers_respond": Part(application.workers_respond, ("app",), 14, ("app",))}
 
 
 class Setting:
@@ -151,7 +151,7 @@ class Setting:
         return bool(_OURS.match(unit))
 
     def mentions_ours(self, text: str) -> bool:
-        return bool(_OURS_SAID.search(text))
+        return bool(_OUR_MESSAGES.search(text))
 
     def secrets(self) -> list:
         """Return the values that must not leave the host; read once."""
@@ -168,7 +168,7 @@ class Setting:
 _OURS = re.compile(
     r"(shiftmaster|nginx|postgresql|redis|chrony|systemd-timesyncd|nftables|prometheus|alertmanager|grafana|mtail|cron|ssh)"
 )
-_OURS_SAID = re.compile(r"(?i)shiftmaster|nginx|postgres|redis|nftables|celery|docker")
+_OUR_MESSAGES = re.compile(r"(?i)shiftmaster|nginx|postgres|redis|nftables|celery|docker")
 
 
 def suspicions(evidence: dict) -> bool:

@@ -11,7 +11,7 @@ from ..backup import manifest as backup_manifest
 from ..host import probe
 from ..monitoring import host_metrics
 from ..monitoring.prometheus import PrometheusError
-from .database import ask
+from .database import run_queries
 from .history import prometheus_of
 from .host import journal
 
@@ -70,10 +70,10 @@ ACCOUNTS_SQL = {
 
 def accounts(setting) -> dict:
     """Users of the application that nobody has used for 90 days, and rights that were changed in a day."""
-    answers, errors = ask(setting, setting.database, ACCOUNTS_SQL, 6.0)
+    results, errors = run_queries(setting, setting.database, ACCOUNTS_SQL, 6.0)
     return {
-        "users": (answers.get("inactive") or [None])[0],
-        "rights_changed": answers["changed"][0]["count"] if answers.get("changed") else None,
+        "users": (results.get("inactive") or [None])[0],
+        "rights_changed": results["changed"][0]["count"] if results.get("changed") else None,
         "errors": errors,
     }
 
@@ -103,8 +103,8 @@ def backups(setting) -> dict:
 def parse_backups(manifests: list, now: float) -> dict:
     """Return of each part {name, daily, hours_ago, bytes, failed} (None where it was never good), and the last verification's age."""
 
-    def hours_ago(moment):
-        return round((now - backup_manifest.seconds_of(moment)) / 3600.0, 1)
+    def hours_ago(timestamp):
+        return round((now - backup_manifest.seconds_of(timestamp)) / 3600.0, 1)
 
     parts, verified = {}, None
     for manifest in manifests:

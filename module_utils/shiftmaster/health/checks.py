@@ -26,7 +26,7 @@ HEALTHY, WARNING, CRITICAL, UNHEALTHY, DOWN, ERROR = STATUSES
 SEVERITY = (HEALTHY, WARNING, ERROR, UNHEALTHY, CRITICAL, DOWN)
 
 
-class Said(NamedTuple):
+class Message(NamedTuple):
     """A key of text.CATALOG and its values."""
 
     key: str
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 
 
 def message(key: str, **values) -> tuple:
-    return (Said(key, values),)
+    return (Message(key, values),)
 
 
 class Context:
@@ -211,16 +211,16 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
     token = _token(context)
     if token:
         headers["X-Health-Token"] = token
-    asked = path + ("?checks=" + ",".join(parts) if parts and "?" not in path else "")
-    result, data, state = _get(options, url, asked, headers)
-    hint = {"socket": url.replace("unix:", ""), "path": asked, "release": context.layout.active + "/release"}
+    queried = path + ("?checks=" + ",".join(parts) if parts and "?" not in path else "")
+    result, data, state = _get(options, url, queried, headers)
+    hint = {"socket": url.replace("unix:", ""), "path": queried, "release": context.layout.active + "/release"}
     if result.error:
         return Outcome(state, (), "http", data, result.error, hint_values=hint)
     if result.status not in (200, 503):
         return Outcome(UNHEALTHY, message("deep.absent", status=result.status), "absent", data, hint_values=hint)
     try:
-        answer = json.loads(result.body)
-        checks = answer.get("checks")
+        response = json.loads(result.body)
+        checks = response.get("checks")
     except (ValueError, AttributeError, RecursionError):
         return Outcome(UNHEALTHY, message("deep.not_json", status=result.status), "absent", data, hint_values=hint)
     if not isinstance(checks, dict):
@@ -229,8 +229,8 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
     if missing:
         return Outcome(ERROR, message("deep.part_absent", parts=", ".join(missing)), "absent", data, hint_values=hint)
     found = {part: _plain(check) for part, check in sorted(checks.items()) if not parts or part in parts}
-    answer = _plain(answer)
-    data.update(version=answer.get("version"), release=answer.get("release"), parts=found)
+    response = _plain(response)
+    data.update(version=response.get("version"), release=response.get("release"), parts=found)
     broken = {part: check for part, check in found.items() if check.get("status") not in (HEALTHY, "skipped")}
     if broken:
         # Migrations that cannot be read are not migrations that wait.
@@ -238,16 +238,16 @@ def _deep(options: dict, context: Context, parts: list) -> Outcome:
         why = "; ".join("%s: %s" % (part, one.get("error") or one.get("status")) for part, one in broken.items())
         return Outcome(UNHEALTHY, (), "parts" if pending else "http", data, why, hint_values=hint)
     shown = ", ".join("%s %s" % (part, check.get("status")) for part, check in found.items())
-    return Outcome(HEALTHY, message("deep", version=answer.get("version") or "?", parts=shown), data=data)
+    return Outcome(HEALTHY, message("deep", version=response.get("version") or "?", parts=shown), data=data)
 
 
-def _plain(answer) -> dict:
+def _plain(response) -> dict:
     """Return a response of the application without structures: deeply nested ones would end the complete report."""
     return {
         name: value
         if value is None or isinstance(value, (str, int, float))
         else ", ".join(one for one in value if isinstance(one, str))
-        for name, value in (answer.items() if isinstance(answer, dict) else ())
+        for name, value in (response.items() if isinstance(response, dict) else ())
     }
 
 
@@ -464,8 +464,8 @@ def celery_failure(text: str) -> str:
     """Return the line with the error, without an address that may hold a password."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     begins = ("Error:", "kombu.", "redis.", "ModuleNotFoundError", "ImportError", "AttributeError", "Unable to load")
-    telling = [line for line in lines if line.startswith(begins)]
-    line = (telling or lines or ["no worker responded"])[-1]
+    relevant = [line for line in lines if line.startswith(begins)]
+    line = (relevant or lines or ["no worker responded"])[-1]
     return re.sub(r"://[^@/\s]*@", "://***@", line)[:300]
 
 
@@ -555,21 +555,21 @@ def evaluate_disks(mounts: list, warning: Optional[float], critical: Optional[fl
         path = mount["path"]
         if "error" in mount:
             if mount["reason"] == "readonly":
-                findings.append((CRITICAL, Said("disk.readonly", {"path": path}), "readonly", path))
+                findings.append((CRITICAL, Message("disk.readonly", {"path": path}), "readonly", path))
             else:
                 status = DOWN if mount["reason"] in ("timeout", "missing") else ERROR
-                problem = Said("disk.problem", {"path": path, "error": mount["error"]})
+                problem = Message("disk.problem", {"path": path, "error": mount["error"]})
                 findings.append((status, problem, "problem", path))
             continue
         for what, free in (("space", size(mount["free_bytes"])), ("inodes", mount["free_inodes"])):
             percent = mount[what + "_percent"]
             status = above(percent, warning, critical)
             if status != HEALTHY:
-                high = Said("disk.%s_high" % what, {"path": path, "percent": percent, "free": free})
+                high = Message("disk.%s_high" % what, {"path": path, "percent": percent, "free": free})
                 findings.append((status, high, what, path))
     data = {"mounts": mounts}
-    asked = [mount for mount in mounts if "error" not in mount]
-    fullest = max(asked, key=_fullness, default=None)
+    queried = [mount for mount in mounts if "error" not in mount]
+    fullest = max(queried, key=_fullness, default=None)
     if fullest is not None:
         data["usage_percent"] = _fullness(fullest)
     if findings:

@@ -74,10 +74,10 @@ def run_check(options: dict, context: Context) -> tuple:
 def run_checks(checks, context: Context) -> list:
     """Run all checks at once; return (options, Outcome, attempts) of each in their order."""
     completed = [complete(options) for options in checks]
-    answers = [None] * len(completed)
+    responses = [None] * len(completed)
 
     def work(position):
-        answers[position] = run_check(completed[position], context)
+        responses[position] = run_check(completed[position], context)
 
     threads = [threading.Thread(target=work, args=(position,), daemon=True) for position in range(len(completed))]
     started = time.monotonic()
@@ -87,8 +87,8 @@ def run_checks(checks, context: Context) -> list:
         thread.join(max(0.0, started + budget(options) + 0.3 - time.monotonic()))
     late = Outcome(DOWN, (), "timeout")
     result = []
-    for options, answer in zip(completed, answers):
-        outcome, attempts = answer or (late._replace(detail=message("timeout", seconds=budget(options))), 1)
+    for options, response in zip(completed, responses):
+        outcome, attempts = response or (late._replace(detail=message("timeout", seconds=budget(options))), 1)
         result.append((options, outcome, attempts))
     probe.kill_children()
     return result
@@ -269,21 +269,21 @@ def unwell(reports: list, fail_on: str, language: str) -> dict:
     return found
 
 
-def telling(unwell_now: dict, told: dict, now: datetime.datetime, again_seconds: float) -> dict:
-    """Return whether people are notified, and what to remember of it: {"status": failed|succeeded|"", "told": {...}}.
+def notification(unwell_now: dict, notified: dict, now: datetime.datetime, again_seconds: float) -> dict:
+    """Return whether people are notified, and of what: {"status": failed|succeeded|"", "notified": {...}}.
 
-    They are when something becomes unwell, when more does, again after again_seconds while it lasts, and once when all
-    is healthy. `told` is the previous result of this function, {} at first: {"unwell": [names], "at": seconds}.
+    They are when something becomes unhealthy, when more does, again after again_seconds while it lasts, and once when
+    all is healthy. `notified` is the previous result of this function, {} at first: {"unwell": [names], "at": seconds}.
     """
-    before, seconds = set(told.get("unwell") or []), now.timestamp()
+    before, seconds = set(notified.get("unwell") or []), now.timestamp()
     if not unwell_now:
-        return {"status": "succeeded" if before else "", "told": {}}
-    if seconds - float(told.get("at") or 0) >= again_seconds:
+        return {"status": "succeeded" if before else "", "notified": {}}
+    if seconds - float(notified.get("at") or 0) >= again_seconds:
         # What has been fixed since the last time is news again when it comes back.
-        return {"status": "failed", "told": {"unwell": sorted(unwell_now), "at": int(seconds)}}
+        return {"status": "failed", "notified": {"unwell": sorted(unwell_now), "at": int(seconds)}}
     if set(unwell_now) - before:
-        return {"status": "failed", "told": {"unwell": sorted(before | set(unwell_now)), "at": int(seconds)}}
-    return {"status": "", "told": told}
+        return {"status": "failed", "notified": {"unwell": sorted(before | set(unwell_now)), "at": int(seconds)}}
+    return {"status": "", "notified": notified}
 
 
 def result_of(report: dict, lines: list, failing: list) -> dict:

@@ -268,7 +268,7 @@ CATALOG = {
         "PostgreSQL が停止しているか別の場所で待ち受けています。systemctl start {unit}、pg_lsclusters、tail -n 50 {log}",
     ),
     "hint.postgres.auth": (
-        "the password or user is refused: compare {environment} with the role in the database, and deploy again; tail -n 50 {log}",
+        "the password or user is rejected: compare {environment} with the role in the database, and deploy again; tail -n 50 {log}",
         "パスワードまたはユーザーが拒否されました。{environment} と DB のロールを照合し、再デプロイしてください。tail -n 50 {log}",
     ),
     "hint.postgres.hba": (
@@ -344,7 +344,7 @@ CATALOG = {
         "Redis が停止しているか別の場所で待ち受けています。systemctl start {unit}、ss -ltnp、tail -n 50 {log}",
     ),
     "hint.redis.auth": (
-        "user or password is refused: compare {environment} with the server's ACL (redis-cli ACL LIST as an administrator)",
+        "user or password is rejected: compare {environment} with the server's ACL (redis-cli ACL LIST as an administrator)",
         "ユーザーまたはパスワードが拒否されました。{environment} とサーバーの ACL(redis-cli ACL LIST)を照合してください",
     ),
     "hint.redis.noauth": (
@@ -352,7 +352,7 @@ CATALOG = {
         "サーバーはパスワードを要求しますが、{environment} のアドレスに含まれていません",
     ),
     "hint.redis.disk": (
-        "Redis refuses writes because it cannot save: df -h; df -i; tail -n 50 {log}",
+        "Redis rejects writes because it cannot save: df -h; df -i; tail -n 50 {log}",
         "保存できないため Redis が書き込みを拒否しています。df -h、df -i、tail -n 50 {log} を確認してください",
     ),
     "hint.redis.loading": ("it reads its data after a start: wait", "起動後のデータ読み込み中です。お待ちください"),
@@ -395,7 +395,7 @@ CATALOG = {
         "小さなファイルが多すぎます。du --inodes -x --max-depth=2 {path} | sort -n | tail -n 15 で調べてください",
     ),
     "hint.disk.readonly": (
-        "the kernel gave up writing to it: dmesg | grep -i 'remount\\|error'; look at the disk before anything else",
+        "the kernel gave up writing to it: dmesg | grep -i 'remount\\|error'; inspect the disk before anything else",
         "カーネルが書き込みを停止しました。dmesg | grep -i 'remount\\|error' を確認し、まずディスクを調べてください",
     ),
     "hint.disk.problem": (

@@ -30,7 +30,7 @@ class Failed(Exception):
     status = None
 
 
-class NoAnswer(Failed):
+class NoResponse(Failed):
     """No response at all."""
 
 
@@ -47,12 +47,12 @@ class Api:
                 try:
                     context = ssl.create_default_context(cafile=self.ca_file)
                 except OSError as error:
-                    raise NoAnswer("%s: %s" % (self.ca_file, error))
+                    raise NoResponse("%s: %s" % (self.ca_file, error))
                 handlers.append(urllib.request.HTTPSHandler(context=context))
             self.opener = urllib.request.build_opener(*handlers)
         return self.opener.open(request, timeout=self.timeout)
 
-    def ask(self, path, method="GET", body=None, data=None, kind="application/json", login=None):
+    def send(self, path, method="GET", body=None, data=None, kind="application/json", login=None):
         """Return (status, response as JSON or text)."""
         request = urllib.request.Request(self.url + path, method=method)
         request.add_header("Accept", "application/json")
@@ -68,22 +68,22 @@ class Api:
             request.data = data
             request.add_header("Content-Type", kind)
         try:
-            with self.open(request) as answer:
-                self.date = answer.headers.get("Date")
-                return answer.status, decoded(answer.read())
+            with self.open(request) as response:
+                self.date = response.headers.get("Date")
+                return response.status, decoded(response.read())
         except urllib.error.HTTPError as error:
             return error.code, decoded(error.read())
         except (OSError, ValueError) as error:
-            raise NoAnswer("%s%s: %s" % (self.url, path, getattr(error, "reason", error)))
+            raise NoResponse("%s%s: %s" % (self.url, path, getattr(error, "reason", error)))
 
     def call(self, path, method="GET", body=None, fine=(200,), **more):
         """Return the response; any other status is a failure that contains the response."""
-        status, answer = self.ask(path, method, body, **more)
+        status, response = self.send(path, method, body, **more)
         if status not in fine:
-            failure = Failed("%s %s returns %s: %s" % (method, path, status, message_of(answer)))
+            failure = Failed("%s %s returns %s: %s" % (method, path, status, message_of(response)))
             failure.status = status
             raise failure
-        return answer
+        return response
 
 
 class Instance:
@@ -100,7 +100,7 @@ class Instance:
             passed = float("inf") if self.module.check_mode else time.monotonic() - began
             try:
                 return inspect()
-            except NoAnswer as error:
+            except NoResponse as error:
                 if self.module.check_mode:
                     raise
                 why = error
@@ -117,7 +117,7 @@ def keep(module, service, instance):
     """Run a module that keeps what a service holds: instance.run() returns facts, instance.done names the changes."""
     try:
         facts = instance.run()
-    except NoAnswer as error:
+    except NoResponse as error:
         if not module.check_mode:
             module.fail_json(msg="%s does not respond: %s" % (service, error))
         module.exit_json(changed=True, done=["%s does not run yet; the rest would follow" % service])
@@ -135,15 +135,15 @@ def decoded(data):
         return text
 
 
-def message_of(answer):
+def message_of(response):
     """Return the message of an error, in a line."""
-    if isinstance(answer, dict):
-        error = answer.get("error", answer)
+    if isinstance(response, dict):
+        error = response.get("error", response)
         if isinstance(error, dict):
-            answer = error.get("reason") or error.get("message") or answer.get("message") or error
+            response = error.get("reason") or error.get("message") or response.get("message") or error
         else:
-            answer = answer.get("message") or error
-    text = answer if isinstance(answer, str) else json.dumps(answer, sort_keys=True)
+            response = response.get("message") or error
+    text = response if isinstance(response, str) else json.dumps(response, sort_keys=True)
     return " ".join(text.split())[:300]
 
 

@@ -83,22 +83,22 @@ class Deadline:
 
 def in_thread(function, seconds: float, what: str):
     """Return function(); gives up on it, without ending its thread, after some seconds (for calls with no limit)."""
-    answer = {}
+    response = {}
 
     def call():
         try:
-            answer["value"] = function()
+            response["value"] = function()
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread.
-            answer["error"] = error
+            response["error"] = error
 
     thread = threading.Thread(target=call, daemon=True, name=what)
     thread.start()
     thread.join(seconds)
-    if "error" in answer:
-        raise answer["error"]
-    if "value" not in answer:
+    if "error" in response:
+        raise response["error"]
+    if "value" not in response:
         raise ProbeError("down", "timeout", "%s did not respond within %g s" % (what, seconds))
-    return answer["value"]
+    return response["value"]
 
 
 def together(calls, seconds: float) -> None:
@@ -365,15 +365,15 @@ def http_get(
             exchange.sock = _Wire(connection, deadline)
             try:
                 exchange.request("GET", path, headers=sent)
-                answer = exchange.getresponse()
-                body = answer.read(limit)
+                response = exchange.getresponse()
+                body = response.read(limit)
             # A redirect may lead to a path that is none.
             except (http.client.HTTPException, UnicodeEncodeError) as error:
                 reason = str(error) or type(error).__name__
                 raise ProbeError("unhealthy", "protocol", "the response is not HTTP: %s" % reason[:100])
-            found = {key.lower(): value for key, value in answer.getheaders()}
+            found = {key.lower(): value for key, value in response.getheaders()}
             text = body.decode("utf-8", "replace")
-            return HttpResult(answer.status, time.monotonic() - started, text, None, headers=found)
+            return HttpResult(response.status, time.monotonic() - started, text, None, headers=found)
     except ProbeError as error:
         return HttpResult(None, time.monotonic() - started, "", str(error), error.reason)
 
@@ -494,10 +494,10 @@ def redis_ping(target: RedisTarget, timeout: float = 5.0) -> dict:
             if target.database:
                 redis_command(wire, stream, "SELECT", str(target.database))
             metrics = {"connect_ms": _since(started)}
-            asked = time.monotonic()
+            sent_at = time.monotonic()
             if redis_command(wire, stream, "PING") != "PONG":
                 raise ProbeError("unhealthy", "protocol", "the reply to PING is not PONG")
-            metrics["latency_ms"] = _since(asked)
+            metrics["latency_ms"] = _since(sent_at)
             with contextlib.suppress(RedisError):
                 metrics.update(redis_metrics(redis_command(wire, stream, "INFO") or ""))
             if target.password is not None:
@@ -524,7 +524,7 @@ def _redis_write_error(wire, stream) -> str:
     except (socket.timeout, ProbeError) as error:
         if isinstance(error, ProbeError) and error.reason != "timeout":
             raise
-        return "no response to a write, while reads are answered"
+        return "no response to a write, while reads get one"
     return ""
 
 
@@ -1102,8 +1102,8 @@ def parse_celery_queues(text: str) -> dict:
         line = line.strip()
         if line.startswith("{"):
             try:
-                answers = json.loads(line)
-                rows = {name: one for name, one in answers.items() if isinstance(one, list)}
+                responses = json.loads(line)
+                rows = {name: one for name, one in responses.items() if isinstance(one, list)}
                 return {name: [str(queue["name"]) for queue in one] for name, one in sorted(rows.items())}
             except (ValueError, TypeError, KeyError):
                 continue

@@ -68,7 +68,8 @@ def parse(line) -> Optional[Request]:
 
 
 def _time(entry: dict) -> Optional[float]:
-    for name in ("time", "@timestamp", "time_iso8601", "msec", "time_local"):
+    # msec first: the others of nginx are rounded down to seconds.
+    for name in ("msec", "time", "@timestamp", "time_iso8601", "time_local"):
         value = entry.get(name)
         if isinstance(value, (int, float)):
             return float(value)

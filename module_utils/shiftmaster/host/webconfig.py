@@ -103,15 +103,15 @@ def block(value: dict, indent: str = "") -> list:
 
 def render(certificate, key, users: dict, settings: dict) -> str:
     """Return the text of a web configuration. `settings` wins over the values here, key by key."""
-    whole = {}
+    merged = {}
     if certificate:
-        whole["tls_server_config"] = {"cert_file": certificate, "key_file": key, "min_version": "TLS12"}
+        merged["tls_server_config"] = {"cert_file": certificate, "key_file": key, "min_version": "TLS12"}
     for name, value in settings.items():
-        whole[name] = dict(whole.get(name, {}), **value) if isinstance(value, dict) else value
+        merged[name] = dict(merged.get(name, {}), **value) if isinstance(value, dict) else value
     if users:
         # Quoted, whatever the name: `on` would be a boolean.
-        whole["basic_auth_users"] = {}
-    lines = block({name: value for name, value in whole.items() if name != "basic_auth_users"})
+        merged["basic_auth_users"] = {}
+    lines = block({name: value for name, value in merged.items() if name != "basic_auth_users"})
     if users:
         lines.append("basic_auth_users:")
         lines.extend("  %s: %s" % (json.dumps(name), json.dumps(users[name])) for name in sorted(users))

@@ -21,9 +21,9 @@ MAX_BYTES = 1048576
 
 def line(number: str, now: float) -> str:
     """Return the line with this number, in the form of the application's own."""
-    moment = datetime.datetime.fromtimestamp(now, datetime.timezone.utc)
+    timestamp = datetime.datetime.fromtimestamp(now, datetime.timezone.utc)
     event = {
-        "@timestamp": moment.strftime("%Y-%m-%dT%H:%M:%S.") + "%03dZ" % (moment.microsecond // 1000),
+        "@timestamp": timestamp.strftime("%Y-%m-%dT%H:%M:%S.") + "%03dZ" % (timestamp.microsecond // 1000),
         "log": {"level": "INFO", "logger": LOGGER},
         "message": "canary " + number,
         "ecs": {"version": "8.11.0"},
@@ -45,8 +45,8 @@ def write(path: str, text: str) -> None:
 def found(api, stream: str, number: str) -> int:
     """Return how many events with this number can be found."""
     body = {"size": 0, "track_total_hits": True, "query": {"term": {"http.request.id": number}}}
-    answer = api.call("/%s/_search" % quoted(stream), "POST", body)
-    return answer["hits"]["total"]["value"]
+    response = api.call("/%s/_search" % quoted(stream), "POST", body)
+    return response["hits"]["total"]["value"]
 
 
 def measure(api, path: str, stream: str, number: str, timeout: float, pause: float = 1.0) -> dict:

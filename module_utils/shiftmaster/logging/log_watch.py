@@ -21,8 +21,8 @@ HELP = {
     "shiftmaster_logstash_up": ("gauge", "Whether Logstash responds."),
     "shiftmaster_logstash_queue_bytes": ("gauge", "What its queue holds on the disk."),
     "shiftmaster_logstash_queue_max_bytes": ("gauge", "What its queue can hold."),
-    "shiftmaster_logstash_events_out_total": ("counter", "Events that Elasticsearch has taken, or refused for good."),
-    "shiftmaster_logstash_dead_letter_bytes": ("gauge", "What Elasticsearch has refused for good."),
+    "shiftmaster_logstash_events_out_total": ("counter", "Events that Elasticsearch has taken, or rejected for good."),
+    "shiftmaster_logstash_dead_letter_bytes": ("gauge", "What Elasticsearch has rejected for good."),
     "shiftmaster_filebeat_up": ("gauge", "Whether Filebeat responds."),
     "shiftmaster_filebeat_events_acknowledged_total": ("counter", "Events that Logstash has taken."),
     "shiftmaster_elasticsearch_up": ("gauge", "Whether Elasticsearch responds."),
@@ -75,7 +75,7 @@ def of_elasticsearch(api) -> dict:
 PARTS = {"logstash": of_logstash, "filebeat": of_filebeat, "elasticsearch": of_elasticsearch}
 
 
-def asked(part: str, api) -> dict:
+def queried(part: str, api) -> dict:
     """Return the metrics of a part; of one that does not respond as it should, only that."""
     up = "shiftmaster_%s_up" % part
     try:
@@ -114,7 +114,7 @@ def main(path: str) -> int:
     metrics = {}
     for part, given in config["parts"].items():
         login = (given["user"], given["password"]) if given.get("user") else None
-        metrics.update(asked(part, Api(given["url"], given.get("ca_file"), login, timeout=10)))
+        metrics.update(queried(part, Api(given["url"], given.get("ca_file"), login, timeout=10)))
     # The parts first: the line may take its time.
     write(os.path.join(config["directory"], "shiftmaster_logging.prom"), text_of(metrics))
     if config.get("canary"):

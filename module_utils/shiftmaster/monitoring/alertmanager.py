@@ -44,10 +44,10 @@ class Api(json_api.Api):
         return super().call("/metrics")
 
     def listed(self, path):
-        answer = self.call(path)
-        if not isinstance(answer, list):
+        response = self.call(path)
+        if not isinstance(response, list):
             raise Failed("%s is no Alertmanager" % self.url)
-        return answer
+        return response
 
     def now(self):
         """Alertmanager's own time, by which things end there; this host's where it is absent."""

@@ -27,7 +27,7 @@ ADDRESS = "shiftmaster_host_virtual_address_held"
 FILESYSTEM_ERRORS = "shiftmaster_host_filesystem_errors"
 HELP = {
     ADDRESS: "Whether this web server holds the address that users reach.",
-    "shiftmaster_host_reboot_required": "Whether an upgrade asks for a reboot.",
+    "shiftmaster_host_reboot_required": "Whether an upgrade needs a reboot.",
     "shiftmaster_host_package_lists_timestamp_seconds": "When the lists of packages were last fetched.",
     UPDATES: "Security updates that are not installed; -1 where apt reports an error.",
     CHECKED: "When they were counted; once an hour.",
@@ -93,7 +93,7 @@ def name_server(address: str, seconds: float = 4.5, count: int = 30) -> dict:
 
     They are sent over a second, as a busy host sends them: so many show how many packets get lost.
     """
-    family, answered, first = socket.AF_INET6 if ":" in address else socket.AF_INET, 0, None
+    family, responded, first = socket.AF_INET6 if ":" in address else socket.AF_INET, 0, None
     sent = 0
     with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
         waiting, end = {}, time.monotonic() + seconds
@@ -103,16 +103,16 @@ def name_server(address: str, seconds: float = 4.5, count: int = 30) -> dict:
                 connection.connect((address.partition("%")[0], 53))
                 connection.send(_QUERY)
                 waiting[connection], sent = time.monotonic(), sent + 1
-            if answered and sent == count:
+            if responded and sent == count:
                 end = min(end, time.monotonic() + 1.5)
             left = 0.03 if sent < count else max(0.0, end - time.monotonic())
             for connection in select.select(list(waiting), [], [], left)[0]:
                 with contextlib.suppress(OSError):
                     if connection.recv(512)[:2] == _QUERY[:2]:
                         took = round(time.monotonic() - waiting[connection], 2)
-                        answered, first = answered + 1, took if first is None else min(first, took)
+                        responded, first = responded + 1, took if first is None else min(first, took)
                 del waiting[connection]
-    return {"address": address, "answers": answered > 0, "seconds": first, "tried": sent, "lost": sent - answered}
+    return {"address": address, "responds": responded > 0, "seconds": first, "tried": sent, "lost": sent - responded}
 
 
 # --- services --------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def collect(config: dict, before: str) -> dict:
             print("updates: %s" % error, file=sys.stderr)
 
     def of_name_server(address):
-        found[NAME_SERVER, label("server", address)] = int(name_server(address, 4.0, 3)["answers"])
+        found[NAME_SERVER, label("server", address)] = int(name_server(address, 4.0, 3)["responds"])
 
     def of_mail_server(server):
         found[MAIL_SERVER, label("server", server)] = int(greets(server))

@@ -7,7 +7,7 @@ import json
 import urllib.parse
 from typing import Optional
 
-LARGEST_ANSWER_BYTES = 64 * 1024 * 1024
+LARGEST_RESPONSE_BYTES = 64 * 1024 * 1024
 # Prometheus refuses more points of one series in a response than 11 000.
 _POINTS = 10000
 
@@ -30,14 +30,14 @@ def get(url, ca_file=None, user=None, password=None, timeout=5.0):
         credentials = ("%s:%s" % (user, password or "")).encode("utf-8")
         headers["Authorization"] = "Basic " + base64.b64encode(credentials).decode("ascii")
     try:
-        answer = probe.http_get(
-            target, path, timeout=timeout, headers=headers, ca_file=ca_file or None, limit=LARGEST_ANSWER_BYTES
+        response = probe.http_get(
+            target, path, timeout=timeout, headers=headers, ca_file=ca_file or None, limit=LARGEST_RESPONSE_BYTES
         )
     except ValueError as error:
         raise OSError(str(error))
-    if answer.status is None:
-        raise (Untrusted if answer.reason == "certificate" else OSError)(answer.error)
-    return answer.status, answer.body if 200 <= answer.status < 300 else ""
+    if response.status is None:
+        raise (Untrusted if response.reason == "certificate" else OSError)(response.error)
+    return response.status, response.body if 200 <= response.status < 300 else ""
 
 
 class PrometheusError(Exception):
@@ -61,15 +61,15 @@ class Prometheus:
             raise PrometheusError("Prometheus at %s does not respond: %s" % (self.url, error))
         if status != 200:
             raise PrometheusError("Prometheus at %s returns %d" % (self.url, status))
-        answer = json.loads(text)
-        if answer.get("status") != "success":
-            raise PrometheusError("Prometheus: %s" % answer.get("error"))
-        return answer["data"]["result"]
+        response = json.loads(text)
+        if response.get("status") != "success":
+            raise PrometheusError("Prometheus: %s" % response.get("error"))
+        return response["data"]["result"]
 
     def now(self, query: str, at: Optional[float] = None) -> list:
         """Return [(labels, value)] of one time."""
-        moment = {} if at is None else {"time": "%.3f" % at}
-        return [(one["metric"], float(one["value"][1])) for one in self._get("query", query=query, **moment)]
+        timestamp = {} if at is None else {"time": "%.3f" % at}
+        return [(one["metric"], float(one["value"][1])) for one in self._get("query", query=query, **timestamp)]
 
     def value(self, query: str, at: Optional[float] = None) -> Optional[float]:
         """Return the one value of a query; None where there is none."""
@@ -80,8 +80,8 @@ class Prometheus:
         """Return [(labels, [(at, value)])] of [start, end)."""
         series = {}
         for since, until in parts(start, end, step):
-            answer = self._get("query_range", query=query, start="%.3f" % since, end="%.3f" % until, step="%g" % step)
-            for one in answer:
+            response = self._get("query_range", query=query, start="%.3f" % since, end="%.3f" % until, step="%g" % step)
+            for one in response:
                 key = json.dumps(one["metric"], sort_keys=True)
                 samples = [(float(at), float(value)) for at, value in one["values"]]
                 series.setdefault(key, (one["metric"], []))[1].extend(samples)

@@ -1,7 +1,7 @@
 """Celery as the cutover needs it. Runs inside a release: its source is handed to the release's interpreter.
 
 The application's name is in SHIFTMASTER_CELERY_APPLICATION. Requests are one line of JSON each; every response is one
-line that starts with "@@shiftmaster-answer@@ ":
+line that starts with "@@shiftmaster-response@@ ":
 
     {"op": "tasks"}                                       {"tasks": [names that this release knows], "queues": [names]}
     {"op": "ping", "worker": name, "seconds": n}          {"alive": bool}
@@ -26,10 +26,10 @@ import sys
 import time
 import uuid
 
-ANSWER = "@@shiftmaster-answer@@ "
+RESPONSE = "@@shiftmaster-response@@ "
 # The form of each response (releasecode.matches).
 _TASK = {"task": (str, None), "id": (str, None), "queue": str}
-ANSWERS = {
+RESPONSES = {
     "tasks": {"tasks": [str], "queues": [str]},
     "ping": {"alive": bool},
     "canary": {"ran": bool, "stored": bool},
@@ -229,10 +229,10 @@ def main():
         try:
             if failure is not None:
                 raise failure
-            answer = getattr(operations, request["op"])(request)
+            response = getattr(operations, request["op"])(request)
         except Exception as error:
-            answer = {"error": "%s: %s" % (type(error).__name__, error)}
-        stdout.write(ANSWER + json.dumps(answer) + "\n")
+            response = {"error": "%s: %s" % (type(error).__name__, error)}
+        stdout.write(RESPONSE + json.dumps(response) + "\n")
         stdout.flush()
 
 

@@ -144,7 +144,7 @@ class Cutover:
                 self.go_back(str(error), bad)
             except Exception as second:  # The release's own code may return anything.
                 raise CutoverError(
-                    "%s\nThe revert is not finished: %s. %s serves users, background tasks wait. When that is"
+                    "%s\nThe revert is not finished: %s. %s is live for users, background tasks wait. When that is"
                     " fixed, the next deploy.yml or rollback.yml finishes it"
                     % (error, second, self.called(self.layout.current()))
                 ) from second
@@ -256,7 +256,7 @@ class Cutover:
     def _gate_worker(self, slot: str) -> None:
         worker, deadline = _worker(slot), time.monotonic() + self.options["worker_gate_seconds"]
         called = self.called(self._t("to"))
-        while not self._ask({"op": "ping", "worker": worker, "seconds": 1})["alive"]:
+        while not self._call({"op": "ping", "worker": worker, "seconds": 1})["alive"]:
             self._wait_watching(slot, 0)
             found = units.properties(unit("worker", slot), "ActiveState", "NRestarts", "Result")
             died = found["ActiveState"] not in ("active", "activating") or found.get("NRestarts", "0") != "0"
@@ -266,7 +266,7 @@ class Cutover:
                 lines += ["cause: %s" % tail(cause) for cause in causes(written)]
                 raise CutoverError("\n".join([*lines, tail(written, 8), self._see(unit("worker", slot))]))
         left = max(5, int(deadline - time.monotonic()))
-        result = self._ask({"op": "canary", "worker": worker, "queue": _canary_queue(slot), "seconds": left})
+        result = self._call({"op": "canary", "worker": worker, "queue": _canary_queue(slot), "seconds": left})
         problem = ""
         if not result["ran"]:
             problem = "responds, but runs no task: the canary did not run in %d s" % left
@@ -287,8 +287,8 @@ class Cutover:
             self._stop(slot, ("beat",))
         if units.active_state(unit("worker", slot)) != "active":
             return
-        answer = self._ask({"op": "cancel", "worker": _worker(slot), "queues": self._queues(self._t("from"))})
-        if not answer["confirmed"]:
+        response = self._call({"op": "cancel", "worker": _worker(slot), "queues": self._queues(self._t("from"))})
+        if not response["confirmed"]:
             # It would discard tasks of the new code that it does not know: then rather no worker briefly.
             self.notes.append("the old worker did not confirm that it takes no more tasks, so it was stopped first")
             self._stop(slot, ("worker",))
@@ -334,7 +334,7 @@ class Cutover:
         queues = self._queues(target)
         directory = self.layout.unknown_tasks
         if unknown:
-            quarantined = quarantine(self._ask, sorted(set(queues) | set(self._queues(source))), directory)
+            quarantined = quarantine(self._call, sorted(set(queues) | set(self._queues(source))), directory)
             for task in quarantined:
                 audit(self.layout, "task_quarantined", task=task["task"], id=task["id"], queue=task["queue"])
             if quarantined:
@@ -343,7 +343,7 @@ class Cutover:
                     " them runs them" % (len(quarantined), target, directory)
                 )
         if os.listdir(directory):
-            replayed, unreadable = replay(self._ask, directory)
+            replayed, unreadable = replay(self._call, directory)
             for task in replayed:
                 audit(self.layout, "task_replayed", task=task["task"], id=task["id"], queue=task["queue"])
             if unreadable:
@@ -618,12 +618,12 @@ class Cutover:
     def _free_worker(self, slot: str, queues) -> None:
         """Let a worker take the application's tasks, now and after its next start."""
         self._free_file(slot)
-        answer = self._ask({"op": "consume", "worker": _worker(slot), "queues": queues})
-        if not answer["confirmed"]:
+        response = self._call({"op": "consume", "worker": _worker(slot), "queues": queues})
+        if not response["confirmed"]:
             self.notes.append("worker %s did not confirm its queues and was restarted" % _worker(slot))
             units.stop(unit("worker", slot), seconds=stop_seconds(self.options, "worker"))
             systemctl("start", unit("worker", slot))
-        self._ask({"op": "cancel", "worker": _worker(slot), "queues": [_canary_queue(slot)]})
+        self._call({"op": "cancel", "worker": _worker(slot), "queues": [_canary_queue(slot)]})
 
     def _queues(self, release: Optional[str]) -> list:
         if self.options.get("celery_queues"):
@@ -639,12 +639,12 @@ class Cutover:
             )
         return self._driver
 
-    def _ask(self, request: dict) -> dict:
+    def _call(self, request: dict) -> dict:
         driver = self._driver_of(self._t("to"))
         # The first response comes once the release's code is loaded, which takes the worker about as long.
         loading = max(60, self.options["worker_gate_seconds"])
         try:
-            return driver.ask(request, timeout=request.get("seconds", 0) + loading)
+            return driver.call(request, timeout=request.get("seconds", 0) + loading)
         except ReleaseCodeError as error:
             raise ReleaseCodeError(
                 "querying the Celery application %s of %s (%s) failed: %s"
@@ -654,7 +654,7 @@ class Cutover:
     def _ping(self, slot: str) -> bool:
         """Whether a slot's worker responds."""
         request = {"op": "ping", "worker": _worker(slot), "seconds": self.options["worker_gate_seconds"]}
-        return self._ask(request)["alive"]
+        return self._call(request)["alive"]
 
     def close(self) -> None:
         if self._driver is not None:
@@ -698,22 +698,22 @@ class Cutover:
         return "\nThe complete output: %s and `journalctl -u %s`." % (logs, name)
 
 
-def quarantine(ask, queues: list, directory: str, **more) -> list:
+def quarantine(call, queues: list, directory: str, **more) -> list:
     """Have a driver take tasks out of queues; returns them. A version that floods them holds nobody up for good."""
     quarantined = []
     for _round in range(_PARK_ROUNDS):
-        found = ask(dict(more, op="quarantine", queues=queues, directory=directory))
+        found = call(dict(more, op="quarantine", queues=queues, directory=directory))
         quarantined += found["quarantined"]
         if not found.get("more"):
             break
     return quarantined
 
 
-def replay(ask, directory: str) -> tuple:
+def replay(call, directory: str) -> tuple:
     """Have a driver put quarantined tasks back; returns them, and the number of files that hold none."""
     replayed, unreadable, request = [], 0, {"op": "replay", "directory": directory}
     for _round in range(_PARK_ROUNDS):
-        found = ask(request)
+        found = call(request)
         replayed += found["replayed"]
         unreadable += found.get("unreadable", 0)
         if not found.get("next"):

@@ -22,7 +22,7 @@ import threading
 import time
 import traceback
 
-ANSWER = "@@shiftmaster-answer@@ "
+RESPONSE = "@@shiftmaster-response@@ "
 ALIAS = "default"
 # The form of each response (releasecode.matches). A failure contains what was done before it, too.
 _NAME = {"app": str, "name": str}
@@ -31,7 +31,7 @@ _MIGRATION = dict(_NAME, atomic=bool, replaces=[[str]], operations=[_OPERATION])
 _DONE = {"done": [_NAME], "repaired": [str], "applied?": [_NAME], "vendor": str}
 _FAILURE = dict(_DONE, failure={"kind": str, "message": str, "hint?": (str, None), "half_applied?": bool})
 _PLAN = {"vendor": str, "pending": [_MIGRATION], "applied": [_NAME], "known": [dict(_NAME, replaces=[[str]])]}
-ANSWERS = {
+RESPONSES = {
     "plan": (_FAILURE, {**_PLAN, "half?": [_NAME], "sources?": {str: {str: str}}}),
     "apply": (_FAILURE, dict(_DONE, applied=[_NAME])),
     "reverse": (_FAILURE, dict(_DONE, **{"applied": [_NAME], "pending?": [_MIGRATION], "warning?": str})),
@@ -184,7 +184,7 @@ def pending_of(executor):
     return [migration for migration, _ in executor.migration_plan(executor.loader.graph.leaf_nodes())]
 
 
-def look(connection, request):
+def read_state(connection, request):
     """Return the applied, contained and pending migrations.
 
     Request: sources: true to get the text of all files of the apps with a pending migration.
@@ -193,10 +193,10 @@ def look(connection, request):
     loader = executor.loader
     half = half_done(connection, loader)
     for pair in half:
-        for row in rows_behind(loader, pair):
+        for row in rows_after(loader, pair):
             loader.applied_migrations.pop(row, None)
     pending = pending_of(executor)
-    answer = {
+    response = {
         "vendor": connection.vendor,
         "pending": [describe_migration(migration) for migration in pending],
         "applied": rows_of(connection),
@@ -208,11 +208,11 @@ def look(connection, request):
     }
     if request.get("sources"):
         apps = {migration.app_label for migration in pending}
-        answer["sources"] = {}
+        response["sources"] = {}
         for (app, name), migration in loader.disk_migrations.items():
             if app in apps:
-                answer["sources"].setdefault(app, {})[name] = source_of(migration)
-    return answer
+                response["sources"].setdefault(app, {})[name] = source_of(migration)
+    return response
 
 
 # ---------------------------------------------------------------------------------------------------------- the lock
@@ -320,7 +320,7 @@ class Lock:
         return self
 
     def _wait(self, deadline):
-        told = False
+        reported = False
         while not query(self.connection, "SELECT pg_try_advisory_lock(%s)", [LOCK_KEY])[0][0]:
             holder = holder_of(self.connection)
             if time.monotonic() >= deadline:
@@ -331,9 +331,9 @@ class Lock:
                     "Nothing was changed. Wait for it, or end that session if it is stuck." % (who, self.wait_seconds),
                     pid=holder[0] if holder else None,
                 )
-            if not told:
+            if not reported:
                 note("waiting for the migration lock that session %s holds" % (holder[0] if holder else "?"))
-                told = True
+                reported = True
             time.sleep(0.25)
 
     def _wait_for_leftovers(self, deadline):
@@ -400,7 +400,7 @@ def half_done(connection, loader):
     return half
 
 
-def rows_behind(loader, pair):
+def rows_after(loader, pair):
     """The rows that stand for a migration; for a squashed one also those that it replaces."""
     migration = loader.disk_migrations.get(pair)
     return [pair] + [tuple(replaced) for replaced in (migration and migration.replaces) or ()]
@@ -738,17 +738,17 @@ def explain(error, tracker, connection, lock):
 
 
 def outcome(connection, tracker, failure=None):
-    answer = {"done": tracker.finished, "repaired": tracker.repaired, "vendor": connection.vendor, "applied": []}
+    response = {"done": tracker.finished, "repaired": tracker.repaired, "vendor": connection.vendor, "applied": []}
     if failure is None:
-        answer["applied"] = rows_of(connection)
-        return answer
-    answer["failure"] = failure
+        response["applied"] = rows_of(connection)
+        return response
+    response["failure"] = failure
     try:
         connection.close()  # Whatever state the failed statement left it in.
-        answer["applied"] = rows_of(connection)
+        response["applied"] = rows_of(connection)
     except Exception as error:
         note("the applied migrations cannot be read any more: %s" % first_line(error))
-    return answer
+    return response
 
 
 def apply(connection, request):
@@ -764,7 +764,7 @@ def apply(connection, request):
         executor = executor_of(connection)
         if half := half_done(connection, executor.loader):  # In either direction; it is done completely.
             for pair in half:
-                for row in rows_behind(executor.loader, pair) if pair in executor.loader.disk_migrations else ():
+                for row in rows_after(executor.loader, pair) if pair in executor.loader.disk_migrations else ():
                     executor.recorder.record_unapplied(*row)
             executor = executor_of(connection)
         pending = pending_of(executor)
@@ -877,13 +877,13 @@ def reverse(connection, request):
         except Exception as error:
             traceback.print_exc()
             return outcome(connection, tracker, explain(error, tracker, connection, lock))
-        answer = outcome(connection, tracker)
+        response = outcome(connection, tracker)
         try:
             emit_post_migrate_signal(1, False, ALIAS, stdout=sys.stderr, apps=state.apps, plan=plan)
         except Exception as error:  # The schema is back; a handler written for the new one must not undo that.
             note("a post_migrate handler failed: %s: %s" % (type(error).__name__, first_line(error)))
-            answer["warning"] = "A post_migrate handler failed after the reversal: %s" % first_line(error)
-        return answer
+            response["warning"] = "A post_migrate handler failed after the reversal: %s" % first_line(error)
+        return response
 
 
 def limit(seconds):
@@ -896,7 +896,7 @@ def limit(seconds):
 
 
 NOTHING = {"done": [], "repaired": []}
-OPERATIONS = {"plan": look, "apply": apply, "reverse": reverse}
+OPERATIONS = {"plan": read_state, "apply": apply, "reverse": reverse}
 
 
 def main():
@@ -909,13 +909,13 @@ def main():
         try:
             connection = connection or setup()
             try:
-                answer = OPERATIONS[request["op"]](connection, request)
+                response = OPERATIONS[request["op"]](connection, request)
             except Failure as failure:
-                answer = {"failure": failure.details, **NOTHING, "vendor": connection.vendor}
+                response = {"failure": failure.details, **NOTHING, "vendor": connection.vendor}
         except Exception as error:
             traceback.print_exc()
-            answer = {"error": "%s: %s" % (type(error).__name__, first_line(error))}
-        channel.write("\n" + ANSWER + json.dumps(answer) + "\n")
+            response = {"error": "%s: %s" % (type(error).__name__, first_line(error))}
+        channel.write("\n" + RESPONSE + json.dumps(response) + "\n")
         channel.flush()
         timer.cancel()
 

@@ -607,7 +607,7 @@ class File:
             self.problems.append("the file does not define the class Migration exactly once")
             return
         self._class(found[0])
-        self._outside(tree)
+        self._external(tree)
 
     def _comments(self, text):
         try:
@@ -658,7 +658,7 @@ class File:
         elif name == "shiftmaster_class":
             self.annotations.append(str(_literal(value, "not a literal")).strip().lower())
 
-    def _outside(self, tree):
+    def _external(self, tree):
         """Find code that changes the class from outside, as `Migration.operations.append(...)`."""
         for node in ast.walk(tree):
             target = None
@@ -697,11 +697,11 @@ def _evaluate(file: File, models: Models) -> dict:
     record = {field: getattr(file, field) for field in fields}
     loses = [operation["loses"] for operation in operations if operation["loses"]]
     record.update(annotation=None, operations=operations, loses=loses)
-    _settle(record, file.annotations, set())
+    _classify(record, file.annotations, set())
     return record
 
 
-def _settle(record: dict, annotations: list, created: set) -> None:
+def _classify(record: dict, annotations: list, created: set) -> None:
     """Set class, reversible and reasons of a record from its operations, problems and annotations."""
     reasons, classes, warnings, firm = list(record["problems"]), [CONTRACT] * len(record["problems"]), [], []
     for operation in record["operations"]:
@@ -753,7 +753,7 @@ def relative(records: Iterable[dict], order: Optional[list] = None) -> List[dict
     for record in records:
         fresh = dict(record)
         known = created.setdefault(record["app"], set())
-        _settle(fresh, record.get("annotations", []), known)
+        _classify(fresh, record.get("annotations", []), known)
         for operation in record["operations"]:
             if operation["operation"] == "CreateModel" and operation["model"]:
                 known.add(operation["model"])
@@ -1030,13 +1030,13 @@ def classify_ahead(ahead: Iterable, releases_root: str, releases: Optional[Relea
     return relative(records)
 
 
-def plan(answer: Mapping) -> List[dict]:
+def plan(response: Mapping) -> List[dict]:
     """Evaluate what is pending, from the response of the driver's operation `plan` with sources; in order."""
     known = {}
-    for app, texts in answer.get("sources", {}).items():
+    for app, texts in response.get("sources", {}).items():
         known.update((key(record), record) for record in classify_app(app, texts))
     records = []
-    for migration in answer["pending"]:
+    for migration in response["pending"]:
         record = dict(known.get(key(migration)) or _evaluate(File(migration["app"], migration["name"], ""), Models()))
         record["atomic"] = migration["atomic"]
         # Django knows better than a reader whether an operation can be reversed.
@@ -1047,7 +1047,7 @@ def plan(answer: Mapping) -> List[dict]:
 
 
 def compare(
-    answer: Mapping, releases_root: str, tolerated: Iterable[str] = (), releases: Optional[Releases] = None
+    response: Mapping, releases_root: str, tolerated: Iterable[str] = (), releases: Optional[Releases] = None
 ) -> dict:
     """Return whether the code of a release can run on the database as it is.
 
@@ -1055,14 +1055,14 @@ def compare(
     Returns ahead (records), unapplied ([{app, name}]), safe_to_rollback and reason.
     """
     releases = releases or Releases(releases_root)
-    known = {key(migration) for migration in answer["known"]}
+    known = {key(migration) for migration in response["known"]}
     replaces = {}
-    for row in answer["applied"]:
+    for row in response["applied"]:
         if key(row) not in known:
             record = releases.find(key(row))
             if record and record["replaces"]:
                 replaces[key(row)] = [key(pair) for pair in record["replaces"]]
-    state = compare_state(answer["applied"], answer["known"], replaces, tolerated)
+    state = compare_state(response["applied"], response["known"], replaces, tolerated)
     ahead = classify_ahead(state["ahead"], releases_root, releases)
     safe, reason = rollback_result(ahead)
     return {"ahead": ahead, "unapplied": state["unapplied"], "safe_to_rollback": safe, "reason": reason}

@@ -29,8 +29,8 @@ from typing import NamedTuple, Optional
 from ..host import envfile, units
 from ..host.printable import printable
 
-ANSWER = "@@shiftmaster-answer@@ "
-ANSWER_BYTES = 8 * 1024 * 1024  # The texts of all migrations are the largest response.
+RESPONSE = "@@shiftmaster-response@@ "
+RESPONSE_BYTES = 8 * 1024 * 1024  # The texts of all migrations are the largest response.
 KEPT_BYTES = 1024 * 1024  # Of each stream, half of it from the beginning and half from the end.
 _LINE = 1000  # Of a line in a message: people and the audit log get it.
 # How much longer than its caller waits a unit may run: the caller may have been killed.
@@ -298,7 +298,7 @@ class ReleaseCode:
     def driver(self, module, request: dict, timeout=60, extra_env=None) -> dict:
         """Send one request to a driver; see Driver."""
         with Driver(self, module, extra_env, timeout) as driver:
-            return driver.ask(request, timeout)
+            return driver.call(request, timeout)
 
 
 class Driver:
@@ -310,7 +310,7 @@ class Driver:
     """
 
     def __init__(self, code: ReleaseCode, module, extra_env=None, seconds=24 * 3600):
-        self._shapes = module.ANSWERS
+        self._shapes = module.RESPONSES
         source, command = os.path.join(code.path, "source"), [code.python, "-c", _BOOTSTRAP]
         self._process = Process(code.user, command, code.environ(extra_env), source, "code", seconds, subprocess.PIPE)
         self._child = self._process.child
@@ -330,13 +330,13 @@ class Driver:
             self._child.stdin.write((json.dumps(value) + "\n").encode())
             self._child.stdin.flush()
 
-    def ask(self, request: dict, timeout=60) -> dict:
+    def call(self, request: dict, timeout=60) -> dict:
         """Send one request and return its response; timeout is in seconds."""
         deadline = time.monotonic() + timeout
         self._send(request)
         for line in self._lines(deadline):
-            if line.startswith(ANSWER):
-                return self._checked(line[len(ANSWER) :], request["op"])
+            if line.startswith(RESPONSE):
+                return self._checked(line[len(RESPONSE) :], request["op"])
             self._noise.append(line[:1000])
         code = self._child.poll()
         why = _SIGNALLED_HINT if code == _SIGNALLED else "ended with code %s and without a response" % code
@@ -346,14 +346,14 @@ class Driver:
 
     def _checked(self, text: str, operation: str) -> dict:
         try:
-            answer = json.loads(text)
+            response = json.loads(text)
         except (ValueError, RecursionError):
-            answer = None
-        if matches(answer, {"error": str}):
-            raise ReleaseCodeError(answer["error"][:10000])
-        if not matches(answer, self._shapes[operation]):
+            response = None
+        if matches(response, {"error": str}):
+            raise ReleaseCodeError(response["error"][:10000])
+        if not matches(response, self._shapes[operation]):
             raise ReleaseCodeError("the release's code responded to %s in an unknown form" % operation)
-        return answer
+        return response
 
     def _lines(self, deadline):
         stream = self._child.stdout
@@ -365,8 +365,8 @@ class Driver:
                 searched = 0
                 yield line.decode(errors="replace")
             searched = len(self._buffer)
-            if searched > ANSWER_BYTES:
-                raise ReleaseCodeError("the release's code wrote a line of more than %d bytes" % ANSWER_BYTES)
+            if searched > RESPONSE_BYTES:
+                raise ReleaseCodeError("the release's code wrote a line of more than %d bytes" % RESPONSE_BYTES)
             left = deadline - time.monotonic()
             ready, _write, _error = select.select([stream], [], [], max(0, left))
             if not ready or left <= 0:

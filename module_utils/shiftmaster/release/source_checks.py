@@ -46,18 +46,18 @@ def check(texts: Dict[str, str], migrations: Iterable[dict], options: dict) -> T
             problems.append(
                 "%s needs %s in the environment (shiftmaster_extra_environment)" % (path, ", ".join(missing))
             )
-    whole = "\n".join(texts[path] for path in chain) + options["site_settings"]
-    takes = re.search(r"""["']STATIC_ROOT["']""", whole) or re.search(
+    complete_text = "\n".join(texts[path] for path in chain) + options["site_settings"]
+    takes = re.search(r"""["']STATIC_ROOT["']""", complete_text) or re.search(
         r"^\s*STATIC_ROOT\s*=", options["site_settings"], re.M
     )
-    if options["collectstatic"] and complete and "django.contrib.staticfiles" in whole and not takes:
+    if options["collectstatic"] and complete and "django.contrib.staticfiles" in complete_text and not takes:
         problems.append(
             "STATIC_ROOT does not come from the environment, and the source cannot be written to: set"
             ' STATIC_ROOT = os.environ["STATIC_ROOT"] in shiftmaster_site_settings'
         )
     for app, names in leaves(migrations).items():
         # An application that is not installed has no say.
-        if len(names) > 1 and re.search(r"""["'](\w+\.)*%s(\.\w+)*["']""" % re.escape(app), whole):
+        if len(names) > 1 and re.search(r"""["'](\w+\.)*%s(\.\w+)*["']""" % re.escape(app), complete_text):
             problems.append(
                 "%s: migrations %s are both the last; merge them (makemigrations --merge)" % (app, " and ".join(names))
             )

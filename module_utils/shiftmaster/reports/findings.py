@@ -66,7 +66,7 @@ def duration(seconds) -> str:
 
 
 # Messages of systemd about a unit among the unit's own output.
-_SYSTEMD_SAYS = re.compile(
+_SYSTEMD_MESSAGES = re.compile(
     r"[^ ]+[.]service: (?!Failed (at step|to determine|to load|to set up))|(Start|Stopp)(ed|ing) |Failed to start "
 )
 
@@ -74,7 +74,7 @@ _SYSTEMD_SAYS = re.compile(
 def own_word(lines) -> str:
     """Return a unit's own last output: after it systemd reports that it has ended, and begins it again."""
     lines = list(lines or ())
-    return ([line for line in lines if not _SYSTEMD_SAYS.match(line)] or lines or [""])[-1]
+    return ([line for line in lines if not _SYSTEMD_MESSAGES.match(line)] or lines or [""])[-1]
 
 
 def logged(problems, pattern: str, since: float) -> Optional[dict]:
@@ -116,7 +116,7 @@ def zone_text(zone: dict) -> str:
     return "UTC" if zone["name"] == "UTC" and not minutes else "%s (%s)" % (zone["name"], offset)
 
 
-def moment(value) -> Optional[float]:
+def timestamp(value) -> Optional[float]:
     """Return the epoch of an epoch or of a time in ISO 8601; None where it is neither."""
     if isinstance(value, (int, float)):
         return float(value)
@@ -130,7 +130,7 @@ def outside_deploys(problems: list, deploys: list) -> list:
     """Return the problems of a log that did not all occur during one deploy: a rejected version logs its own."""
     spans, begun = [], None
     for event in deploys:
-        at = moment(event.get("time"))
+        at = timestamp(event.get("time"))
         if event.get("event") == "cutover_started":
             begun = at
         elif at is not None and begun is not None:
@@ -145,7 +145,7 @@ def outside_deploys(problems: list, deploys: list) -> list:
 
 def clock(value, zone: dict) -> str:
     """Return a time as a zone's clock shows it; what is no time stays as it is."""
-    at = moment(value)
+    at = timestamp(value)
     if at is None:
         return str(value)
     return datetime.datetime.fromtimestamp(at, timezone(zone)).strftime("%Y-%m-%d %H:%M %Z")

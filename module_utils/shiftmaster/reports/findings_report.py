@@ -15,7 +15,7 @@ import unicodedata
 from typing import Optional
 
 from . import findings
-from .findings import LANGUAGES, duration, moment, size, timezone, zone_of, zone_text
+from .findings import LANGUAGES, duration, size, timestamp, timezone, zone_of, zone_text
 
 SCHEMA = 1
 SIGNS = {"critical": "❌", "warning": "⚠️", "info": "ℹ️", "healthy": "✅"}
@@ -36,10 +36,10 @@ SAYS = {
     ),
     "nothing": ("Nothing is wrong that this diagnosis can see.", "この診断で確認できる異常はありません。"),
     "nothing_but": (
-        "Nothing is wrong in what was looked at, but not everything could be looked at: {parts}.",
+        "Nothing is wrong in what was inspected, but not everything could be inspected: {parts}.",
         "確認できた範囲に異常はありませんが、確認できなかった項目があります: {parts}。",
     ),
-    "result_but": (". Not everything could be looked at: {parts}.", "。確認できなかった項目があります: {parts}。"),
+    "result_but": (". Not everything could be inspected: {parts}.", "。確認できなかった項目があります: {parts}。"),
     "cause": ("Cause", "原因"),
     "evidence": ("Evidence", "根拠"),
     "fix": ("Do", "対処"),
@@ -47,7 +47,7 @@ SAYS = {
     "controller": ("on your machine, in this repository", "手元のマシンのこのリポジトリで実行"),
     "runbook": ("Runbook", "手順書"),
     "follows": ("Follows from it", "ここから生じている事象"),
-    "unseen": ("Not looked at", "確認できなかった項目"),
+    "unseen": ("Not inspected", "確認できなかった項目"),
     "firing": ("Alerts that fire", "発報中のアラート"),
     "since": ("since {time}", "{time} から"),
     "since_before": ("since before these hours", "表示期間より前から"),
@@ -116,7 +116,7 @@ COLUMNS_JA = {
     "index_rows": "インデックス取得行", "entries_read": "読取エントリ", "rows_fetched": "取得行",
     "vacuumed_seconds_ago": "VACUUM からの経過", "analysed_seconds_ago": "ANALYZE からの経過",
     "bloat_bytes": "肥大化", "index": "インデックス", "indexes": "インデックス", "constraint": "制約",
-    "standby": "スタンバイ", "sync_state": "同期方式", "behind_bytes": "遅延量", "behind_seconds": "遅延時間",
+    "standby": "スタンバイ", "sync_state": "同期方式", "lag_bytes": "遅延量", "lag_seconds": "遅延時間",
     "name": "名前", "age": "経過トランザクション", "allowed": "接続可", "connection_limit": "接続上限",
     "deadlocks": "デッドロック", "conflicts": "競合", "temp_bytes": "一時ファイル", "blks_hit": "ヒットブロック",
     "blks_read": "読込ブロック",
@@ -127,7 +127,7 @@ COLUMNS_EN = {
     "state_seconds": "in this state", "query": "statement", "mean_ms": "mean, ms", "total_ms": "total, ms",
     "bytes": "size", "index_bytes": "indexes", "scanned_rows": "rows by scans", "index_rows": "rows by index",
     "vacuumed_seconds_ago": "vacuumed ago", "analysed_seconds_ago": "analysed ago", "bloat_bytes": "bloat",
-    "sync_state": "kind", "behind_bytes": "behind", "behind_seconds": "behind for", "age": "age, transactions",
+    "sync_state": "kind", "lag_bytes": "behind", "lag_seconds": "behind for", "age": "age, transactions",
     "allowed": "takes connections", "temp_bytes": "temporary files", "blks_hit": "blocks from memory",
     "blks_read": "blocks from disk",
 }  # fmt: skip
@@ -179,7 +179,7 @@ def report(hosts: list, found: list, area: str, made: datetime.datetime) -> dict
 
 
 def unseen(hosts: list) -> list:
-    """Return what could not be looked at: a report that is silent about it would be taken for a good one."""
+    """Return what could not be inspected: a report that is silent about it would be taken for a good one."""
     return [
         {"host": host["host"], "part": name, "status": part["status"], "error": part.get("error", "")}
         for host in hosts
@@ -193,7 +193,7 @@ def unseen(hosts: list) -> list:
 
 
 def unseen_parts(data: dict, count: int = 4) -> str:
-    """Return which parts could not be looked at, for a headline: of several hosts with the host."""
+    """Return which parts could not be inspected, for a headline: of several hosts with the host."""
     several = len(data["hosts"]) > 1
     parts = ["%s: %s" % (one["host"], one["part"]) if several else one["part"] for one in data["unseen"]]
     return ", ".join(parts[:count]) + (" …" if len(parts) > count else "")
@@ -608,7 +608,7 @@ def timeline(hosts: list, language: str = "en") -> list:
     for host in hosts:
         parts = host.get("parts") or {}
         for deploy in parts.get("release", {}).get("deploys") or []:
-            at = moment(deploy.get("time"))
+            at = timestamp(deploy.get("time"))
             words = [deploy.get(key) for key in ("kind", "event", "target", "version", "reason")]
             text = " ".join(str(word) for word in words if word)
             events.append((at, host["host"], "deploy", text))
@@ -627,13 +627,15 @@ def timeline(hosts: list, language: str = "en") -> list:
 
 def alert_events(hosts: list, language: str) -> list:
     """Return [(at, host, "alert", text)]: when each alert began and ended. Two Prometheus report one alert once."""
-    events, told = [], []
+    events, reported = [], []
     for host in hosts:
         news = []
         for alert in _history(host).get("alerts") or []:
             name, about, first, last = alert["name"], alert["instance"] or host["host"], alert["start"], alert["end"]
             since, until = span = (float(first or 0), float(last or "inf"))
-            if any(who == (name, about) and since <= end + 60 and begin - 60 <= until for who, (begin, end) in told):
+            if any(
+                who == (name, about) and since <= end + 60 and begin - 60 <= until for who, (begin, end) in reported
+            ):
                 continue
             news.append(((name, about), span))
             values = {"name": name, "severity": severity_word(alert["severity"], language)}
@@ -646,7 +648,7 @@ def alert_events(hosts: list, language: str) -> list:
                 events.append((last, about, "alert", say(language, "ended_only", **values)))
             elif not first and host.get("at"):
                 events.append((host["at"], about, "alert", say(language, "fired_before", **values)))
-        told += news
+        reported += news
     return events
 
 

@@ -102,7 +102,7 @@ from shiftmaster.backup.host import BackupError, Host, load_options
 statement = re.search(r"format\\('(SELECT count.*?)',", verification.COUNTS_SQL, re.S)[1]
 for name in ("django_migrations", "impostor"):
     try:
-        print(name, Host(load_options()).ask(statement.replace("%I.%I", "public." + name), "shiftmaster")[0][0])
+        print(name, Host(load_options()).query(statement.replace("%I.%I", "public." + name), "shiftmaster")[0][0])
     except BackupError as error:
         print(name, "failed")
 """

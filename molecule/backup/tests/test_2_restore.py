@@ -92,10 +92,10 @@ def test_rows_come_back_with_those_that_refer_to_them(operations, backups, data)
         return re.sub(r"\broster_(shift|assignment)\b", r"roster_\1_2", text)
 
     assert "public.roster_assignment_2" in backups.shell(renamed(query))
-    moment = now(backups)
+    timestamp = now(backups)
     backups.sql("DELETE FROM roster_assignment_2; DELETE FROM roster_shift_2 WHERE id <> 42")
     backups.sql("UPDATE roster_shift_2 SET name = 'newer'; INSERT INTO roster_shift_2 (name) VALUES ('later')")
-    run = operations.run(RESTORE, target=moment, table="roster_shift_2,roster_assignment_2")
+    run = operations.run(RESTORE, target=timestamp, table="roster_shift_2,roster_assignment_2")
     assert run.code == 0, run.output[-3000:]
     backups.shell("cp /var/backups/shiftmaster/tables/*/roster_shift_2.dump /var/lib/postgresql/rows.dump")
     backups.shell("chown postgres /var/lib/postgresql/rows.dump")

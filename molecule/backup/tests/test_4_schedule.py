@@ -81,7 +81,7 @@ def test_cron_starts_the_real_work(operations, backups, first, tmp_path):
         assert as_cron_does(path) == 1
     assert len(backups.manifests()) == before + 1
     reports = next(tmp_path.glob("shiftmaster-reports-*")).read_text()
-    assert "*/5 * * * * root cd" in reports and "health_tell=true" in reports
+    assert "*/5 * * * * root cd" in reports and "health_notify=true" in reports
     assert "15 8 * * 1 root" in reports and "-e period=weekly" in reports and "-e language=ja" in reports
     # Removed by the new scheduler.
     assert operations.run(SCHEDULE, by="awx", reports="nobody", **options).code == 0

@@ -65,11 +65,11 @@ def test_the_new_ones_open_the_repositories_and_the_old_ones_no_longer(operation
 def test_each_time_is_restored_also_between_the_two(operations, backups, secrets, before):
     """The last backup of the earlier stanza, and WAL that is in today's archive alone; in place, too."""
     backups.sql("INSERT INTO changing VALUES (2); SELECT pg_switch_wal()")
-    moment = backups.sql(
+    timestamp = backups.sql(
         "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US')||'+00:00'"
     )
     backups.sql("INSERT INTO changing VALUES (3)")
-    options = {**CHANGED, **secrets, "target": moment}
+    options = {**CHANGED, **secrets, "target": timestamp}
     run = operations.run(RESTORE, into="scratch", **options)
     assert run.code == 0 and run.prints("rows"), run.output[-4000:]
     run = operations.run(RESTORE, confirm=operations.host, timeout=3000, **options)

@@ -37,7 +37,7 @@ def mails(monkeypatch, tmp_path):
 
 def test_health_notifies_of_changes_only(operations, mails):
     def health():
-        return operations.run("playbooks/health.yml", health_tell=True, health_language="ja", **mails.options)
+        return operations.run("playbooks/health.yml", health_notify=True, health_language="ja", **mails.options)
 
     assert health().code == 0 and mails() == []
     operations.shell("systemctl stop redis-server")
@@ -61,9 +61,9 @@ def test_a_report_that_no_server_accepted_is_sent_the_next_time(operations, mail
     nobody = {**mails.options, "notify_smtp_port": 1}
     operations.shell("systemctl stop redis-server")
     try:
-        run = operations.run("playbooks/health.yml", health_tell=True, **nobody)
+        run = operations.run("playbooks/health.yml", health_notify=True, **nobody)
         assert run.code == 2 and run.prints("email was not notified"), run.output[-3000:]
-        operations.run("playbooks/health.yml", health_tell=True, **mails.options)
+        operations.run("playbooks/health.yml", health_notify=True, **mails.options)
         assert len(mails()) == 1
     finally:
         operations.shell("systemctl start redis-server")
@@ -72,7 +72,9 @@ def test_a_report_that_no_server_accepted_is_sent_the_next_time(operations, mail
 def test_a_report_that_cannot_be_written_is_printed_and_sent(operations, mails):
     operations.shell("systemctl stop redis-server")
     try:
-        run = operations.run("playbooks/health.yml", health_tell=True, health_report_file="/nowhere/x", **mails.options)
+        run = operations.run(
+            "playbooks/health.yml", health_notify=True, health_report_file="/nowhere/x", **mails.options
+        )
         assert run.code == 2 and run.prints("Overall health", "/nowhere"), run.output[-3000:]
         assert len(mails()) == 1
     finally:

@@ -196,8 +196,8 @@ def test_the_data_of_etcd_are_lost_on_every_host(members, capsys):
         host.shell("systemctl stop etcd; rm -r /var/lib/etcd/shiftmaster /etc/ansible/facts.d/shiftmaster_etcd.fact")
     run = first.run("deploy.yml", "--tags", "etcd", timeout=1200)
     assert run.code == 0, run.output[-6000:]
-    answers = [host.shell("runuser -u postgres -- psql -XAtc 'SELECT pg_is_in_recovery()'") for host in members.hosts]
-    assert answers[members.hosts.index(primary)].strip() == "f" and "".join(answers).count("f") == 1
+    responses = [host.shell("runuser -u postgres -- psql -XAtc 'SELECT pg_is_in_recovery()'") for host in members.hosts]
+    assert responses[members.hosts.index(primary)].strip() == "f" and "".join(responses).count("f") == 1
     primary.shell("systemctl restart patroni@17-main")
     wait_for(lambda: members.state(primary).get("role") == "primary", 120, "the primary with its lease")
     for host in standbys:

@@ -102,7 +102,7 @@ def test_a_failover_during_a_backup(members):
 
 
 @pytest.fixture(scope="session")
-def moment(members):
+def timestamp(members):
     """A time between two rows, of the cluster after its failovers."""
     primary = members.primary()
     sql = partial(members.sql, host=primary, database="shiftmaster")
@@ -120,9 +120,9 @@ def single(members):
     return Operations(INVENTORY.parent / "single", members.hosts[0].host)
 
 
-def test_a_failover_keeps_the_backups(members, moment):
+def test_a_failover_keeps_the_backups(members, timestamp):
     """The moment to which the database is restored later: the newest backup is of before the failovers."""
-    run = members.hosts[0].run("playbooks/restore.yml", into="scratch", target=moment, timeout=1800)
+    run = members.hosts[0].run("playbooks/restore.yml", into="scratch", target=timestamp, timeout=1800)
     assert run.code == 0, run.output[-4000:]
 
 
@@ -161,11 +161,11 @@ def test_one_member_becomes_the_only_database(members, capsys):
     assert (second.code, second.changed) == (0, 0), second.output[-6000:]
 
 
-def test_the_database_of_a_cluster_is_restored(members, moment):
+def test_the_database_of_a_cluster_is_restored(members, timestamp):
     """As the guide has it: one member is left, restored, and the others copy it."""
     first, rows = members.hosts[0], "SELECT string_agg(id::text, ',') FROM kept"
     assert members.sql(rows, first, "shiftmaster").strip() == "1,2"
-    run = single(members).run("playbooks/restore.yml", target=moment, confirm=first.host, timeout=1800)
+    run = single(members).run("playbooks/restore.yml", target=timestamp, confirm=first.host, timeout=1800)
     assert run.code == 0, run.output[-6000:]
     assert members.sql(rows, first, "shiftmaster").strip() == "1"
     run = first.run("deploy.yml", "--tags", "base,tls,database", timeout=1700)

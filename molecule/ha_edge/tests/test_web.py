@@ -21,10 +21,10 @@ def test_nginx_of_the_holder_ends(members, capsys):
     (holder,) = members.holders()
     begin = time.time()
     holder.shell("systemctl kill -s KILL nginx; systemctl stop nginx")
-    seconds, answered = outage(15, begin)
+    seconds, responded = outage(15, begin)
     (other,) = members.holders()
     report(capsys, f"nginx ended: {seconds:.1f} s without a page")
-    assert other is not holder and seconds <= 5 and answered
+    assert other is not holder and seconds <= 5 and responded
     holder.shell("systemctl start nginx")
     time.sleep(8)
     # nopreempt: it does not return by itself.
@@ -36,7 +36,7 @@ def test_nginx_of_the_holder_hangs(members, capsys):
     begin = time.time()
     holder.shell("systemctl kill -s STOP nginx")
     try:
-        seconds, _answered = outage(15, begin)
+        seconds, _responded = outage(15, begin)
         assert holder not in members.holders()
     finally:
         holder.shell("systemctl kill -s CONT nginx")

@@ -90,7 +90,7 @@ class Run:
             sys.exit("FAILED %s" % result["msg"])
         return result
 
-    # roles/release/tasks/acquire.yml, unlock.yml
+    # roles/release/tasks/lock.yml, unlock.yml
     def lock(self):
         # As the action shiftmaster_lock does.
         sys.path.insert(0, os.path.join(CALLS, "shiftmaster_lock", "debug_dir"))

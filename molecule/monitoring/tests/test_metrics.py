@@ -321,7 +321,7 @@ def test_monitoring_is_not_reachable_from_other_hosts(hosts, watch):
 
 
 # Changes that a run may make to monitoring: files, and services that were started again.
-LAID_DOWN = (
+INSTALLED = (
     "find /etc/prometheus* /etc/systemd/system /etc/nginx -printf '%p %m %u %g %s %T@\\n' | sort; "
     "systemctl show --property=Id,ActiveEnterTimestamp 'prometheus*' mtail nginx"
 )
@@ -338,7 +338,7 @@ def test_a_second_run_changes_nothing(hosts, watch, capsys):
 
 def test_check_mode_reports_changes_and_makes_none(hosts, watch):
     machines = (hosts.app, hosts.standby, watch)
-    before = [machine.shell(LAID_DOWN) for machine in machines]
+    before = [machine.shell(INSTALLED) for machine in machines]
     run = hosts.app.run(
         "deploy.yml", "--tags", "monitoring", "--check", shiftmaster_version="2.0.0", prometheus_retention_days=70,
         alertmanager_language="ja", exporter_postgres_statement_timeout_milliseconds=4321,
@@ -346,7 +346,7 @@ def test_check_mode_reports_changes_and_makes_none(hosts, watch):
     assert run.code == 0, run.output[-4000:]
     for machine in machines:
         assert run.recap[machine.host]["changed"] >= 1, run.output[-4000:]
-    assert [machine.shell(LAID_DOWN) for machine in machines] == before
+    assert [machine.shell(INSTALLED) for machine in machines] == before
 
 
 # --- what exporters may do --------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_an_unreachable_store_fails_the_run_and_no_local_backup(backups, outside
     finally:
         backups.shell("systemctl start ssh")
     assert manifest["parts"]["files"]["result"] == "succeeded" and manifest["result"] == "failed"
-    assert "not brought outside" in backups.why(manifest) and "FAILED" in backups.log()
+    assert "not copied off-site" in backups.why(manifest) and "FAILED" in backups.log()
     assert backups.metric("shiftmaster_backup_failed")["run"] == 1
     assert backups.metric("shiftmaster_backup_offsite_last_success_timestamp_seconds") == before
     backups.run(only="files")
@@ -152,7 +152,7 @@ def test_a_store_of_s3(operations, backups, outside):
         kept = backups.kept()
         manifest = backups.run(check=False, only="files")
         assert manifest["parts"]["files"]["result"] == "succeeded" and kept < backups.kept()
-        assert "not brought outside" in backups.why(manifest) and "expired" in backups.why(manifest), manifest
+        assert "not copied off-site" in backups.why(manifest) and "expired" in backups.why(manifest), manifest
         assert backups.metric("shiftmaster_backup_failed")["run"] == 1
     finally:
         backups.shell("systemctl stop store")

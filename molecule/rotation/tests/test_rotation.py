@@ -155,7 +155,7 @@ def test_rollback_over_a_rotation_is_refused(operations, vault):
     first = next(iter(sorted(operations.state()["releases"])))
     run = operations.rollback(to=first, **vault.variables)
     assert run.code == 2, run.output[-4000:]
-    assert run.prints("the database refuses its password", "Redis refuses the password", "deploy.yml"), run.output[
+    assert run.prints("the database rejects its password", "Redis rejects the password", "deploy.yml"), run.output[
         -4000:
     ]
     assert operations.live_version(10) == "2.0.0"

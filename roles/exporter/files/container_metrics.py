@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 # As old as the oldest engine that supports all of this (Docker 20.10).
 API = "/v1.41"
-LARGEST_ANSWER_BYTES = 32 * 1024 * 1024
+LARGEST_RESPONSE_BYTES = 32 * 1024 * 1024
 STATES = ("created", "running", "paused", "restarting", "removing", "exited", "dead")
 HEALTH = ("healthy", "unhealthy", "starting", "none")
 LAST = "shiftmaster_containers_last_collected_timestamp_seconds"
@@ -61,19 +61,19 @@ class Engine:
             connection.sock.settimeout(left)
             connection.sock.connect(self.path)
             connection.request("GET", API + target)
-            answer = connection.getresponse()
-            data = self.body(connection, answer)
-            if answer.status == 404:
+            response = connection.getresponse()
+            data = self.body(connection, response)
+            if response.status == 404:
                 return None
-            if answer.status != 200:
-                raise EngineError("%s returns %d" % (target, answer.status))
+            if response.status != 200:
+                raise EngineError("%s returns %d" % (target, response.status))
             return json.loads(data)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise EngineError("%s: %s" % (target, error or type(error).__name__))
         finally:
             connection.close()
 
-    def body(self, connection, answer):
+    def body(self, connection, response):
         """The response's body. A timeout applies to each read, so the remaining time is set before each."""
         parts, size = [], 0
         while True:
@@ -82,13 +82,13 @@ class Engine:
                 raise EngineError("the response did not end in time")
             if connection.sock is not None:
                 connection.sock.settimeout(left)
-            part = answer.read1(65536)
+            part = response.read1(65536)
             if not part:
                 return b"".join(parts)
             parts.append(part)
             size += len(part)
-            if size > LARGEST_ANSWER_BYTES:
-                raise EngineError("the response is larger than %d bytes" % LARGEST_ANSWER_BYTES)
+            if size > LARGEST_RESPONSE_BYTES:
+                raise EngineError("the response is larger than %d bytes" % LARGEST_RESPONSE_BYTES)
 
 
 def cpu_seconds(stats):
@@ -171,7 +171,7 @@ def render(samples):
     return "\n".join(lines) + "\n"
 
 
-def told_before(path):
+def previous_result(path):
     """(time of the last complete read, whether the engine responded the last time) from the file; (0, None)."""
     try:
         with open(path, encoding="utf-8") as handle:
@@ -199,7 +199,7 @@ def replace(path, text):
 def run(socket_path, output, timeout):
     """Read and write once. (None or why the engine could not be read, whether that is new)."""
     began = time.monotonic()
-    last, answered = told_before(output)
+    last, responded = previous_result(output)
     problem = None
     try:
         samples = collect(Engine(socket_path, began + timeout))
@@ -211,7 +211,7 @@ def run(socket_path, output, timeout):
     samples.append((UP, {}, int(problem is None)))
     samples.append(("shiftmaster_containers_collect_duration_seconds", {}, round(time.monotonic() - began, 4)))
     replace(output, render(samples))
-    return problem, answered != (problem is None)
+    return problem, responded != (problem is None)
 
 
 def main(arguments=None):

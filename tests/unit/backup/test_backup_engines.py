@@ -1059,7 +1059,7 @@ class Scratch:
     def log_text(self):
         return self.log
 
-    def ask(self, sql, database):
+    def query(self, sql, database):
         self.requested.append((sql, database))
         if "pg_inherits" in sql:
             return self.tables
@@ -1145,8 +1145,8 @@ def test_a_table_is_extracted_with_its_partitions(host, site, scratch, requested
 
 def test_tables_that_refer_to_one_another_come_in_one_dump(host, site, scratch):
     scratch.tables = [("public.roster", "r")]
-    answer = backup_restore.table(host, {"id": "r1", "database": plan_of(), "table": "roster,assignment"})
-    assert answer["rows"] == {"roster": 3, "assignment": 3}
+    restored_table = backup_restore.table(host, {"id": "r1", "database": plan_of(), "table": "roster,assignment"})
+    assert restored_table["rows"] == {"roster": 3, "assignment": 3}
     assert ["to_regclass('public.assignment')" in sql for sql, _ in scratch.requested] == [False, False, True, False]
     (dump,) = host.called("pg_dump")
     assert dump.count("--table=public.roster") == 2 and dump[-1] == "shiftmaster"
@@ -1232,7 +1232,7 @@ def verification(host, monkeypatch):
 def test_a_restored_server_has_no_rights_no_network_and_no_repository(verification, host):
     repository = {host.directory + "/pgbackrest", "/restore.conf"}
     with verification.restored(received="/received") as server:
-        server.ask("SELECT 1")
+        server.query("SELECT 1")
     programs = [unit.program for unit in verification.units]
     assert programs == ["pgbackrest restore", "pg_controldata", "postgres", "sh", "psql"]
     for unit in verification.units:

@@ -325,10 +325,10 @@ def test_an_unreachable_host_counts_as_not_deploying(recording_host):
         0,
         json.dumps({"operation": "deploy", "owner": "sato", "expires": time.time() + 60}),
     )
-    assert host_module.deploy_of(files.ask_lock(recording_host, source)) == "deploy by sato"
+    assert host_module.deploy_of(files.check_lock(recording_host, source)) == "deploy by sato"
     assert recording_host.calls[0][-2:] == ("shiftmaster-backup@192.0.2.1", "lock")
     recording_host.responses["lock"] = (255, "")
-    assert files.ask_lock(recording_host, source) == ""
+    assert files.check_lock(recording_host, source) == ""
 
 
 def test_received_segments_are_archived_and_fail_no_restore(recording_host, tmp_path):
@@ -753,11 +753,11 @@ def test_endless_output_of_a_database_host_is_cut_off(host, tmp_path, monkeypatc
     monkeypatch.setattr(host_module, "ROWS_BYTES", 1000, raising=False)
     host.options["timeout_seconds"] = 15
     with pytest.raises(BackupError, match="more than 1000 bytes"):
-        host.ask("SELECT 1")
+        host.query("SELECT 1")
     psql.write_text("#!/bin/sh\nexec sleep 60\n")
     monkeypatch.setattr(host_module, "QUERY_SECONDS", 1, raising=False)
     with pytest.raises(BackupError, match="within 1 s"):
-        host.ask("SELECT 1")
+        host.query("SELECT 1")
 
 
 def began(seconds: float) -> str:

@@ -407,7 +407,7 @@ def test_a_run_that_failed_without_a_failed_part_is_reported():
     outside = run(now=NOW + 86400, run_id="next")
     for part in outside["parts"]:
         save(outside, part, NOW + 86400)
-    manifests.note(outside, [("offsite_failed", "not brought outside", "")])
+    manifests.note(outside, [("offsite_failed", "not copied off-site", "")])
     manifests.finish(outside, NOW + 86700, failed=True)
     found = series(manifests.metrics([good_run(), outside]))
     assert found['shiftmaster_backup_failed{kind="run"}'] == 1
@@ -421,7 +421,7 @@ def test_a_run_that_failed_without_a_failed_part_is_reported():
 
 def test_a_failure_of_the_run_ends_with_a_good_run_of_as_many_parts():
     outside = good_run(now=NOW + 86400, run_id="next", parts=manifests.PARTS)
-    manifests.note(outside, [("offsite_failed", "not brought outside", "")])
+    manifests.note(outside, [("offsite_failed", "not copied off-site", "")])
     manifests.finish(outside, NOW + 86700, failed=True)
     database = good_run(now=NOW + 90000, run_id="of-deploy", parts=["database"])
     full = good_run(now=NOW + 2 * 86400, run_id="after")

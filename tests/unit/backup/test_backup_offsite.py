@@ -325,5 +325,5 @@ def test_nothing_is_removed_outside_while_the_clock_is_in_doubt(monkeypatch, cod
         parts=["database"], request={},
         host=SimpleNamespace(options={"offsite": {"repository": SFTP}}, log=lambda _text: None),
     )  # fmt: skip
-    runs.Run.copy_outside(run)
+    runs.Run.copy_offsite(run)
     assert calls == pruned and part["offsite"] == "snapshot 1"

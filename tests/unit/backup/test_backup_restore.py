@@ -112,7 +112,7 @@ def test_the_awaited_segment_is_closed_and_contains_the_commit_of_its_message(ba
         requested.append(sql)
         return [["000000010000000000000007"]]
 
-    backup_server.ask = query
+    backup_server.query = query
     backup_server.options["archive_timeout_seconds"] = 9
     monkeypatch.setattr(restore.verification, "wait_for_segment", lambda _host, *arguments: waited.append(arguments))
     restore._archive_until_now(backup_server)
@@ -185,13 +185,13 @@ def place(backup_server, tmp_path):
 @pytest.mark.parametrize("sign", ["backup_label", "recovery.signal", "standby.signal"])
 def test_an_unfinished_killed_restore_is_replaced_by_the_previous_data(backup_server, place, sign):
     (place.data / sign).touch()
-    restore._settle(backup_server, str(place.data))
+    restore._recover(backup_server, str(place.data))
     assert place.content() == "old" and not place.marker.exists() and not place.aside.exists()
     assert place.words[1][:2] == ("systemctl", "stop")
 
 
 def test_a_database_that_came_up_after_a_killed_restore_is_kept(backup_server, place):
-    restore._settle(backup_server, str(place.data))
+    restore._recover(backup_server, str(place.data))
     assert place.content() == "new" and place.aside.exists() and not place.marker.exists()
 
 
@@ -257,7 +257,7 @@ def test_a_restore_that_filled_the_disk_is_reverted(backup_server, place, monkey
 def test_only_a_database_that_was_started_counts_as_restored(backup_server, place, phase, there):
     """Where it cannot be renamed, the previous directory is half copied when it is quarantined by copying."""
     restore._mark(str(place.data), str(place.aside), phase)
-    restore._settle(backup_server, str(place.data))
+    restore._recover(backup_server, str(place.data))
     assert place.content() == there and not place.marker.exists()
 
 
@@ -272,7 +272,7 @@ def test_at_boot_a_database_that_was_never_quarantined_stays(backup_server, plac
 def test_a_marker_emptied_by_a_power_failure_names_nothing(backup_server, place):
     place.aside.rename(place.data.parent / "other")
     place.marker.write_text("")
-    restore._settle(backup_server, str(place.data))
+    restore._recover(backup_server, str(place.data))
     assert place.content() == "new" and not place.marker.exists()
 
 
@@ -648,7 +648,7 @@ def test_a_lock_of_another_host_does_not_block_the_backup_for_ever(run_of_two, m
     run = run_of_two
     run.manifest = manifests.begin("r1", "backup_server", ["files"], time.time())
     run.host.options["sources"] = [{"name": "app1", "parts": [{"name": "files", "paths": []}]}]
-    monkeypatch.setattr(backup_run, "ask_lock", lambda _host, _source: LOCK)
+    monkeypatch.setattr(backup_run, "check_lock", lambda _host, _source: LOCK)
     run.wait_for_deploy()
     assert run.damaged and [one["code"] for one in run.manifest["problems"]] == ["deploy_runs"]
     # A backup of this host itself is waited for.

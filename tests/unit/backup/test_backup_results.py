@@ -132,8 +132,8 @@ def test_an_unreadable_repository(name):
 
 def test_an_unknown_stanza():
     evaluated = verify("unknown-stanza")
-    assert "unreadable" in codes(evaluated) and "verify looked at stanza nobody" in str(evaluated)
-    assert "verify looked at stanza shiftmaster" in str(
+    assert "unreadable" in codes(evaluated) and "verify checked stanza nobody" in str(evaluated)
+    assert "verify checked stanza shiftmaster" in str(
         results.verify_text(recorded("verify-clean")[1], catalogue.stanza_of("[]", "other"))
     )
 

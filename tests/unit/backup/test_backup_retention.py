@@ -304,7 +304,7 @@ def test_without_a_full_backup_there_is_no_number_for_the_archive():
 
 def test_with_doubtful_evidence_not_even_old_wal_is_removed():
     made = database_plan("three-fulls", policy=Policy(fresh_days=-1))
-    assert made.doubt and made.fulls_left == 3 and retention.commands("shiftmaster", made) == []
+    assert made.uncertain and made.fulls_left == 3 and retention.commands("shiftmaster", made) == []
 
 
 def test_damaged_pages_count_as_damage():

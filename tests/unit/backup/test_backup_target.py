@@ -12,10 +12,10 @@ NOW = 1_000_000.0
 
 
 def run(name, label, ended, good=True, verified=True, timeline=1):
-    at = target.manifests.moment(ended)
+    at = target.manifests.timestamp(ended)
     return {
         "run_id": name,
-        "started": target.manifests.moment(ended - 100),
+        "started": target.manifests.timestamp(ended - 100),
         "release": {},
         "parts": {
             "database": {
@@ -26,11 +26,15 @@ def run(name, label, ended, good=True, verified=True, timeline=1):
                 "size_bytes": 1000,
                 "wal": {"start": "0" * 24, "stop": "0" * 24, "verified": "%08X%016X" % (timeline, 5)},
                 "verified": [
-                    {"how": "verify", "at": target.manifests.moment(ended - 8), "good": True, "what": ""},
+                    {"how": "verify", "at": target.manifests.timestamp(ended - 8), "good": True, "what": ""},
                     {"how": "restore_test", "at": at, "good": verified, "what": ""},
                 ],
             },
-            "files": {"result": "succeeded", "started": target.manifests.moment(ended - 50), "label": f"snap-{name}"},
+            "files": {
+                "result": "succeeded",
+                "started": target.manifests.timestamp(ended - 50),
+                "label": f"snap-{name}",
+            },
         },
     }
 
@@ -53,7 +57,7 @@ def choose(wanted, runs=RUNS, stanza=STANZA, *earlier):
 
 
 def at(seconds):
-    return target.manifests.moment(seconds)
+    return target.manifests.timestamp(seconds)
 
 
 def test_latest_reads_everything_from_the_newest_verified_one():
@@ -115,10 +119,10 @@ def test_a_restore_follows_the_timeline_on_which_the_database_wrote(held, wanted
     wanted = wanted if isinstance(wanted, str) else at(NOW - wanted)
     plan = target.choose(wanted, RUNS[:1], [stanza], NOW, [held])
     assert plan.timeline == timeline and f"--target-timeline={timeline}" in plan.recovery()
-    answer = {**plan._asdict(), "label": "20260101-000000F"}
-    assert target.plan_of(json.loads(json.dumps(answer))).recovery() == plan.recovery()
+    values = {**plan._asdict(), "label": "20260101-000000F"}
+    assert target.plan_of(json.loads(json.dumps(values))).recovery() == plan.recovery()
     with pytest.raises(target.TargetError):
-        target.plan_of({**answer, "timeline": "1"})
+        target.plan_of({**values, "timeline": "1"})
 
 
 def test_a_backup_of_a_timeline_that_was_given_up_is_not_taken():
@@ -238,7 +242,7 @@ class Responses:
     def __init__(self, rows):
         self.rows = rows
 
-    def ask(self, _sql, _database):
+    def query(self, _sql, _database):
         return self.rows
 
 

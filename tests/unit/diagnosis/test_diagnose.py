@@ -433,7 +433,7 @@ def test_kills_of_a_unit_and_of_the_host_are_distinguished():
         "1803.5 h systemd[1]: Started something.\n"
     )
     found = host.parse_kills(text)
-    assert [(kill["at"], kill["name"], kill["unit"], kill["whole_host"]) for kill in found] == [
+    assert [(kill["at"], kill["name"], kill["unit"], kill["host_wide"]) for kill in found] == [
         (1800.5, "python3", "x.service", False),
         (1801.5, "", "shiftmaster-worker@blue.service", False),
         (1802.5, "postgres", "", True),
@@ -447,7 +447,7 @@ def test_an_out_of_memory_kill_of_the_entire_host_is_no_limit_of_a_unit():
         "1803.0 h systemd[1]: shiftmaster-web@blue.service: Failed with result 'oom-kill'.\n"
         "1900.0 h systemd[1]: export.service: A process of this unit has been killed by the OOM killer.\n"
     )
-    assert [(kill["at"], kill["name"], kill["unit"], kill["whole_host"]) for kill in host.parse_kills(text)] == [
+    assert [(kill["at"], kill["name"], kill["unit"], kill["host_wide"]) for kill in host.parse_kills(text)] == [
         (1800.5, "gunicorn", "shiftmaster-web@blue.service", True), (1900.0, "", "export.service", False),
     ]  # fmt: skip
 
@@ -470,7 +470,7 @@ def test_a_unit_that_is_killed_again_and_again_is_one_fault():
             f"{at + 0.2:.1f} h systemd[1]: export.service: Failed with result 'oom-kill'.\n"
         )
     (kill,) = host.parse_kills(text)
-    assert (kill["at"], kill["unit"], kill["count"], kill["whole_host"]) == (300.2, "export.service", 2, False)
+    assert (kill["at"], kill["unit"], kill["count"], kill["host_wide"]) == (300.2, "export.service", 2, False)
 
 
 @pytest.mark.parametrize(
@@ -713,14 +713,14 @@ unused devices: <none>
 
 
 def test_timestamps_of_our_logs():
-    assert logs.moment("2026-01-31 08:00:00.123 UTC [7] FATAL:  x") == 1769846400.123
-    assert logs.moment("2026-01-31T17:00:00+09:00 x") == 1769846400.0
+    assert logs.timestamp("2026-01-31 08:00:00.123 UTC [7] FATAL:  x") == 1769846400.123
+    assert logs.timestamp("2026-01-31T17:00:00+09:00 x") == 1769846400.0
     local = time.mktime((2026, 1, 31, 8, 0, 0, 0, 0, -1))
-    assert logs.moment("2026-01-31 08:00:00,123 [ERROR] a: b") == local + 0.123
-    assert logs.moment("2026/01/31 08:00:00 [error] 7#7: x") == local
-    assert logs.moment("[2026-01-31 08:00:00,123: ERROR/MainProcess] x") == local + 0.123
-    assert logs.moment("812:M 31 Jan 2026 08:00:00.123 # x") == local
-    assert logs.moment("  File x") is None and logs.moment("2026-99-31 08:00:00 x") is None
+    assert logs.timestamp("2026-01-31 08:00:00,123 [ERROR] a: b") == local + 0.123
+    assert logs.timestamp("2026/01/31 08:00:00 [error] 7#7: x") == local
+    assert logs.timestamp("[2026-01-31 08:00:00,123: ERROR/MainProcess] x") == local + 0.123
+    assert logs.timestamp("812:M 31 Jan 2026 08:00:00.123 # x") == local
+    assert logs.timestamp("  File x") is None and logs.timestamp("2026-99-31 08:00:00 x") is None
 
 
 LOG = """2026-01-31 07:00:00,000 [ERROR] django.request: too old
@@ -850,7 +850,7 @@ def test_responses_of_the_web_server():
              for age, status, seconds in ((20000, 200, 9), (100, 200, 0.1), (50, 500, 0.2), (40, 200, 3.0))]  # fmt: skip
     # Possible content of binary garbage.
     garbage = ["7", "[]", '{"time": 1e999, "status": "200"}', '{"time": %r, "status": 1e999}' % now, "[" * 100000]
-    found = logs.summary(logs.answers([*lines, "not json", "{}", *garbage], now - 3600), now, 1.0, 6)
+    found = logs.summary(logs.parsed_requests([*lines, "not json", "{}", *garbage], now - 3600), now, 1.0, 6)
     assert found["requests"] == 3 and found["by_status"] == {"200": 2, "500": 1}
     assert found["recent"].pop("failing")[0]["errors"] == 1 and found["recent"].pop("refused") == []
     # Too few earlier requests for a comparison.
@@ -1036,7 +1036,7 @@ def test_a_name_server_that_does_not_respond_and_one_that_does(monkeypatch):
         real = socket.socket.connect
         monkeypatch.setattr(network.socket.socket, "connect", lambda self, where: real(self, address))
         silent = network.name_server("127.0.0.1", 0.2, count=1)
-        assert (silent["answers"], silent["seconds"], silent["lost"]) == (False, None, 1)
+        assert (silent["responds"], silent["seconds"], silent["lost"]) == (False, None, 1)
         server.recvfrom(512)
 
         def response(left_out, after):
@@ -1052,7 +1052,7 @@ def test_a_name_server_that_does_not_respond_and_one_that_does(monkeypatch):
             thread.start()
             began = time.monotonic()
             lossy = network.name_server("127.0.0.1", 60, count=4)
-            assert lossy["answers"] and lossy["seconds"] is not None and (lossy["tried"], lossy["lost"]) == (4, 1)
+            assert lossy["responds"] and lossy["seconds"] is not None and (lossy["tried"], lossy["lost"]) == (4, 1)
             assert time.monotonic() - began < 30
             thread.join()
 
@@ -1061,7 +1061,7 @@ def test_a_name_server_that_does_not_respond_and_one_that_does(monkeypatch):
 def test_connections_show_whether_queries_without_a_response_were_lost(tmp_path, monkeypatch, lost, late):
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/resolv.conf").write_text("nameserver 192.0.2.53\n")
-    server = {"address": "192.0.2.53", "answers": True, "seconds": 0.1, "tried": 30, "lost": lost}
+    server = {"address": "192.0.2.53", "responds": True, "seconds": 0.1, "tried": 30, "lost": lost}
     monkeypatch.setattr(network, "name_server", lambda address: dict(server))
     monkeypatch.setattr(network, "connections", lambda address, port, count: {"tried": count, "late": 12})
     setting = SimpleNamespace(path=lambda path: str(tmp_path) + path, names=[])
@@ -1316,7 +1316,7 @@ def test_a_server_that_is_stopped_is_distinguished_from_a_missing_psql(monkeypat
     ):
         monkeypatch.setattr(database.probe, "run", lambda *_arguments, response=response: response)
         with pytest.raises(probe.ProbeError) as error:
-            database.ask(Setting({}), "shiftmaster", database.QUERIES, 5)
+            database.run_queries(Setting({}), "shiftmaster", database.QUERIES, 5)
         assert error.value.reason == reason
 
 
@@ -1327,14 +1327,14 @@ def no_message(_setting):
 def test_unreadable_sources_have_a_reason(monkeypatch):
     """Not an empty pair of brackets: psql and nft may be something else, with output that no program reads."""
     monkeypatch.setattr(probe, "run", lambda *_arguments: (0, "\x00 not what was \n asked for", ""))
-    for function in (lambda setting: database.ask(setting, "x", database.QUERIES, 5), network.firewall):
-        response = engine.ask(part(function), Setting({}))
+    for function in (lambda setting: database.run_queries(setting, "x", database.QUERIES, 5), network.firewall):
+        response = engine.run_part(part(function), Setting({}))
         assert (response["status"], response["reason"]) == ("failed", "garbage")
         assert "no response that can be read" in response["error"] and "asked for" in response["error"]
     for unknown in ("[]", "null", '{"nftables": 3}', "{}"):
         monkeypatch.setattr(probe, "run", lambda *_arguments, unknown=unknown: (0, unknown, ""))
-        assert engine.ask(part(network.firewall), Setting({}))["reason"] == "garbage"
-    assert engine.ask(part(no_message), Setting({}))["error"] == "it ended without a reason"
+        assert engine.run_part(part(network.firewall), Setting({}))["reason"] == "garbage"
+    assert engine.run_part(part(no_message), Setting({}))["error"] == "it ended without a reason"
 
 
 def table(name, rows, scans, read, index_scans=0, indexed=()):
@@ -1569,7 +1569,7 @@ def test_the_database_reports_what_its_log_names(tmp_path, monkeypatch):
         f"{at} [7] [user=app,db=shiftmaster,app=,client=::1] LOG:  duration: 1500.0 ms  statement: DELETE FROM ward\n"
     )
     (tmp_path / "x.log").write_text(3 * line)
-    monkeypatch.setattr(database, "ask", lambda *_arguments: ({}, []))
+    monkeypatch.setattr(database, "run_queries", lambda *_arguments: ({}, []))
     setting = Setting({"logs": {"postgresql": str(tmp_path / "x.log")}}, root=str(tmp_path))
     assert database.database(setting)["logged"] == [{"query": "DELETE FROM ward", "mean_ms": 1500.0, "calls": 3}]
     assert database.database(Setting({}, root=str(tmp_path)))["logged"] == []
@@ -1891,8 +1891,8 @@ def test_schedulers_and_workers_are_counted_without_their_children(tmp_path):
 
 
 def test_the_command_that_keeps_redis_busy(monkeypatch):
-    moments = iter([0.0, 1.0])
-    monkeypatch.setattr(application.time, "monotonic", lambda: next(moments))
+    timestamps = iter([0.0, 1.0])
+    monkeypatch.setattr(application.time, "monotonic", lambda: next(timestamps))
     monkeypatch.setattr(application.time, "sleep", lambda _seconds: None)
     texts = iter(
         [
@@ -2174,7 +2174,7 @@ def test_a_page_is_requested_far_more_often_than_before(page, count, before, usu
 def test_the_time_of_the_application_is_that_of_its_last_response():
     """nginx has tried one server and then another; a page of its own has none."""
     lines = [access(990.0, upstream_response_time=one) for one in ("0.010, 0.250", "-", "", "0.030")]
-    found = logs.answers(lines, 0.0)
+    found = logs.parsed_requests(lines, 0.0)
     assert [one.own_seconds for one in found] == [0.25, None, None, 0.03]
     assert logs.summary(found, 1000.0, 1.0)["recent"]["own_p95_seconds"] == 0.25
     # nginx or the network takes the rest; a slow application does not count.
@@ -2257,7 +2257,7 @@ def test_times_of_an_access_log_in_every_form_it_has():
         json.dumps({"time": "nonsense", "msec": 100.0, "status": 200}), json.dumps({"status": 200}), "5", "{", access(99),
         access(float("inf")),
     ]  # fmt: skip
-    assert [one[:3] for one in logs.answers(lines, 100.0)] == [
+    assert [one[:3] for one in logs.parsed_requests(lines, 100.0)] == [
         (100.5, 200, 0.1), (100.5, 200, 0.1), (100.0, 200, 0.0), (100.0, 200, 0.0), (100.0, 200, 0.0),
     ]  # fmt: skip
 

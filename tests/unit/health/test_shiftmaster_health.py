@@ -707,7 +707,7 @@ def test_several_hosts_in_one_report(run_module):
 def test_a_host_whose_report_is_not_valid_hides_no_other(run_module, theirs):
     given = [{"host": "backup1", "result": {"report": theirs}}, {"host": "app1", "result": {"report": report()}}]
     reply = run_module(shiftmaster_health_report, check_mode=True, results=given)
-    assert "app1: database" in reply["failing"] and "backup1: unchecked" in reply["telling"]["told"]["unwell"]
+    assert "app1: database" in reply["failing"] and "backup1: unchecked" in reply["notification"]["notified"]["unwell"]
 
 
 def test_a_host_cannot_set_the_severity_of_its_checks(run_module):
@@ -758,13 +758,13 @@ def test_each_unhealthy_part_is_one_line():
 
 def test_notifications_are_sent_once_then_after_hours_for_more_problems_and_for_the_end():
     def at(minutes, *names):
-        nonlocal told
+        nonlocal notified
         timestamp = NOW + datetime.timedelta(minutes=minutes)
-        reply = engine.telling(dict.fromkeys(names, ""), told, timestamp, 4 * 3600)
-        told = json.loads(json.dumps(reply["told"]))
+        reply = engine.notification(dict.fromkeys(names, ""), notified, timestamp, 4 * 3600)
+        notified = json.loads(json.dumps(reply["notified"]))
         return reply["status"]
 
-    told = {}
+    notified = {}
     assert at(0) == ""
     assert at(5, "a") == "failed"
     assert at(10, "a") == ""
@@ -780,17 +780,16 @@ def test_notifications_are_sent_once_then_after_hours_for_more_problems_and_for_
 
 
 def test_the_module_returns_what_to_notify(run_module):
-    given = [{"host": "app1", "result": {"report": report()}}]
-    first = run_module(shiftmaster_health_report, check_mode=True, results=given)["telling"]
+    def notification(result, **more):
+        given = [{"host": "app1", "result": {"report": result}}]
+        return run_module(shiftmaster_health_report, check_mode=True, results=given, **more)["notification"]
+
+    first = notification(report())
     assert (first["status"], first["hosts"]) == ("failed", ["app1"]) and len(first["lines"]) == 2
-    again = run_module(shiftmaster_health_report, check_mode=True, results=given, told=first["told"])["telling"]
-    assert (again["status"], again["told"]) == ("", first["told"])
+    again = notification(report(), notified=first["notified"])
+    assert (again["status"], again["notified"]) == ("", first["notified"])
     healthy = engine.make_report([results()("en")[0]], "app1", NOW)
-    given = [{"host": "app1", "result": {"report": healthy}}]
-    assert (
-        run_module(shiftmaster_health_report, check_mode=True, results=given, told=first["told"])["telling"]["status"]
-        == "succeeded"
-    )
+    assert notification(healthy, notified=first["notified"])["status"] == "succeeded"
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

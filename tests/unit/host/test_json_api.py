@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 from ansible.module_utils.shiftmaster.host import json_api
-from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoAnswer
+from ansible.module_utils.shiftmaster.host.json_api import Api, Failed, NoResponse
 
 
 class Response(io.BytesIO):
@@ -47,7 +47,7 @@ def opener(monkeypatch):
 def test_a_request_has_its_address_login_headers_and_body(opener):
     api = Api("http://localhost:9200/", login=("user", "パス"), timeout=7, headers={"kbn-xsrf": "true"})
     opener.response = 201, b'{"a": 1}'
-    assert api.ask("/x", "PUT", {"b": 2}) == (201, {"a": 1}) and api.date == "now"
+    assert api.send("/x", "PUT", {"b": 2}) == (201, {"a": 1}) and api.date == "now"
     ((request, timeout),) = opener.opened
     assert (request.full_url, request.get_method(), timeout) == ("http://localhost:9200/x", "PUT", 7)
     assert json.loads(request.data) == {"b": 2}
@@ -58,14 +58,14 @@ def test_a_request_has_its_address_login_headers_and_body(opener):
 
 
 def test_a_request_without_a_login_and_body_has_neither(opener):
-    Api("http://localhost").ask("/")
+    Api("http://localhost").send("/")
     ((request, timeout),) = opener.opened
     assert [name.lower() for name, _value in request.header_items()] == ["accept"]
     assert (request.get_method(), request.data, timeout) == ("GET", None, 30)
 
 
 def test_a_request_may_have_another_login_and_kind_of_body(opener):
-    Api("http://localhost", login=("user", "x")).ask("/", "POST", data=b"raw", kind="text/plain", login=("a", "b"))
+    Api("http://localhost", login=("user", "x")).send("/", "POST", data=b"raw", kind="text/plain", login=("a", "b"))
     ((request, _timeout),) = opener.opened
     assert request.data == b"raw" and request.get_header("Content-type") == "text/plain"
     assert request.get_header("Authorization") == "Basic YTpi"
@@ -73,24 +73,24 @@ def test_a_request_may_have_another_login_and_kind_of_body(opener):
 
 def test_no_proxy_is_used_and_tls_is_verified_with_the_authority_of_the_site(opener, tmp_path):
     api = Api("http://localhost")
-    api.ask("/")
-    api.ask("/")
+    api.send("/")
+    api.send("/")
     assert [type(one) for one in opener.handlers] == [urllib.request.ProxyHandler] and opener.made == 1
     assert opener.handlers[0].proxies == {}
-    Api("https://localhost").ask("/")
+    Api("https://localhost").send("/")
     assert [type(one) for one in opener.handlers[1:]] == [urllib.request.HTTPSHandler]
-    with pytest.raises(NoAnswer, match="nowhere"):
-        Api("https://localhost", ca_file=str(tmp_path / "nowhere")).ask("/")
+    with pytest.raises(NoResponse, match="nowhere"):
+        Api("https://localhost", ca_file=str(tmp_path / "nowhere")).send("/")
 
 
 def test_a_status_that_is_not_fine_is_a_failure(opener):
     opener.response = 404, b'{"error": "none"}'
     api = Api("http://localhost")
-    assert api.ask("/x") == (404, {"error": "none"})
+    assert api.send("/x") == (404, {"error": "none"})
     assert api.call("/x", fine=(200, 404)) == {"error": "none"}
     with pytest.raises(Failed, match="GET /x .*404: none") as caught:
         api.call("/x")
-    assert caught.value.status == 404 and not isinstance(caught.value, NoAnswer)
+    assert caught.value.status == 404 and not isinstance(caught.value, NoResponse)
     opener.response = 200, b"[1]"
     assert api.call("/x") == [1] and opener.opened[-1][0].get_method() == "GET"
 
@@ -98,7 +98,7 @@ def test_a_status_that_is_not_fine_is_a_failure(opener):
 @pytest.mark.parametrize("error", [urllib.error.URLError("refused"), OSError("refused")])
 def test_a_service_that_does_not_respond_is_distinguished_from_one_that_refuses(opener, error):
     opener.response = error
-    with pytest.raises(NoAnswer, match="http://localhost/x: refused") as caught:
+    with pytest.raises(NoResponse, match="http://localhost/x: refused") as caught:
         Api("http://localhost").call("/x")
     assert caught.value.status is None
 
@@ -133,8 +133,8 @@ def test_an_error_is_one_line_of_its_reason(reply, text):
     [
         (None, False, [], {"changed": False, "done": [], "diff": {"before": "", "after": ""}, "fact": 1}),
         (None, True, ["a"], {"changed": True, "done": ["a"], "diff": {"before": "", "after": "a\n"}, "fact": 1}),
-        (NoAnswer("refused"), False, [], {"failed": True, "msg": "x does not respond: refused"}),
-        (NoAnswer("refused"), True, [], {"changed": True, "done": ["x does not run yet; the rest would follow"]}),
+        (NoResponse("refused"), False, [], {"failed": True, "msg": "x does not respond: refused"}),
+        (NoResponse("refused"), True, [], {"changed": True, "done": ["x does not run yet; the rest would follow"]}),
         (Failed("403"), True, ["a"], {"failed": True, "msg": "x: 403", "done": ["a"]}),
     ],
 )  # fmt: skip

@@ -313,15 +313,15 @@ def test_the_writer_adds_to_its_streams_and_does_nothing_else(parts):
     api = Api(parts.url, parts.ca, ("shiftmaster_writer", PASSWORDS["writer"]))
     stream = f"logs-shiftmaster.redis-{ENVIRONMENT}"
     event = {"message": "x"}
-    assert api.ask(f"/{stream}/_create/0a", "PUT", event)[0] == 201
-    assert api.ask(f"/{stream}/_create/0a", "PUT", event)[0] == 409
+    assert api.send(f"/{stream}/_create/0a", "PUT", event)[0] == 201
+    assert api.send(f"/{stream}/_create/0a", "PUT", event)[0] == 409
     for path, method in (
         (f"/{stream}/_search", "POST"), ("/logs-other-demo/_create/0b", "PUT"), ("/_cluster/settings", "GET"),
         ("/logs-shiftmaster.redis-elsewhere/_create/0b", "PUT"), (f"/_data_stream/{stream}", "GET"),
     ):  # fmt: skip
-        assert api.ask(path, method, {"query": {"term": {"http.request.id": "x"}}})[0] == 403, path
-    assert Api(parts.url, parts.ca).ask("/")[0] == 401
-    assert Api(parts.url, parts.ca, ("shiftmaster_writer", "wrong")).ask("/")[0] == 401
+        assert api.send(path, method, {"query": {"term": {"http.request.id": "x"}}})[0] == 403, path
+    assert Api(parts.url, parts.ca).send("/")[0] == 401
+    assert Api(parts.url, parts.ca, ("shiftmaster_writer", "wrong")).send("/")[0] == 401
 
 
 def test_a_value_of_another_type_is_rejected_or_counted(parts):
@@ -330,8 +330,8 @@ def test_a_value_of_another_type_is_rejected_or_counted(parts):
     path = f"/logs-shiftmaster.redis-{ENVIRONMENT}/_create/"
     watched = Api(parts.url, parts.ca, ("shiftmaster_canary", PASSWORDS["canary"]))
     before = log_watch.of_elasticsearch(watched)["shiftmaster_elasticsearch_ignored_events"]
-    assert api.ask(path + "0c", "PUT", {"process": {"pid": "no number"}})[0] == 400
-    assert api.ask(path + "0d", "PUT", {"http": {"response": {"status_code": "none"}}})[0] == 201
+    assert api.send(path + "0c", "PUT", {"process": {"pid": "no number"}})[0] == 400
+    assert api.send(path + "0d", "PUT", {"http": {"response": {"status_code": "none"}}})[0] == 201
     assert log_watch.of_elasticsearch(watched)["shiftmaster_elasticsearch_ignored_events"] == before + 1
 
 
@@ -420,7 +420,7 @@ def test_metrics_for_prometheus(parts):
         ("filebeat", f"http://127.0.0.1:{parts.ports['filebeat']}", {}),
     ):
         who = (more["user"], more["password"]) if more else None
-        metrics.update(log_watch.asked(part, Api(url, more.get("ca_file"), who)))
+        metrics.update(log_watch.queried(part, Api(url, more.get("ca_file"), who)))
     assert metrics["shiftmaster_elasticsearch_up"] == metrics["shiftmaster_logstash_up"] == 1
     assert metrics["shiftmaster_filebeat_up"] == 1 and metrics["shiftmaster_filebeat_events_acknowledged_total"] >= 5
     assert metrics["shiftmaster_elasticsearch_status"] == 0
@@ -428,7 +428,7 @@ def test_metrics_for_prometheus(parts):
     assert set(metrics) == set(log_watch.HELP)
     text = log_watch.text_of(metrics)
     assert text.count("# TYPE ") == len(metrics) and text.endswith("\n")
-    assert log_watch.asked("logstash", Api("http://127.0.0.1:9")) == {"shiftmaster_logstash_up": 0}
+    assert log_watch.queried("logstash", Api("http://127.0.0.1:9")) == {"shiftmaster_logstash_up": 0}
 
 
 def test_the_program_of_the_timer_writes_what_node_exporter_reads(parts, tmp_path):

@@ -211,11 +211,9 @@ def test_parts_that_a_run_configures_and_whether_their_order_is_checked(given, p
 )  # fmt: skip
 def test_a_run_without_a_release_queries_no_git_server(tags, asks):
     group_variables = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
-    wanted, run = (
-        trust_as_template(group_variables[name]) for name in ("run_asks_for_a_release", "__preflight_roles_run")
-    )
+    wanted, run = (trust_as_template(group_variables[name]) for name in ("run_needs_release", "__preflight_roles_run"))
     known = {name: group_variables[name] for name in ("preflight_roles", "preflight_roles_of_tags")}
-    known |= {"ansible_run_tags": tags, "run_asks_for_a_release": wanted, "__preflight_roles_run": run}
+    known |= {"ansible_run_tags": tags, "run_needs_release": wanted, "__preflight_roles_run": run}
     templar = Templar(loader=DataLoader(), variables=known)
     assert templar.template(wanted) is asks
     # Rules that such a run evaluates.
@@ -291,7 +289,7 @@ def played(tmp_path_factory):
         rescue = show("{{ (ansible_failed_result | default({})).msg | default('') }}")
         queries = [f"printf %s '{one}'" for one in there] or ["exit 1"]
         play(queries, {"block": [order], "rescue": [rescue]}, logging_version=version, logging_order_matters=True)
-    role = {"name": "elastic_repository", "tasks_from": "look", "rolespec_validate": False}
+    role = {"name": "elastic_repository", "tasks_from": "facts", "rolespec_validate": False}
     query = "printf 'logstash hold installed 1:9.2.1-1\\n'; exit 1"
     play([query], {"ansible.builtin.include_role": role}, show("{{ elastic_repository_found.stdout_lines }}"))
     (directory / "play.yml").write_text(json.dumps(plays))

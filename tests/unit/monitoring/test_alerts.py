@@ -93,7 +93,7 @@ def test_entry_is_complete(alert):
     assert alert["service"] in alerts_script.SERVICES
     assert alert["where"] in alerts_script.WHERE
     assert alert["dashboard"] in DASHBOARDS
-    assert alert["look"] and alert["causes"]
+    assert alert["inspect"] and alert["causes"]
 
 
 def texts(alert):
@@ -323,7 +323,7 @@ UNITS = re.compile(
 
 
 def commands(alert):
-    found = list(alert["look"])
+    found = list(alert["inspect"])
     for cause in alert["causes"]:
         found += [cause[part] for part in ("check", "fix") if part in cause]
     return found

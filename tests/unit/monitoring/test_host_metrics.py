@@ -82,7 +82,7 @@ def test_only_name_servers_in_use_are_queried():
 
 def test_a_name_server_is_up_where_it_responds(monkeypatch, elsewhere):
     monkeypatch.setattr(host_metrics, "name_servers", lambda text: ["192.0.2.1", "192.0.2.2"])
-    monkeypatch.setattr(host_metrics, "name_server", lambda address, *more: {"answers": address.endswith("1")})
+    monkeypatch.setattr(host_metrics, "name_server", lambda address, *more: {"responds": address.endswith("1")})
     found = host_metrics.collect(NONE, "")
     assert found[host_metrics.NAME_SERVER, 'server="192.0.2.1"'] == 1
     assert found[host_metrics.NAME_SERVER, 'server="192.0.2.2"'] == 0

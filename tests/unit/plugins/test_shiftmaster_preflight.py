@@ -160,7 +160,11 @@ def test_the_clock(difference, connection, found):
         "preflight_variables": {"problems": []},
         "preflight_found": {
             "problems": [],
-            "facts": {"time": time.time() + difference, "asked": time.time() - connection, "system": "debian 13"},
+            "facts": {
+                "time": time.time() + difference,
+                "requested_at": time.time() - connection,
+                "system": "debian 13",
+            },
         },
         "preflight_version_named": True,
         "group_names": [],

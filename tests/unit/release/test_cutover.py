@@ -73,7 +73,7 @@ def test_the_releases_code_may_take_as_long_to_load_as_its_worker(tmp_path, monk
     requested = []
 
     class Code:
-        def ask(self, request, timeout):
+        def call(self, request, timeout):
             requested.append(timeout)
             return {"alive": True}
 
@@ -83,7 +83,7 @@ def test_the_releases_code_may_take_as_long_to_load_as_its_worker(tmp_path, monk
     state.begin(**dict.fromkeys(("kind", "from", "from_slot", "to_slot", "phase", "run_id")), to="x")
     run = cutover.Cutover(layout, state, {"worker_gate_seconds": gate, "celery_application": "app"})
     monkeypatch.setattr(run, "_driver_of", lambda release: Code())
-    assert run._ask({"op": "ping", "seconds": 1}) == {"alive": True} and requested == [seconds]
+    assert run._call({"op": "ping", "seconds": 1}) == {"alive": True} and requested == [seconds]
 
 
 def test_accept_queue_counts_connections_that_are_not_accepted(tmp_path):
@@ -230,7 +230,7 @@ def test_traffic_is_reverted_and_the_failed_release_is_stopped_on_any_error(swit
     def fail():
         raise error
 
-    switched._ask = query
+    switched._call = query
     with pytest.raises(cutover.CutoverError):
         switched._or_back(fail)
     assert switched.layout.current() == ONE
@@ -238,7 +238,7 @@ def test_traffic_is_reverted_and_the_failed_release_is_stopped_on_any_error(swit
     assert {switched.units[f"shiftmaster-{kind}@green.service"] for kind in units.KINDS} == {"inactive"}
     # The next run finishes it.
     assert switched.state.transition["phase"] == "revert"
-    switched._ask = lambda request: {"alive": True, "confirmed": True, "quarantined": [], "replayed": []}
+    switched._call = lambda request: {"alive": True, "confirmed": True, "quarantined": [], "replayed": []}
     switched.recover()
     assert switched.state.transition is None and switched.layout.current() == ONE
 
@@ -248,6 +248,6 @@ def test_a_response_that_breaks_the_recovery_reverts(switched, monkeypatch):
         raise KeyError("release")
 
     switched._gate_web = gate
-    switched._ask = lambda request: {"alive": True, "confirmed": True, "quarantined": [], "replayed": []}
+    switched._call = lambda request: {"alive": True, "confirmed": True, "quarantined": [], "replayed": []}
     switched.recover()
     assert switched.state.transition is None and switched.layout.current() == ONE

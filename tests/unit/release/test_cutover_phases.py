@@ -125,7 +125,7 @@ class FakeHost:
         host, of = self, "one" if code.path.endswith(ONE) else "two"
 
         class Driver:
-            def ask(self, request, timeout):
+            def call(self, request, timeout):
                 host.requests.append((of, request, timeout))
                 host.done.append(("%s %s" % (request["op"], request.get("worker", ""))).strip())
                 if request["op"] in host.fails:
@@ -708,13 +708,13 @@ def test_a_worker_may_respond_late(site):
 def test_a_worker_that_does_not_respond_abandons_the_release(site):
     site.host.responses["ping"] = {"alive": False}
     site.host.reach = lambda point: None
-    query = site.engine._ask
+    query = site.engine._call
 
     def slow(request):
         site.host.passed += 10
         return query(request)
 
-    site.engine._ask = slow
+    site.engine._call = slow
     with pytest.raises(cutover.CutoverError, match="does not respond"):
         site.engine.prepare(TWO, "deploy")
     assert 40 < site.host.passed <= 60 and abandoned(site)
@@ -723,7 +723,7 @@ def test_a_worker_that_does_not_respond_abandons_the_release(site):
 @pytest.mark.parametrize("how", ["failed", "restarted"])
 def test_a_worker_that_exits_is_not_waited_for(site, how):
     site.host.responses["ping"] = {"alive": False}
-    query = site.engine._ask
+    query = site.engine._call
 
     def dying(request):
         site.host.states["worker@green"] = "failed" if how == "failed" else "activating"
@@ -731,7 +731,7 @@ def test_a_worker_that_exits_is_not_waited_for(site, how):
         return query(request)
 
     site.host.restarts = {"worker@green": 0}
-    site.engine._ask = dying
+    site.engine._call = dying
     if how == "restarted":
         site.host.restarts["worker@green"] = 1
     with pytest.raises(cutover.CutoverError, match="does not start"):

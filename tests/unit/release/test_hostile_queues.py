@@ -70,12 +70,12 @@ def test_invalid_tasks_are_quarantined(tmp_path, raw):
     redis = Redis(celery=[raw, known], mail=b"a string")
     response = operations(redis).quarantine({"queues": ["mail", "celery"], "directory": str(tmp_path)})
     assert len(response["quarantined"]) == 1 and redis.keys["celery"] == [known]
-    assert matches(response, celery_driver.ANSWERS["quarantine"])
+    assert matches(response, celery_driver.RESPONSES["quarantine"])
     (quarantined,) = tmp_path.iterdir()
     assert json.loads(quarantined.read_text())["queue"] == "celery"
     # Nor does it stop the next handover.
     again = operations(redis).replay({"directory": str(tmp_path)})
-    assert again["replayed"] == [] and matches(again, celery_driver.ANSWERS["replay"])
+    assert again["replayed"] == [] and matches(again, celery_driver.RESPONSES["replay"])
 
 
 def test_a_flood_of_tasks_is_quarantined_in_parts_and_ends(tmp_path, monkeypatch):
@@ -100,12 +100,12 @@ def test_more_quarantined_tasks_than_one_request_takes_are_replayed(tmp_path, mo
     redis = Redis()
     driver = operations(redis)
 
-    def ask(request):
+    def call(request):
         response = driver.replay(request)
-        assert matches(response, celery_driver.ANSWERS["replay"])
+        assert matches(response, celery_driver.RESPONSES["replay"])
         return response
 
-    replayed, unreadable = cutover.replay(ask, str(tmp_path))
+    replayed, unreadable = cutover.replay(call, str(tmp_path))
     assert (len(replayed), unreadable, len(redis.keys["celery"])) == (8, 4, 8)
     assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["a"] * 4 + ["b"] * 4
     endless = {"replayed": [], "unreadable": 1, "next": "x"}
@@ -127,7 +127,7 @@ def test_a_file_without_a_task_stops_no_handover(tmp_path):
     redis = Redis(mail=b"a string")
     response = operations(redis).replay({"directory": str(tmp_path)})
     assert [one["task"] for one in response["replayed"]] == ["known"] and response["unreadable"] == 8
-    assert len(redis.keys["celery"]) == 1 and matches(response, celery_driver.ANSWERS["replay"])
+    assert len(redis.keys["celery"]) == 1 and matches(response, celery_driver.RESPONSES["replay"])
 
 
 @pytest.mark.parametrize("reply", ["text", [], {"other": {"ok": ""}}, {"worker": "ok"}, {"worker": None}, None])

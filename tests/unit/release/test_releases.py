@@ -1167,7 +1167,7 @@ def test_every_operation_of_a_driver_has_a_form(driver):
     operations = getattr(driver, "OPERATIONS", None) or [
         name for name in vars(driver.Operations) if not name.startswith("_")
     ]
-    assert set(operations) == set(driver.ANSWERS)
+    assert set(operations) == set(driver.RESPONSES)
 
 
 def test_a_command_that_hangs_is_killed_with_its_children(code, tmp_path):
@@ -1268,11 +1268,11 @@ for line in sys.stdin:
         import time
         time.sleep(60)
     if request["op"] == "raw":
-        print("@@shiftmaster-answer@@ " + eval(request["text"]), flush=True)
+        print("@@shiftmaster-response@@ " + eval(request["text"]), flush=True)
         continue
     answer = {"error": "no such thing"} if request["op"] == "error" else {
         "echo": request, "words": open("/proc/self/cmdline").read(), "name": __name__}
-    print("@@shiftmaster-answer@@ " + json.dumps(answer), flush=True)
+    print("@@shiftmaster-response@@ " + json.dumps(answer), flush=True)
 """
 
 
@@ -1283,14 +1283,14 @@ def driver(tmp_path):
     module = importlib.util.module_from_spec(specification)
     shape = {"echo": {"number?": int}, "words": str, "name": str}
     module.SOURCE = DRIVER
-    module.ANSWERS = dict.fromkeys(("echo", "die", "hang", "error"), shape) | {"raw": {"alive": bool}}
+    module.RESPONSES = dict.fromkeys(("echo", "die", "hang", "error"), shape) | {"raw": {"alive": bool}}
     return module
 
 
 def test_a_driver_responds_to_several_requests_despite_other_output(code, driver):
     with releasecode.Driver(code, driver) as open_driver:
         for number in range(3):
-            response = open_driver.ask({"op": "echo", "secret": "geheim", "number": number})
+            response = open_driver.call({"op": "echo", "secret": "geheim", "number": number})
             assert response["echo"]["number"] == number and response["name"] == "__main__"
             assert "geheim" not in response["words"] and "noise" not in response["words"]
 

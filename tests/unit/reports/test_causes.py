@@ -15,7 +15,7 @@ RELEASE_JA = "バージョン 2.1.0(リリース 20260101T000000Z-abc)"
 CUTOVER, PREFLIGHT = "module_utils/shiftmaster/release/cutover.py", "roles/preflight/tasks/main.yml"
 HOST = "library/release/shiftmaster_preflight.py"
 VARIABLES, ABORT = "plugins/action/shiftmaster_variables.py", "roles/release/tasks/abort.yml"
-LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/acquire_host.yml"
+LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/lock_host.yml"
 NGINX, RESTORE = "roles/nginx/vars/main.yml", "roles/restore/tasks/main.yml"
 IN_PLACE = "roles/restore/tasks/in_place.yml"
 PLAN, TARGET = "module_utils/shiftmaster/backup/restore.py", "module_utils/shiftmaster/backup/target.py"
@@ -132,11 +132,11 @@ CASES = [
     (NGINX, "shows the maintenance page to everybody",
      "w1 shows the maintenance page to everybody but 10.0.0.0/8, ::1 (as before); health pages still respond.",
      "w1 は 10.0.0.0/8, ::1 を除く利用者全員にメンテナンス画面を表示します(変更なし)。ヘルスチェックのページは応答します。"),
-    (NGINX, "nothing would change", "w1 serves the application (nothing would change).",
+    (NGINX, "nothing would change", "w1 shows the application (nothing would change).",
      "w1 はアプリケーションを表示します(変更なし)。"),
-    (NGINX, "a run without --check would do so", "w1 serves the application (a run without --check would do so).",
+    (NGINX, "a run without --check would do so", "w1 shows the application (a run without --check would do so).",
      "w1 はアプリケーションを表示します(--check なしの実行で切り替わります)。"),
-    (NGINX, " serves the application (", "w1 serves the application (since this run).",
+    (NGINX, " shows the application (", "w1 shows the application (since this run).",
      "w1 はアプリケーションを表示します(この実行から)。"),
     (NGINX, "The page announces its end at ",
      "The page announces its end at 2026-11-25 14:30 JST, and does not end by itself.",
@@ -271,8 +271,8 @@ CASES = [
      "variable a is not set: there is no group_vars/a/vault.yml; ./shiftmaster init writes one, or copy vault.yml.example",
      "変数 a が設定されていません: group_vars/a/vault.yml がありません。./shiftmaster init で作成するか、vault.yml.example を"
      "コピーしてください"),
-    ("group_vars/all/preflight.yml", "/vault.yml; put it back from git or a copy",
-     "variable a is not set: there is no group_vars/a/vault.yml; put it back from git or a copy",
+    ("group_vars/all/preflight.yml", "/vault.yml; restore it from git or a copy",
+     "variable a is not set: there is no group_vars/a/vault.yml; restore it from git or a copy",
      "変数 a が設定されていません: group_vars/a/vault.yml がありません。git または控えから戻してください"),
     (VARIABLES, "%s=%s is out of its range: %s to %s%s", "a_days=0 is out of its range: 1 to 9, or 77",
      "a_days=0 は範囲外です(1 から 9, or 77)"),

@@ -857,7 +857,7 @@ def test_a_symptom_without_a_cause_comes_after_causes_of_its_severity():
     assert names(result) == ["InodesGone", "ApplicationErrors"]
 
 
-SILENT_SERVER = {"names": {"servers": [{"address": "x", "answers": False}]}}
+SILENT_SERVER = {"names": {"servers": [{"address": "x", "responds": False}]}}
 SICK = {"parts": {**SILENT_SERVER, "http": {"site": {"status": 502}}, "static": {"http_status": 404}}}
 
 
@@ -1001,7 +1001,7 @@ def test_a_log_that_fills_the_disk_is_not_deleted(path, first):
 
 @pytest.mark.parametrize(("unit", "there"), [("shiftmaster-worker@blue.service", True), ("cron.service", False)])
 def test_the_limit_of_memory_is_raised_where_it_is_ours(unit, there):
-    kill = {"at": 1799999900.0, "name": "x", "unit": unit, "whole_host": False}
+    kill = {"at": 1799999900.0, "name": "x", "unit": unit, "host_wide": False}
     fix = found(host({"parts": {"kills": {"kills": [kill]}}}))[0]["fix"]
     assert any("memory_max" in line for line in fix) is there
 
@@ -1043,7 +1043,7 @@ def test_a_slot_is_not_dropped_by_a_command():
 
 
 def test_the_receiver_of_the_backup_is_no_standby():
-    backup = {"client": None, "standby": "shiftmaster-backup-wal", "state": "streaming", "behind_bytes": 0}
+    backup = {"client": None, "standby": "shiftmaster-backup-wal", "state": "streaming", "lag_bytes": 0}
     result = found(host({"parts": {"database": {"replication": [backup]}}}), standbys=1)
     assert names(result) == ["ReplicationLost"] and "1 of 1" in result[0]["title"]["en"]
 
@@ -1161,7 +1161,9 @@ def test_cyclic_explanations_end():
     first = dict(RULES["NameServerSilent"], explains=["NameServerSilent", "SiteErrors"])
     second = dict(RULES["SiteErrors"], explains=["NameServerSilent"])
     hosts = [
-        host({"parts": {"names": {"servers": [{"address": "x", "answers": False}]}, "http": {"site": {"status": 502}}}})
+        host(
+            {"parts": {"names": {"servers": [{"address": "x", "responds": False}]}, "http": {"site": {"status": 502}}}}
+        )
     ]
     assert len(findings.find([first, second], hosts)) == 2
 

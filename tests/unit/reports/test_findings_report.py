@@ -68,7 +68,7 @@ def test_summary_contains_cause_and_action(language):
 def test_a_healthy_report_names_what_was_not_checked():
     hung = {"parts": {"containers": {"status": "failed", "error": "permission denied"}}}
     response, _files = shiftmaster_findings.evaluate(parameters(hung), MADE)
-    assert "⚠️ Nothing is wrong in what was looked at" in response["report_text"]
+    assert "⚠️ Nothing is wrong in what was inspected" in response["report_text"]
     assert "h1: containers (permission denied)" in response["report_text"]
     assert response["failing"] == []
 
@@ -85,7 +85,7 @@ def test_an_unreachable_host_is_in_the_report():
 @pytest.mark.parametrize(
     ("language", "words"),
     [
-        ("en", r"ot everything could be looked at: (database, firewall|firewall, database)\."),
+        ("en", r"ot everything could be inspected: (database, firewall|firewall, database)\."),
         ("ja", r"確認できなかった項目があります: (database, firewall|firewall, database)。"),
     ],
 )
@@ -193,7 +193,7 @@ def test_timeline_has_deploys_restarts_kills_and_errors_in_order():
     patch = {"parts": {
         "release": {"deploys": [{"time": "2026-11-26T07:00:00Z", "event": "live", "kind": "deploy", "target": "t"}]},
         "changes": {"events": [{"at": 1795678000.0, "kind": "unit", "text": "Stopped nginx"}]},
-        "kills": {"kills": [{"at": 1795679000.0, "name": "celery", "unit": "w", "whole_host": False}]},
+        "kills": {"kills": [{"at": 1795679000.0, "name": "celery", "unit": "w", "host_wide": False}]},
         "logs": {"files": {"application": {"problems": [{"first": 1795677000.0, "last": 2.0, "count": 3, "text": "x", "exception": "E"}]}}},
     }}  # fmt: skip
     events = findings_report.timeline([dict(changed(HEALTHY, patch), host="a")])

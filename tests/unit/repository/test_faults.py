@@ -60,7 +60,7 @@ def alert(text, env="production"):
 
 def incidents_and_messages(found):
     """(incidents of PagerDuty, messages to Slack and email, number of incidents that stay open) in their order."""
-    incidents, of_group, house = [], {}, []
+    incidents, of_group, site = [], {}, []
     for one in found:
         if one.receiver == "critical-pagerduty":
             # A resolved incident stays closed: the next message of its group opens another one.
@@ -72,8 +72,8 @@ def incidents_and_messages(found):
             else:
                 del of_group[one.group]
         elif one.receiver in OTHER_RECEIVERS and one.alerts:
-            house.append(" + ".join(one.alerts))
-    return incidents, house, len(of_group)
+            site.append(" + ".join(one.alerts))
+    return incidents, site, len(of_group)
 
 
 def expected(fault, timestamp):
@@ -87,8 +87,8 @@ def test_messages_of_a_fault(fault):
     assert max(len(fault.get(when, [])) for when in ("pages", "day", "night")) <= most, "more than one page"
     alerts = [alert(text) for text in fault["alerts"]]
     for timestamp in (DAY, NIGHT):
-        pages, house, unresolved = incidents_and_messages(messages.sent(config(), alerts, timestamp, LASTING))
-        assert (pages, house) == (expected(fault, timestamp), fault["messages"]), timestamp
+        pages, site, unresolved = incidents_and_messages(messages.sent(config(), alerts, timestamp, LASTING))
+        assert (pages, site) == (expected(fault, timestamp), fault["messages"]), timestamp
         assert not unresolved or max(one.end for one in alerts) > LASTING, f"{unresolved} incidents stay open"
 
 
@@ -150,7 +150,7 @@ REPEATED = [
 
 @offenders.each(REPEATED, lambda case: case[0])
 def test_an_alert_that_lasts_is_repeated_by_its_urgency(case):
-    text, days, house, pages = case
+    text, days, site, pages = case
     found = messages.sent(config(), [alert(text)], NIGHT, days * 86400)
     sent = [one.receiver == "critical-pagerduty" for one in found]
-    assert (sent.count(False), sent.count(True)) == (house, pages)
+    assert (sent.count(False), sent.count(True)) == (site, pages)

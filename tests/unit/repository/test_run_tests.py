@@ -333,7 +333,7 @@ def test_a_scenario_that_is_not_listed_begins_with_the_host_that_it_wants():
     ids=["a processor idle", "processors busy", "alone"],
 )
 def test_further_ones_run_where_the_others_leave_room(clone, monkeypatch, idle, alone, most, seconds):
-    monkeypatch.setattr(run_tests, "SETTLED_SECONDS", 0.2)
+    monkeypatch.setattr(run_tests, "STABLE_SECONDS", 0.2)
     monkeypatch.setattr(run_tests, "idle_seconds", lambda: idle * time.monotonic())
     steps = [run_tests.Step(name, run=f"sleep {seconds}", alone=alone) for name in "abcde"]
     runner, running = run_tests.Runner(steps), []

@@ -90,7 +90,8 @@ def path_of_a_deploy():
     """The files that a reader opens from `-e shiftmaster_version=` to the link that is switched, in that order.
 
     Playbooks and group variables; the tasks of the preflight and of role release as far as the cutover, with what they
-    include; their modules that get the version, its source or the release; what the release module needs to switch.
+    include; the modules and the filter that get the version, its source or the release; what the release module needs
+    to switch, down to the rename of the link.
     """
     files = [ROOT / "deploy.yml", ROOT / "playbooks/deploy.yml"]
     files += [ROOT / "group_vars/all" / name for name in ("application.yml", "preflight.yml")]
@@ -121,8 +122,8 @@ def path_of_a_deploy():
                 follow(ROOT / "roles" / found[1] / "tasks" / f"{found[2]}.yml")
     files.append(ROOT / "roles/release/vars/main.yml")
     engine = ROOT / "module_utils/shiftmaster/release"
-    files += [engine / name for name in ("releases.py", "cutover.py")]
-    return files
+    files += [engine / name for name in ("releases.py", "cutover.py", "layout.py")]
+    return [*files, ROOT / "plugins/filter/earlier_version.py"]
 
 
 def test_rules_of_a_preflight_are_known_in_its_play():

@@ -316,10 +316,10 @@ def test_a_new_cluster_commits_before_its_first_standby_follows_and_never_again_
     assert not {"port", "listen_addresses", "synchronous_standby_names"} & set(parameters)
 
 
-def inspected(directory, answer=None, formed=False):
+def inspected(directory, response=None, formed=False):
     """What inspect.py reports where etcdctl answers that; without an answer it ends with an error."""
     program = directory / "etcdctl"
-    program.write_text("#!/bin/sh\n" + ("exit 1\n" if answer is None else f"echo '{json.dumps(answer)}'\n"))
+    program.write_text("#!/bin/sh\n" + ("exit 1\n" if response is None else f"echo '{json.dumps(response)}'\n"))
     program.chmod(0o755)
     if formed:
         (directory / "formed").touch()
@@ -334,8 +334,10 @@ def test_a_host_reports_what_it_has_of_etcd(tmp_path):
     assert inspected(tmp_path) == {"data": False, "formed": False, "responds": False, "members": []}
     (tmp_path / "data/member").mkdir(parents=True)
     # A member that was added and has not started has no name.
-    answer = {"members": [{"ID": 10501334649042878790, "name": "a", "peerURLs": ["https://10.0.0.1:2380"]}, {"ID": 15}]}
-    found = inspected(tmp_path, answer, formed=True)
+    response = {
+        "members": [{"ID": 10501334649042878790, "name": "a", "peerURLs": ["https://10.0.0.1:2380"]}, {"ID": 15}]
+    }
+    found = inspected(tmp_path, response, formed=True)
     assert found["data"] and found["formed"] and found["responds"]
     assert found["members"] == [
         {"id": "91bc3c398fb3c146", "name": "a", "peers": ["https://10.0.0.1:2380"]},

@@ -283,7 +283,7 @@ def roles(grafana):
 
 
 def can_log_in(grafana, login, password):
-    return MODULE.Api(grafana.url).ask("/api/user", login=(login, password))[0] == 200
+    return MODULE.Api(grafana.url).send("/api/user", login=(login, password))[0] == 200
 
 
 def test_users_are_as_listed_and_a_second_run_changes_nothing(grafana, keep):
@@ -356,12 +356,12 @@ def test_a_data_source_that_does_not_respond_is_a_failure(grafana, keep):
 
 
 def test_a_public_page_is_a_failure(grafana, keep, monkeypatch):
-    requested = MODULE.Api.ask
+    requested = MODULE.Api.send
 
     def query(self, path, *values, login=None, **more):
         return (200, "") if path == "/metrics" and not login else requested(self, path, *values, login=login, **more)
 
-    monkeypatch.setattr(MODULE.Api, "ask", query)
+    monkeypatch.setattr(MODULE.Api, "send", query)
     assert "/metrics returns 200 without a login" in keep()["msg"]
 
 

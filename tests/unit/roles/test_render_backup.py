@@ -363,7 +363,7 @@ def test_environments_on_one_machine_do_not_lock_each_other_out():
     (backup,) = lines("backup.cron.j2", "production")
     assert backup.startswith("5 2 * * * root cd /srv && flock --nonblock /run/shiftmaster-backup-production.lock ")
     watch, weekly = lines("reports.cron.j2", "production")
-    assert watch.startswith("*/5 * * * * root ") and "playbooks/health.yml -e health_tell=true >" in watch
+    assert watch.startswith("*/5 * * * * root ") and "playbooks/health.yml -e health_notify=true >" in watch
     assert weekly.startswith("15 8 * * 1 root ") and "-e report_host=m1 -e period=weekly >" in weekly
     found = [backup, watch, weekly, *lines("backup.cron.j2", "test"), *lines("reports.cron.j2", "test")]
     for pattern in (r"--nonblock (\S+)", r">(\S+)"):

@@ -391,7 +391,7 @@ def test_a_certificate_that_a_killed_run_left_unread_is_read_by_the_next_one():
     files = value("tls", "__tls_unread")
     issues = value("tls", "__tls_issues", tls_internal_services=[{"name": "pgbackrest", "group": "postgres"}])
     assert {one["notify"] for one in issues.values()} == set(files)
-    assert set(files.values()) <= set(value("tls", "__tls_look_for")["files"])
+    assert set(files.values()) <= set(value("tls", "__tls_inspected")["files"])
     tasks = yaml.safe_load((ROOT / "roles/tls/tasks/issue_new.yml").read_text(encoding="utf-8"))
     script = tasks[-1]["ansible.builtin.shell"]["cmd"]
     assert script.index("__tls_unread[__tls_issue.notify]") < script.index("mv ")
@@ -531,7 +531,7 @@ def test_data_read_from_a_host_never_contains_a_key(tmp_path):
     )
     wanted = {"packages": ["none"], "files": {str(key): "key", str(certificate): "certificate", "/none": "file"}}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "roles/tls/files/look.py"), json.dumps(wanted)], check=True, capture_output=True
+        [sys.executable, str(ROOT / "roles/tls/files/facts.py"), json.dumps(wanted)], check=True, capture_output=True
     )
     found = json.loads(done.stdout)["files"]
     assert found["/none"] is None

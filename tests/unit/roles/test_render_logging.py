@@ -493,7 +493,7 @@ def test_logstashs_own_check_is_run_as_the_service_and_writes_nowhere_else():
 
 
 def test_logstash_runs_the_pipeline_with_its_workers_or_is_not_verified():
-    (response,) = swapped("logstash")["verify"]["answers"]
+    (response,) = swapped("logstash")["verify"]["responses"]
     assert response["path"] == ["pipelines", "shiftmaster", "workers"] and response["url"].endswith("/_node/pipelines")
     assert templated("logstash", response["value"].strip("{} "), logstash_workers=3) == "3"
 

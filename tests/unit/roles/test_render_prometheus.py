@@ -321,7 +321,7 @@ def test_memory_follows_the_targets_or_the_variable(targets, given, expected):
     ],
 )
 def test_retention_is_requested_as_prometheus_writes_it(days, mb, expected):
-    responses = value("__prometheus_answers", prometheus_retention_days=days, prometheus_retention_size_mb=mb)
+    responses = value("__prometheus_responses", prometheus_retention_days=days, prometheus_retention_size_mb=mb)
     assert [response["value"] for response in responses] == expected
 
 

@@ -318,9 +318,9 @@ def test_tasks_of_others_age_from_when_they_are_first_seen(project, client):
     out = call(project, """
 import time
 from shiftmaster_monitoring import queues
-first = queues.look(5)["queues"]["celery"]
+first = queues.measure(5)["queues"]["celery"]
 time.sleep(0.5)
-print(first[0], round(first[1]), queues.look(5)["queues"]["celery"][1] >= 0.5)
+print(first[0], round(first[1]), queues.measure(5)["queues"]["celery"][1] >= 0.5)
 """)  # fmt: skip
     assert out.split() == ["2", "0", "True"]
 

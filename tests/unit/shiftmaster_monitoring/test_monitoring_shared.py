@@ -294,10 +294,10 @@ def test_a_directory_that_appears_late_gets_everything(shared, directory, caplog
         value.inc(1)
     assert value.get() == 5.0 and len([r for r in caplog.records if "directory of metrics" in r.getMessage()]) == 1
     directory.mkdir()
-    shared.store.look()
+    shared.store.check_file()
     assert list(directory.iterdir()) == []  # not yet time
-    shared.store.look_at = 0.0
-    shared.store.look()
+    shared.store.check_at = 0.0
+    shared.store.check_file()
     assert shared.read()[::2] == ({KEY: 5.0}, 1)
     value.inc(1)
     assert shared.read()[0] == {KEY: 6.0}
@@ -310,8 +310,8 @@ def test_an_emptied_directory_drops_nothing_of_running_processes(shared, directo
     idle.inc(3)
     for path in directory.iterdir():
         path.unlink()
-    shared.store.look_at = 0.0
-    shared.store.look()
+    shared.store.check_at = 0.0
+    shared.store.check_file()
     value.inc(1)
     assert sorted(shared.read()[0].values()) == [3.0, 3.0]
 
@@ -333,8 +333,8 @@ def test_a_full_disk_is_no_signal(shared, directory, monkeypatch, caplog):
     found = shared.read()[0]
     assert found[KEY] == 2.0 and len(found) < 1000
     assert len([r for r in caplog.records if "No space" in r.getMessage()]) == 1
-    shared.store.look_at = 0.0
-    shared.store.look()
+    shared.store.check_at = 0.0
+    shared.store.check_file()
     found = shared.read()[0]
     assert len(found) == 1001 and set(found.values()) == {2.0, 1.0}
 

@@ -39,7 +39,7 @@ class Code:
         stub = self
 
         class Driver:
-            def ask(self, request, timeout):
+            def call(self, request, timeout):
                 stub.requests.append((code.path, request, timeout))
                 response = stub.responses.pop(0)
                 if isinstance(response, Exception):
@@ -157,8 +157,8 @@ def test_a_release_that_never_served_reverses_what_it_has_applied(tmp_path):
     directory = failed / "source/a/migrations"
     directory.mkdir(parents=True)
     (directory / "0002.py").write_text(REMOVES)
-    answer = {"done": [], "repaired": [], "applied": []}
-    code = Code(inspection(applied=["0001", "0002"], known=["0001"]), answer)
+    reply = {"done": [], "repaired": [], "applied": []}
+    code = Code(inspection(applied=["0001", "0002"], known=["0001"]), reply)
     run(code, "reverse", release=str(live), target_release=str(live))
     assert code.requests[-1][0] == str(failed) and code.requests[-1][1]["op"] == "reverse"
 

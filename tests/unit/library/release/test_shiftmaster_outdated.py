@@ -27,7 +27,7 @@ def proc(tmp_path):
 
 
 def inspect_host(proc, tmp_path):
-    return outdated.look(str(proc[0]), str(tmp_path / "reboot-required"))
+    return outdated.inspect(str(proc[0]), str(tmp_path / "reboot-required"))
 
 
 def test_without_replaced_files_nothing_is_outdated(proc, tmp_path):

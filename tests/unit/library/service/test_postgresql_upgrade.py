@@ -112,7 +112,7 @@ def move(servers):
 
 def live(servers):
     """Settle as the next run does; returns the live cluster after checking that there is one."""
-    begin().settle()
+    begin().recover()
     (one,) = [server for server in servers.values() if server.automatic]
     assert [server.version for server in servers.values() if server.running] == [one.version]
     assert not any(server.private for server in servers.values())
@@ -127,7 +127,7 @@ def test_every_row_comes_over_and_back(host):
     one = live(host)
     assert (one.version, one.rows) == (OLD, 105)
     # A run that ends before its backup is repeated.
-    assert begin().read()["phase"] == upgrade.RETURNED and begin().settle() is False
+    assert begin().read()["phase"] == upgrade.RETURNED and begin().recover() is False
     begin().complete()
     assert begin().read() == {}
     move(host)

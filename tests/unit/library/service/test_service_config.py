@@ -120,7 +120,7 @@ def host(tmp_path, monkeypatch):
     monkeypatch.setattr(sc, "unit_facts", host.facts)
     monkeypatch.setattr(units, "journal", lambda *_arguments, since: "it logged this")
     monkeypatch.setattr(configuration, "NOTES", str(tmp_path / "run"))
-    monkeypatch.setattr(sc, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(sc, "STABLE_SECONDS", 0.0)
     monkeypatch.setattr(sc, "DISCOVERY_SECONDS", 0.0)
     monkeypatch.setattr(prometheus, "get", host.get)
     return host
@@ -553,10 +553,10 @@ def test_a_response_must_contain_the_value(apply, host, monkeypatch):
         "get",
         lambda url, *more: (200, '{"data": {"retention": "15d"}}') if "flags" in url else host.get(url, *more),
     )
-    result = apply(verify={"answers": [reply]})
+    result = apply(verify={"responses": [reply]})
     assert result["failed"] and "data.retention is 15d instead of 62d" in result["msg"]
     reply["value"] = "15d"
-    assert apply(verify={"answers": [reply]})["changed"]
+    assert apply(verify={"responses": [reply]})["changed"]
 
 
 def test_targets_are_still_watched_after_a_new_password(apply, host, monkeypatch):
@@ -783,7 +783,7 @@ def test_the_facts_of_a_unit_are_complete_also_where_systemd_knows_none(monkeypa
 
 EXPECTS = {
     "url": URL, "ca_file": "/ca", "user": "admin", "password": "x", "closed": False, "metric": None, "value": 1.0,
-    "timestamp_metric": None, "answers": [], "targets_url": None, "timeout_seconds": 20, "start_timeout_seconds": 60,
+    "timestamp_metric": None, "responses": [], "targets_url": None, "timeout_seconds": 20, "start_timeout_seconds": 60,
 }  # fmt: skip
 
 
@@ -835,7 +835,7 @@ def test_without_a_verification_of_its_own_a_unit_must_stay_active(steps):
     steps.states = [{}, {}, {"MainPID": "8"}, {}, {"ActiveState": "activating"}, {}]
     steps.service().verify("start", 0, 0)
     # Seen with one process, then another, then the first again, then starting; from then on for a second.
-    assert steps.passed - sum(steps.naps[:5]) >= sc.SETTLE_SECONDS and len(steps.naps) < 12
+    assert steps.passed - sum(steps.naps[:5]) >= sc.STABLE_SECONDS and len(steps.naps) < 12
     assert steps.naps[:3] == pytest.approx([0.1, 0.15, 0.225]) and max(steps.naps) <= 1.0
 
 
@@ -881,9 +881,9 @@ EXPECTED = {"url": "/flags", "path": ["a", "b"], "value": "1"}
         ({"timestamp_metric": "at"}, (200, "at 500\n"), None),
         ({"timestamp_metric": "at"}, (200, "at 499\n"), "at is not younger"),
         ({"timestamp_metric": "at"}, (200, ""), "at is not younger"),
-        ({"answers": [EXPECTED]}, (200, ""), "/flags: a.b is 2 instead of 1"),
-        ({"answers": [dict(EXPECTED, url="/none")]}, (200, ""), "a.b is without a response (404) instead of 1"),
-        ({"answers": [dict(EXPECTED, value="2")]}, (200, ""), None),
+        ({"responses": [EXPECTED]}, (200, ""), "/flags: a.b is 2 instead of 1"),
+        ({"responses": [dict(EXPECTED, url="/none")]}, (200, ""), "a.b is without a response (404) instead of 1"),
+        ({"responses": [dict(EXPECTED, value="2")]}, (200, ""), None),
         ({"closed": True}, (200, ""), "returns 200 without a login"),
     ],
 )
@@ -897,7 +897,7 @@ def test_responses_of_a_service_are_compared(steps, verify, response, problem):
 
 
 def test_earlier_files_are_verified_less_strictly(steps):
-    service = steps.service({"timestamp_metric": "at", "answers": [EXPECTED], "closed": True, "metric": "ok"})
+    service = steps.service({"timestamp_metric": "at", "responses": [EXPECTED], "closed": True, "metric": "ok"})
     assert service.unverified("none", 500, True) is None and len(steps.queries) == 1
     assert "not younger" in service.unverified("reload", 500, True)
     steps.responses[URL] = (401, "")

@@ -86,8 +86,8 @@ def test_a_release_that_would_restore_earlier_secrets():
 @pytest.mark.parametrize(
     ("reason", "expected"),
     [
-        ("auth", ["Redis refuses the password of its CACHE_URL"]),
-        ("hba", ["Redis refuses the password of its CACHE_URL"]),
+        ("auth", ["Redis rejects the password of its CACHE_URL"]),
+        ("hba", ["Redis rejects the password of its CACHE_URL"]),
         ("refused", []),
     ],
 )

@@ -1,4 +1,4 @@
-"""A deploy that another run's lock rejects ends before it changes anything (roles/release/tasks/acquire.yml)."""
+"""A deploy that another run's lock rejects ends before it changes anything (roles/release/tasks/lock.yml)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from support import ROOT
 
 HOLDER = {"owner": "nurse@elsewhere", "operation": "deploy", "run_id": "r1", "since": 0, "controller": {}}
-TASK = {"ansible.builtin.import_role": {"name": "release", "tasks_from": "acquire", "rolespec_validate": False}}
+TASK = {"ansible.builtin.import_role": {"name": "release", "tasks_from": "lock", "rolespec_validate": False}}
 
 
 def given(root, expires):
@@ -25,6 +25,7 @@ def given(root, expires):
         path.write_text(json.dumps({**HOLDER, "expires": time.time() + expires, "ttl_seconds": 3600}))
     return {
         "shiftmaster_root": str(root), "shiftmaster_lock_wait_seconds": 1, "shiftmaster_lock_host": "localhost",
+        "notify_alertmanager_host": "",
         "shiftmaster_run": {"id": "r2", "who": "me", "operation": "deploy"},
         "__release_options": {"root": str(root), "run_id": "r2", "who": "me"},
     }  # fmt: skip
@@ -94,7 +95,7 @@ def test_the_phase_of_the_release_extends_what_the_preflight_has_acquired(tmp_pa
 def test_each_host_of_a_patch_extends_the_lock():
     (role,) = yaml.safe_load((ROOT / "roles/patch/tasks/main.yml").read_text(encoding="utf-8"))
     first = role["block"][0]["ansible.builtin.include_role"]
-    assert (first["name"], first["tasks_from"]) == ("release", "acquire")
+    assert (first["name"], first["tasks_from"]) == ("release", "lock")
     # What a run finds that has lost it, and ends with.
     assert role["rescue"][-1]["ansible.builtin.fail"]
 
@@ -103,7 +104,7 @@ def test_a_deploy_takes_the_lock_before_it_changes_hosts_and_keeps_it_for_minute
     plays = yaml.safe_load((ROOT / "playbooks/deploy.yml").read_text(encoding="utf-8"))
     first = next(play for play in plays if play["name"] == "Preflight")
     task = first["tasks"][-1]
-    assert task["ansible.builtin.include_role"]["tasks_from"] == "acquire"
+    assert task["ansible.builtin.include_role"]["tasks_from"] == "lock"
     assert plays.index(first) < min(n for n, play in enumerate(plays) if play["tags"] != ["always"])
     assert 60 < task["vars"]["shiftmaster_lock_ttl_seconds"] <= 900
     # Where there is a directory for it: in a run that changes the host before the release, or where there is one.
@@ -112,7 +113,7 @@ def test_a_deploy_takes_the_lock_before_it_changes_hosts_and_keeps_it_for_minute
     }  # fmt: skip
     values = [
         {"preflight_found": {"facts": {"lockable": lockable, "locked": locked}},
-         "preflight_roles_here": ["preflight", "shiftmaster", *["base"] * base], "run_asks_for_a_release": True,
+         "preflight_roles_here": ["preflight", "shiftmaster", *["base"] * base], "run_needs_release": True,
          "shiftmaster_lock_host": "localhost"}
         for lockable, locked, base in cases
     ]  # fmt: skip
