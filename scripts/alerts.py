@@ -84,7 +84,7 @@ SAYS = {
         "Not sent while one of these is down: {parts}.",
         "次のいずれかが停止している間は送られません: {parts}。",
     ),
-    "meaning": ("What it means", "意味"),
+    "meaning": ("Meaning", "意味"),
     "condition": ("It fires on:", "発生条件:"),
     "inspect": ("First check", "最初の確認"),
     "typed": (

@@ -186,7 +186,7 @@ options:
     elements: dict
     default: []
     suboptions:
-      name: {description: What it is called in messages., type: str, required: true}
+      name: {description: Name in messages., type: str, required: true}
       phase:
         description: When it runs.
         type: str

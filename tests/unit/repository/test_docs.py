@@ -462,6 +462,71 @@ def test_changelog_is_in_the_form_of_keep_a_changelog():
         assert len(entries) or not kinds
 
 
+# --- words ----------------------------------------------------------------------------------------------------------
+
+# A line, heading, list entry or table cell begins here, or a sentence after another one.
+BEGINNING = r"(?:^(?:[ >]|[-*+] |\d+\. |#+ (?:\d+\. )?)*|\| *|[.!?:][*_\")]* +)[*_\"(\[]*"
+NO_SUBJECT = re.compile(BEGINNING + r"((?:Who(?:m|se|ever)?|What(?:ever)?|Of|By its)\b.*)", re.M)
+# Single words that have been replaced are in .config/codespell.txt; these are of several words. Phrase: what to write.
+REPLACED = {
+    r"ways? back": "rollback",
+    r"put(?:s|ting)?(?: \w+){0,4} back|put[-]backs?": "roll back, restore, add again",
+    r"set(?:s|ting)?(?: \w+){0,3} aside": "quarantine",
+    r"dead runs?": "interrupted run",
+    r"la(?:y|ys|id|ying)(?: \w+)? down": "install",
+    r"stand[-]ins?": "stub, fake",
+    r"safety cop(?:y|ies)": "pre-migration dump",
+    r"(?:tells?|telling) of|told": "report, notify",
+}
+PHRASES = {re.compile(rf"\b(?:{phrase})\b".replace(" ", r"\s+"), re.I): instead for phrase, instead in REPLACED.items()}
+
+
+def wording_faults(text):
+    """[(line, problem)] of a document: sentences that begin with no subject, and replaced phrases."""
+    # Code is no prose. Lines keep their numbers.
+    text = re.sub(r"^ *```.*?^ *```$", lambda block: "\n" * block[0].count("\n"), text, flags=re.M | re.S)
+    text = re.sub(r"`[^`\n]+`", "`-`", text)
+    found = [(match.start(1), f"begins with no subject: {match[1][:60]}") for match in NO_SUBJECT.finditer(text)]
+    for phrase, instead in PHRASES.items():
+        found += [(match.start(), f"{' '.join(match[0].split())}: write {instead}") for match in phrase.finditer(text)]
+    return [(text.count("\n", 0, start) + 1, problem) for start, problem in sorted(found)]
+
+
+def test_sentences_name_their_subject_and_use_the_terms_of_the_field():
+    command = ["git", "ls-files", "*.md", ":!*.ja.md"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    paths = [ROOT / name for name in names if (ROOT / name).exists()]
+    assert ROOT / "docs/operations-guide.md" in paths
+    texts = {name_of(path): path.read_text(encoding="utf-8") for path in paths}
+    assert [f"{name}:{line}: {problem}" for name in texts for line, problem in wording_faults(texts[name])] == []
+
+
+def test_a_sentence_without_a_subject_or_with_a_replaced_phrase_is_found():
+    texts = [
+        "What stays: nothing.",
+        "It ends. What stays is there.",
+        "It ends.\nWhoever reads it",
+        "- Of two, the second",
+        "1. By its name",
+        "| `a` | **Who may read.** |",
+        "## 3. What it costs",
+        "There is no way\nback.",
+        "It puts the old file back.",
+        "A stand-in is used.",  # codespell:ignore
+    ]
+    assert [text for text in texts if len(wording_faults(text)) != 1] == []
+
+
+def test_other_sentences_are_not_found():
+    texts = [
+        "It shows what stays, and who reads it.",
+        "A run prints `Nothing was changed. What is wrong:`.",
+        "```\nWhat is wrong:\n```",
+        "A rule of the WHO goes back and forth, and is set in a file of its own.",
+    ]
+    assert [text for text in texts if wording_faults(text)] == []
+
+
 def test_shell_in_the_documents_is_shell():
     for path in DOCUMENTS:
         for language, text in blocks(path):
