@@ -45,7 +45,7 @@ all:
     cache: {hosts: {bench-trixie: }}
 """
 # The same with application hosts of their own; those begin as copies of the deployed host.
-FLEET = """
+SITE = """
 all:
   children:
     demo:
@@ -354,7 +354,7 @@ def topology(directory: Path, core: Operations) -> None:
             for name in (HOST, *APPS[:count])
         ]
         apps = ", ".join(f"{name}: " for name in APPS[:count])
-        text = FLEET % {"directory": directory, "hosts": ", ".join(hosts), "apps": apps}
+        text = SITE % {"directory": directory, "hosts": ", ".join(hosts), "apps": apps}
         inventory.write_text(text, encoding="utf-8")
         return Operations(inventory, APPS[0])
 

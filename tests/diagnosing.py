@@ -110,7 +110,7 @@ def diagnose_directly(operations, area: str = "all") -> Seen:
     began = time.monotonic()
 
     def result(one: dict) -> dict:
-        arguments = {**calls[one["host"]]["ANSIBLE_MODULE_ARGS"], "area": area, "asked_at": time.time()}
+        arguments = {**calls[one["host"]]["ANSIBLE_MODULE_ARGS"], "area": area, "requested_at": time.time()}
         text = Operations(operations.inventory, one["host"]).shell(
             f"cat > {CALL}/debug_dir/args && TMPDIR=/dev/shm python3 {CALL}/AnsiballZ_shiftmaster_diagnose.py execute",
             timeout=300, check=False, stdin=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),

@@ -20,8 +20,8 @@ options:
     (app, web, database, standby, cache, monitoring)."}
   limit_seconds: {description: After so long the module responds with what it has., type: float, default: 15}
   hours: {description: "How far back logs, journal and the access log are read.", type: float, default: 6}
-  asked_at: {type: float, description: "The controller's clock at the query, as seconds since 1970; the host's own is
-    compared with it."}
+  requested_at: {type: float, description: "The controller's clock at the query, as seconds since 1970; the host's own
+    is compared with it."}
   host_name: {description: The host's name in the evidence; its own host name by default., type: str}
   app_root: {description: The application's directory., type: path, default: /var/www/shiftmaster}
   app_user: {description: The system user of the application., type: str, default: shiftmaster}
@@ -117,7 +117,7 @@ RETURN = r"""
 evidence:
   description: >-
     What was found, with C(host), C(at) (seconds since 1970 by this host's clock), C(skew) (seconds that this clock is
-    ahead of O(asked_at), which includes the way there; null without it), C(zone) of the host's logs (C(name),
+    ahead of O(requested_at), which includes the way there; null without it), C(zone) of the host's logs (C(name),
     C(offset_seconds) east of UTC), C(seconds), C(area), C(functions) and C(parts). Each part has C(status) (ok, failed,
     hung, or absent where the host has no such thing), C(seconds), and C(error) where it is not ok; docs/diagnosis.md
     describes the rest.
@@ -143,7 +143,7 @@ def argument_spec() -> dict:
         "functions": _TEXTS,
         "limit_seconds": {"type": "float", "default": 15},
         "hours": {"type": "float", "default": 6},
-        "asked_at": {"type": "float"},
+        "requested_at": {"type": "float"},
         "host_name": {"type": "str"},
         "app_root": {"type": "path", "default": "/var/www/shiftmaster"},
         "app_user": given("shiftmaster"),
@@ -191,7 +191,7 @@ def diagnose(parameters: dict) -> dict:
     return {
         "host": parameters["host_name"] or socket.gethostname(),
         "at": at,
-        "skew": None if parameters["asked_at"] is None else round(at - parameters["asked_at"], 1),
+        "skew": None if parameters["requested_at"] is None else round(at - parameters["requested_at"], 1),
         "zone": {"name": time.strftime("%Z", time.localtime(at)), "offset_seconds": time.localtime(at).tm_gmtoff},
         "seconds": round(time.monotonic() - began, 2),
         "area": parameters["area"],

@@ -6,7 +6,7 @@ Runs on the controller only. Options:
     roles_here  those of them whose values are checked, too (all)
     known       names that begin like a role's and are no role's option; those of group_vars/all, next to the roles, are
                 known without it
-    wiring      how names begin that only group_vars/all has
+    group_variables  how names begin that only group_vars/all has
     required    [{name, hint}]: variables that must be set and not empty
     ranges      {name or end of a name: [least, most, further values]} of numbers; see group_vars/all/ranges.yml
     elsewhere   names that end like those of a host's directories (_dir, _root, _directory) and are none
@@ -156,7 +156,7 @@ def check(arguments, task_vars, templar_of, basedir, extra=()):
     """Return what the action returns; templar_of(variables) returns a templar; extra are the names given with -e."""
     directories = {}
     problems, expected, specs, defaults = [], set(arguments.get("known") or []), {}, {}
-    prefixes = tuple("%s_" % begin for begin in arguments["roles"] + (arguments.get("wiring") or []))
+    prefixes = tuple("%s_" % begin for begin in arguments["roles"] + (arguments.get("group_variables") or []))
     extra_only = arguments.get("extra_only", False)
     if extra_only and not any(name.startswith(prefixes) for name in extra):
         return {"changed": False, "problems": []}

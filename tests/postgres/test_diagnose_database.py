@@ -114,7 +114,7 @@ def test_the_root_of_a_lock_tree_is_found_and_literals_are_hidden(server):
     holder.stdin.write("BEGIN; UPDATE roster SET note = 'Yamada' WHERE id = 1;\n")
     holder.stdin.flush()
     held = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'UPDATE roster%' AND state = 'idle in transaction'"
-    assert settled(lambda: psql(server, f"--command={held}").stdout.strip(), "1") == "1"
+    assert reached(lambda: psql(server, f"--command={held}").stdout.strip(), "1") == "1"
     waiting = [
         subprocess.Popen(["psql", "--command=UPDATE roster SET note = 'Suzuki' WHERE id = 1"], env=server, text=True)
         for _number in range(2)
@@ -228,7 +228,7 @@ def test_without_the_extension_statements_are_unknown(server):
 # --- vacuum, transaction ids, replication -----------------------------------------------------------------------------
 
 
-def settled(read, wanted, seconds=20):
+def reached(read, wanted, seconds=20):
     """The metrics of tables appear shortly after the change."""
     deadline = time.monotonic() + seconds
     while (found := read()) != wanted and time.monotonic() < deadline:
@@ -249,9 +249,9 @@ def test_dead_rows_are_deleted_rows_until_vacuum_removes_them(server):
             return row["rows"], row["dead_rows"], found["worst_dead_percent"], row["vacuumed_seconds_ago"] is None
 
         # 5 000 of 20 000, a quarter.
-        assert settled(metrics, (15000, 5000, 25.0, True)) == (15000, 5000, 25.0, True)
+        assert reached(metrics, (15000, 5000, 25.0, True)) == (15000, 5000, 25.0, True)
         psql(server, "--command=VACUUM holes")
-        assert settled(metrics, (15000, 0, 0.0, False)) == (15000, 0, 0.0, False)
+        assert reached(metrics, (15000, 0, 0.0, False)) == (15000, 0, 0.0, False)
     finally:
         psql(server, "--command=DROP TABLE holes")
 
@@ -308,13 +308,13 @@ def test_wal_retained_for_a_replica_and_a_slot_is_the_wal_written(server):
 
         # It takes what was kept.
         wanted = ([("replica", "streaming", "async")], [True])
-        assert settled(state, wanted) == wanted, replica.poll() and replica.stderr.read()
+        assert reached(state, wanted) == wanted, replica.poll() and replica.stderr.read()
 
         def held():
             row = next(one for one in run_queries(server, database.QUERIES)[0]["slots"] if one["name"] == slot)
             return row["kept_bytes"] < 100000
 
-        assert settled(held, True)
+        assert reached(held, True)
     finally:
         if replica:
             subprocess.run(["docker", "exec", container, "pkill", "-x", "pg_receivewal"], check=False)

@@ -135,13 +135,13 @@ def yielding(name: str, seconds: float):
             if passed >= seconds or over.wait(0.02 if passed < 1 else 0.5):
                 return
 
-    keeper = threading.Thread(target=keep, daemon=True)
-    keeper.start()
+    watcher = threading.Thread(target=keep, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         over.set()
-        keeper.join()
+        watcher.join()
 
 
 def journal(name: str, lines: int = 15, since: float = 0) -> str:

@@ -125,7 +125,7 @@ class Watch(Operations):
         """Labels of alerts that fire, or have ended and may still be reported, within five minutes."""
         return [one["metric"] for one in self.query("ALERTS{alertstate='firing'}", time.time() - 360 / self.factor)]
 
-    def settled(self) -> bool:
+    def quiet(self) -> bool:
         """Whether the end was reported."""
         now = [one["metric"] for one in self.query("ALERTS{alertstate='firing'}")]
         return all(one in now or one["alertname"] in verifications.BUDGETS for one in self.lately())
@@ -182,7 +182,7 @@ def scaled(watch, alerting):
 @pytest.fixture(scope="session")
 def observed(hosts, watch, alerting):
     """From before the first deploy until `seconds` after the last one, with users at work; .end() ends the latter."""
-    wait_for(watch.settled, 900, "the end of all alerts of the installation")
+    wait_for(watch.quiet, 900, "the end of all alerts of the installation")
     with contextlib.ExitStack() as stack:
         yield SimpleNamespace(
             since=alerting.now(),

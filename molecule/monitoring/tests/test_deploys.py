@@ -17,7 +17,7 @@ ROUTE = "/requests/"
 # time: with a scrape each 1.25 s that is up to 0.8 % too much.
 WINDOW_SECONDS = 300
 COUNTED = f'django_request_duration_seconds_count{{route="{ROUTE}"}}'
-ASK = (
+QUERY = (
     'while [ ! -e /run/enough ]; do curl -skS -o /dev/null -w "%{http_code}\\n" '
     '"https://shift.example.test/requests/?n=[1-20]" 2>/dev/null; sleep 0.1; done >/root/asked'
 )
@@ -47,7 +47,7 @@ def silences(watch) -> list:
 def quiet(watch, alerting, scaled):
     """(alerting, what fires all the same), after a quarter of a minute without a message."""
     wait_for(
-        lambda: watch.settled() and not notifications(alerting, alerting.now() - 60 / scaled),
+        lambda: watch.quiet() and not notifications(alerting, alerting.now() - 60 / scaled),
         900,
         "the end of all messages",
     )
@@ -122,7 +122,7 @@ def test_metrics_continue_across_deploys_without_a_notification(hosts, watch, qu
     wait_for(lambda: watch.query(offset), 600, f"a scrape of {WINDOW_SECONDS} s ago")
     began = time.monotonic()
     before = float(watch.query(f"sum({COUNTED})")[0]["value"][1])
-    app.shell(f"rm -f /run/enough; systemd-run --quiet --collect --unit=asker bash -c {shlex.quote(ASK)}")
+    app.shell(f"rm -f /run/enough; systemd-run --quiet --collect --unit=requester bash -c {shlex.quote(QUERY)}")
     try:
         run = app.deploy("2.1.0", shiftmaster_web_workers=4)
         assert run.code == 0, run.output[-4000:]
@@ -133,7 +133,7 @@ def test_metrics_continue_across_deploys_without_a_notification(hosts, watch, qu
         assert run.code == 0, run.output[-4000:]
     finally:
         app.shell("touch /run/enough")
-        wait_for(lambda: "inactive" in app.shell("systemctl is-active asker", check=False), 60, "the last request")
+        wait_for(lambda: "inactive" in app.shell("systemctl is-active requester", check=False), 60, "the last request")
     codes = app.shell("sort /root/asked | uniq -c")
     requested = int(app.shell("grep -c 302 /root/asked"))
     ended, scraped = alerting.now(), f"max(timestamp({COUNTED}))"

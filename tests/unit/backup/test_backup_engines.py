@@ -64,7 +64,7 @@ class FakeHost(Host):
             (directory / name).mkdir(parents=True)
 
     def free_bytes(self, directory=""):
-        self.asked_for_room = directory or self.directory
+        self.requested_room = directory or self.directory
         return self.free
 
     def log(self, text):
@@ -760,7 +760,7 @@ def test_everything_in_the_archive_is_restored_by_a_standby_that_is_promoted(hos
     assert waited[0][1:] == (str(site.log), site.log.stat().st_size)
     assert site.holds() == "new" and (site.aside / "global/pg_control").read_text() == "old"
     assert response == {"restored": "so far", "seconds": 1.3, "kept": str(site.aside)} and not site.marker.exists()
-    assert site.modes == [0o700] and host.asked_for_room == str(site.data.parent)
+    assert site.modes == [0o700] and host.requested_room == str(site.data.parent)
     # Users see the maintenance page: not half an hour for another run.
     assert site.waits == [("restore r1", 60)]
     # A host that loses its power knows how far it came.
@@ -1112,7 +1112,7 @@ def test_a_scratch_directory_without_room_is_not_filled(host, site, scratch, wor
     host.free = 1099
     with pytest.raises(BackupError, match="too little room in %s" % host.options["scratch"]):
         getattr(backup_restore, work)(host, request)
-    assert scratch.arguments is None and host.asked_for_room == host.options["scratch"]
+    assert scratch.arguments is None and host.requested_room == host.options["scratch"]
     host.free = 1100
     getattr(backup_restore, work)(host, request)
 

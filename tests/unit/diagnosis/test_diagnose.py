@@ -1629,7 +1629,7 @@ def test_changed_files_of_packages(tmp_path, monkeypatch):
     info.mkdir(parents=True)
     for name in ("tzdata.list", "libc6:amd64.list", "vim.list", "tzdata.md5sums"):
         (info / name).touch()
-    changed, asked = tmp_path / "Tokyo", []
+    changed, commands = tmp_path / "Tokyo", []
     changed.touch()
     printed = (
         f"??5??????   {changed}\n??5?????? c /etc/nginx/nginx.conf\nmissing     /usr/lib/gone.so (No such file)\n"
@@ -1637,14 +1637,14 @@ def test_changed_files_of_packages(tmp_path, monkeypatch):
     )
 
     def run(command, _seconds):
-        asked.append(command)
+        commands.append(command)
         if command[1] == "--show":
             return 0, "2026b-0+deb13u1", ""
         return (0, "tzdata:amd64: " + command[-1], "") if command[0] == "dpkg-query" else (1, printed, "")
 
     monkeypatch.setattr(services.probe, "run", run)
     found = services.packages(Setting({}, str(tmp_path)))
-    assert asked[0] == ["dpkg", "--verify", "libc6:amd64", "tzdata"] and found["checked"] == 2
+    assert commands[0] == ["dpkg", "--verify", "libc6:amd64", "tzdata"] and found["checked"] == 2
     assert {one["version"] for one in found["files"]} == {"2026b-0+deb13u1"}
     assert [(one["path"], one["missing"], one["package"]) for one in found["files"]] == [
         (str(changed), False, "tzdata:amd64"),
@@ -1804,21 +1804,21 @@ def test_the_worker_s_lines_are_in_the_journal_where_the_application_logs_by_its
     ],
 )
 def test_what_the_workers_do(monkeypatch, printed, found):
-    asked = []
+    commands = []
 
     class Code:
         def __init__(self, path, user):
             assert path == "/srv/x/active/release" and user == "shiftmaster"
 
         def run(self, argv, timeout):
-            asked.append(argv)
+            commands.append(argv)
             return SimpleNamespace(stdout=printed)
 
     monkeypatch.setattr(application, "ReleaseCode", Code)
     monkeypatch.setattr(application.time, "time", lambda: 1000.0)
     setting = Setting({"app_root": "/srv/x", "celery_application": "site"})
     assert application.of_workers(setting, ["w"]) == found
-    assert asked[0][-2:] == ["site", "w"]
+    assert commands[0][-2:] == ["site", "w"]
 
 
 def test_the_largest_keys_of_redis_are_named_without_secrets():

@@ -203,19 +203,19 @@ def test_parts_that_a_run_configures_and_whether_their_order_is_checked(given, p
 
 
 @pytest.mark.parametrize(
-    ("tags", "asks"),
+    ("tags", "queries"),
     [
         (["all"], True), (["tagged"], True), (["release"], True), (["tls", "app"], True), (["monitoring"], False),
         (["nginx", "logging"], False),
     ],
 )  # fmt: skip
-def test_a_run_without_a_release_queries_no_git_server(tags, asks):
+def test_a_run_without_a_release_queries_no_git_server(tags, queries):
     group_variables = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
     wanted, run = (trust_as_template(group_variables[name]) for name in ("run_needs_release", "__preflight_roles_run"))
     known = {name: group_variables[name] for name in ("preflight_roles", "preflight_roles_of_tags")}
     known |= {"ansible_run_tags": tags, "run_needs_release": wanted, "__preflight_roles_run": run}
     templar = Templar(loader=DataLoader(), variables=known)
-    assert templar.template(wanted) is asks
+    assert templar.template(wanted) is queries
     # Rules that such a run evaluates.
     everything = {"all", "tagged"} & {*tags}
     roles = (
@@ -231,7 +231,7 @@ def test_a_run_without_a_release_queries_no_git_server(tags, asks):
         if "preflight_repository" in task.get("vars", {})
     )
     templar.available_variables = {**templar.available_variables, "shiftmaster_git_url": "git@git.example.jp:rota.git"}
-    assert bool(templar.template(trust_as_template(inspected))) is asks
+    assert bool(templar.template(trust_as_template(inspected))) is queries
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ TASKS = [
             "roles": ["shiftmaster", "base", "firewall", "backup", "nginx", "redis"],
             "roles_here": "{{ here | default(['shiftmaster']) }}",
             "known": ["shiftmaster_known"],
-            "wiring": ["monitoring"],
+            "group_variables": ["monitoring"],
             "required": "{{ needed | default([]) }}",
             "ranges": "{{ ranges | default({}) }}",
             "rules_of": "{{ here | default([]) }}",

@@ -578,3 +578,34 @@ def test_the_vault_is_encrypted_with_a_new_password_by_the_commands_of_both_guid
     kept = password.read_text()
     vault.write_text("vault_x: not encrypted\n")
     assert run(commands).returncode != 0 and password.read_text() == kept
+
+
+# A name that is defined: a function, a class, a variable, a key of YAML.
+DEFINED = re.compile(r"\b(?:def|class|for) +(\w+)|^ *(?:- )?(\w+)(?:: |:$| = |, \w+ = )", re.M)
+REPLACED_NAMES = set(
+    "answer answers anew ask asked asks beside colour figures fleet folder keeper mended mishap moment proof proven"
+    " settled strange told wiring".split()
+)
+# Names of others, AWX and Grafana, and those that an earlier tree left on hosts, which are renamed there.
+OTHERS = re.compile(r"ask_\w+_on_launch|folder_?uids?|grafana_folder|task_parked|(?:from|to)_colour", re.I)
+
+
+def replaced_names(text):
+    names = {name for found in DEFINED.findall(text) for name in found if name and not OTHERS.fullmatch(name)}
+    return sorted(name for name in names if set(re.findall(r"[a-z]+", name.lower())) & REPLACED_NAMES)
+
+
+def test_names_use_the_terms_of_the_field():
+    product = "library module_utils playbooks plugins roles scripts shiftmaster_monitoring group_vars".split()
+    command = ["git", "ls-files", "--", *(f"{part}/*.{kind}" for part in product for kind in ("py", "yml"))]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in names if (ROOT / name).exists()}
+    assert len(texts) > 500
+    assert [f"{name}: {one}" for name, text in texts.items() for one in replaced_names(text)] == []
+
+
+def test_a_replaced_name_is_found():
+    text = (
+        "def ask_x():\n    the_answer = 1\nclass Fleet:\n- told: 1\n  __a_moment:\n  ask_tags_on_launch: 1\n  task: 1\n"
+    )
+    assert replaced_names(text) == ["Fleet", "__a_moment", "ask_x", "the_answer", "told"]

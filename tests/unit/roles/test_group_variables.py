@@ -532,8 +532,8 @@ def test_a_change_of_the_domain_redirects_the_earlier_name():
 def test_the_mail_server_is_named_once(tmp_path):
     (tmp_path / "hosts").write_text("[web]\na\n[app]\na\n[database]\na\n[cache]\na\n[monitoring]\na\n")
 
-    def mail(asked=MAIL, **variables):
-        return group_variables(str(tmp_path / "hosts"), variable_names=asked, shiftmaster_domain="x", **variables)["a"]
+    def mail(names=MAIL, **variables):
+        return group_variables(str(tmp_path / "hosts"), variable_names=names, shiftmaster_domain="x", **variables)["a"]
 
     one = mail(topology_mail_server="mail.x.jp:587")
     assert [one[name] for name in MAIL[:6]] == ["mail.x.jp", 587, True, "mail.x.jp:587", "mail.x.jp", 587]

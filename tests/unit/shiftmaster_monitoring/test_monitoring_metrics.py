@@ -116,7 +116,7 @@ def send(server, number, path="/items/1/"):
         return sum(pool.map(lambda _: server.sure(path), range(number)))
 
 
-def settled(server, wanted, route="/items/<int:number>/"):
+def reached(server, wanted, route="/items/<int:number>/"):
     """Return the count once it is wanted, or after a while: a process counts just after its response."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -131,7 +131,7 @@ def test_four_workers_that_are_recycled_count_exactly(project):
     with project.serve(more="max_requests = 20\nmax_requests_jitter = 10") as server:
         first = set(server.workers())
         assert send(server, 400) == 400
-        assert settled(server, 400) == 400
+        assert reached(server, 400) == 400
         metrics = server.metrics()
         assert value(metrics, "django_http_requests_before_middlewares_total") == 400
         assert not first & set(server.workers()), "nobody was recycled"
@@ -149,7 +149,7 @@ def test_killed_workers_take_nothing_with_them(project):
             while len(server.workers()) < 4 and time.monotonic() < deadline:
                 time.sleep(0.1)
             sent += send(server, 50)
-        assert settled(server, sent) == sent == 250
+        assert reached(server, sent) == sent == 250
 
 
 def test_scrapes_during_load_and_recycling_never_fall(project):
@@ -161,22 +161,22 @@ def test_scrapes_during_load_and_recycling_never_fall(project):
                 with contextlib.suppress(OSError, http.client.HTTPException):
                     seen.append(count(server.metrics(), "/items/<int:number>/"))
         assert seen == sorted(seen) and len(seen) > 5
-        assert load.result() == 500 == settled(server, 500)
+        assert load.result() == 500 == reached(server, 500)
 
 
 def test_counting_continues_across_slots(project):
     with project.serve("blue") as blue:
         send(blue, 60)
-        assert settled(blue, 60) == 60
+        assert reached(blue, 60) == 60
         with project.serve("green", SHIFTMASTER_VERSION="2.1.0") as green:
-            assert settled(green, 60) == 60
+            assert reached(green, 60) == 60
             send(green, 40)
-            assert settled(blue, 100) == settled(green, 100) == 100
+            assert reached(blue, 100) == reached(green, 100) == 100
             versions = {dict(have)["version"] for name, have in green.metrics() if name == "shiftmaster_release_info"}
             assert versions == {"2.1.0"}
     with project.serve("blue") as blue:
         send(blue, 10)
-        assert settled(blue, 110) == 110
+        assert reached(blue, 110) == 110
         assert len(list(project.metrics.glob("*.db"))) <= 5
 
 
@@ -200,7 +200,7 @@ def test_problems_of_the_directory_fail_no_request(project, damage):
         metrics = server.metrics()
         output = [line for line in server.output().splitlines() if "requests and tasks go on without it" in line]
         if damage == "damaged":
-            assert settled(server, 20) == 20
+            assert reached(server, 20) == 20
         else:
             assert value(metrics, "shiftmaster_metrics_shared_up") == 0
             assert value(metrics, "shiftmaster_release_info", version="2.0.0", slot="blue",
