@@ -26,14 +26,17 @@ users, paths and unit took its place. *Schema-checked*: nothing was started.
 
 
 def git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, encoding="utf-8", errors="surrogateescape", check=False
+    )
     return done.stdout if done.returncode == 0 else None
 
 
 @functools.cache
 def changed_since(commit: str) -> frozenset | None:
     """The files that differ from a commit, uncommitted ones included; None where there is no such commit."""
-    changed = git("diff", "--name-only", "--no-renames", "-z", commit, "--")
+    found = (git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}") or "").strip()
+    changed = git("diff", "--name-only", "--no-renames", "-z", found, "--") if found else None
     if changed is None:
         return None
     new = git("ls-files", "--others", "--exclude-standard", "-z") or ""

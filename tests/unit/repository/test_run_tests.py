@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -169,8 +170,27 @@ def test_affected_runs_what_covers_a_change_since_a_commit(clone):
     commit("late/one")
     commit("README.md")
     assert run("affected") == (0, ["good", "late"])
-    with pytest.raises(SystemExit, match="no commit"):
-        run("affected", "nowhere")
+    for since in ("nowhere", "main..topic", "HEAD:late", "--output=written"):
+        with pytest.raises(SystemExit, match="no commit"):
+            run("affected", since)
+    assert not (directory / "written").exists()
+
+
+def test_a_wrong_commit_is_reported_before_images_are_built():
+    lines = subprocess.run(["make", "--dry-run", "test-affected"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert 0 < lines.index("rev-parse") < lines.index("scripts/images")
+    for since, code in (("HEAD", 0), ("", 0), ("HEAD:Makefile", 2), ("--all", 2)):
+        done = subprocess.run(["make", "since", f"SINCE={since}"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code and ("There is no commit" in done.stderr) == bool(code), since
+
+
+def test_a_name_that_is_not_utf_8_is_a_change_like_others(clone):
+    directory, commit, run = clone
+    (directory / "fixed").touch()
+    commit()
+    Path(os.fsdecode(os.fsencode(directory) + b"/late/\xff")).touch()
+    assert run("affected", "HEAD") == (0, ["late"])
+    assert "late" not in verification.load()
 
 
 def test_make_test_reports_what_it_does_not_cover_and_keeps_the_record(clone, capsys):
