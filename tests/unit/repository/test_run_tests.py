@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -371,3 +372,44 @@ def test_no_step_begins_that_an_exclusive_step_would_wait_for(clone):
         run_tests.Step("long", run="test -e alone.ran && touch long.ran"),
     ]
     assert run_tests.Runner(steps).run()
+
+
+# -- scripts/images ---------------------------------------------------------------------------------------------------
+
+# Docker with one host, and of one image its label; molecule takes a while to deploy.
+DOCKER = """#!/bin/bash
+case "$1 $2" in
+  "image inspect") cat image 2>/dev/null ;;
+  "ps --filter") echo host ;;
+  "commit --change") sed 's/.*recipe=\\(\\S*\\).*/\\1/' <<<"$3" >image ;;
+esac
+"""
+
+
+@pytest.fixture
+def images(clone):
+    """Returns a function that starts scripts/images deployed in a clone without Docker."""
+    directory, commit, _run = clone
+    (directory / "molecule/shared").mkdir(parents=True)
+    (directory / "molecule/shared/Dockerfile").touch()
+    (directory / "bin").mkdir()
+    shutil.copy(ROOT / "scripts/images", directory / "scripts")
+    for name, text in (("docker", DOCKER), ("molecule", "#!/bin/bash\nsleep 0.5; echo $1 >>molecule.ran\n")):
+        (directory / "bin" / name).write_text(text)
+        (directory / "bin" / name).chmod(0o755)
+    commit()
+
+    def start(**environment):
+        return subprocess.Popen(
+            ["scripts/images", "deployed"], cwd=directory, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PATH": f"{directory}/bin:{os.environ['PATH']}", **environment},
+        )  # fmt: skip
+
+    return directory, start
+
+
+def test_an_image_that_two_steps_want_is_built_once(images):
+    directory, start = images
+    outputs = [one.communicate()[0] for one in [start(), start()]]
+    assert (directory / "molecule.ran").read_text().split().count("converge") == 1
+    assert sorted("is there" in output for output in outputs) == [False, True]
