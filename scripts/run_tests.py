@@ -19,6 +19,7 @@ of its hosts are kept in .cache/failures/<name>/. Hosts are removed in every cas
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -298,6 +299,9 @@ class Runner:
     def run(self) -> bool:
         signal.signal(signal.SIGTERM, self.interrupt)
         signal.signal(signal.SIGINT, self.interrupt)
+        # The end of its terminal; nohup has it ignored.
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self.interrupt)
         LOGS.mkdir(parents=True, exist_ok=True)
         last_shown = time.monotonic()
         say(f"{len(self.steps)} step{'s' * (len(self.steps) > 1)}; {self.left()}")
@@ -406,15 +410,20 @@ class Runner:
     @staticmethod
     def end(process: subprocess.Popen) -> None:
         # pytest reports its failures at an interrupt, and is lost with them at any other signal.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
                 process.wait(timeout=30)
-                return
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue
+                break
+        # Its shell may end before others of its group, and some of its session are in other groups.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(path.name)) == process.pid:
+                    os.kill(int(path.name), signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
 
     def summary(self) -> None:
         width = max(len(step.name) for step in self.steps)

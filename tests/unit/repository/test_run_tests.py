@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -372,6 +374,42 @@ def test_no_step_begins_that_an_exclusive_step_would_wait_for(clone):
         run_tests.Step("long", run="test -e alone.ran && touch long.ran"),
     ]
     assert run_tests.Runner(steps).run()
+
+
+def alive(pid_file: Path) -> bool:
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", pid_file.read_text().strip()], capture_output=True, text=True
+    ).stdout
+    return bool(state) and not state.startswith("Z")
+
+
+def test_nothing_of_an_interrupted_step_is_left(clone):
+    """Neither what ignores the signals, nor what is in a process group of its own."""
+    directory = clone[0]
+    deaf = "bash -c 'trap \"\" INT TERM HUP; echo $$ >$0; sleep 100; sleep 100'"
+    step = run_tests.Step(
+        "one", run=f"trap 'exit 1' INT; {deaf} same.ran & set -m; {deaf} other.ran & wait", minutes=1 / 60
+    )
+    pids = [directory / "same.ran", directory / "other.ran"]
+    try:
+        assert not run_tests.Runner([step]).run() and step.note.startswith("ended after")
+        assert not any(alive(pid) for pid in pids)
+    finally:
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
+def test_the_end_of_the_terminal_interrupts_a_run(clone, ignored):
+    received = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda *_: received.append(1))
+    try:
+        step = run_tests.Step("one", run=f"kill -HUP {os.getpid()}; sleep 2")
+        assert run_tests.Runner([step]).run() == ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert step.note == ("" if ignored else "interrupted") and not received
 
 
 # -- scripts/images ---------------------------------------------------------------------------------------------------
