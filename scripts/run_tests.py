@@ -48,9 +48,10 @@ TAIL_LINES = 60
 SHOW_RUNNING_EVERY_SECONDS = 60
 # Tests named below the table, of each step that failed.
 FAILED_SHOWN = 5
-# The closing lines of pytest, with or without its rule of equal signs, and of unittest.
+# The closing lines of pytest, with or without its rule of equal signs, and of unittest; an image that is outdated.
 CLOSING_LINE = re.compile(
     r"^Ran \d+ tests? in [\d.]+s$"
+    r"|^==> Image .* \(DEPLOYED_IMAGE=keep\)\.$"
     r"|^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected|xfailed)\b.* in [\d.]+s.*$"
 )
 # pytest's last lines about a failed test; molecule has lines that begin so, too.
@@ -479,10 +480,10 @@ def main() -> int:
             return
         # Read again: another run may have noted something.
         record = verification.load()
-        if verification.note(record, step, step.result == PASSED, step.state):
-            verification.save(complete, record)
+        if reason := verification.note(record, step, step.result == PASSED, step.state):
+            say(f"         {step.name}: not noted in {verification.RECORD}: {reason}")
         else:
-            say(f"         {step.name}: not noted in {verification.RECORD}: it covers uncommitted changes")
+            verification.save(complete, record)
 
     good = Runner(steps, keep).run()
     if words == ["test"]:

@@ -21,8 +21,11 @@ HEAD = """# Verification
 Written by `make test-all`, `make test-affected` and each other complete run of a step: the last commit on which the
 step passed, and whether anything that it covers (`scripts/steps.yml`) differs from it. *Executed on the real package*:
 the service itself ran in a Debian container with systemd. *Executed on a stub*: a minimal package of the same name,
-users, paths and unit took its place. *Schema-checked*: nothing was started.
+users, paths and unit took its place. *Schema-checked*: nothing was started. Remarks: retries, and how many tests were
+skipped.
 """
+# A line of pytest or unittest on at least one test.
+TESTS = re.compile(r"\b[1-9]\d* passed\b|^Ran [1-9]")
 
 
 def git(*arguments: str) -> str | None:
@@ -44,14 +47,22 @@ def changed_since(commit: str) -> frozenset | None:
 
 
 def present() -> tuple:
-    """The commit, and the files that differ from it."""
+    """The commit, the files that differ from it, and the time."""
     changed_since.cache_clear()
-    commit = (git("rev-parse", "HEAD") or "").strip()
-    return commit, changed_since(commit) or frozenset()
+    now, commit = time.time(), (git("rev-parse", "HEAD") or "").strip()
+    return commit, changed_since(commit) or frozenset(), now
 
 
 def covered(step, files) -> bool:
     return any(fnmatchcase(name, pattern) for name in files for pattern in step.covers)
+
+
+def has_moved(step, state: tuple) -> bool:
+    """Whether the commit or a file that the step covers has changed since a state, also where it is as before again."""
+    commit, changed, _now = present()
+    files = set((git("ls-files", "-z") or "").split("\0")) - {"", str(RECORD), str(PAGE)} - changed
+    written = [name for name in files if (ROOT / name).lstat().st_ctime > state[2]]
+    return commit != state[0] or covered(step, changed) or covered(step, written)
 
 
 def load() -> dict:
@@ -70,16 +81,32 @@ def is_verified(step, record: dict) -> bool:
     return "commit" in entry and "failed" not in entry and has_changed(step, entry["commit"]) is False
 
 
-def note(record: dict, step, passed: bool, state: tuple) -> bool:
-    """Note how a complete run of a step ended that began in this state; not where it covers uncommitted changes."""
-    commit, changed = state[0][:12], state[1]
+def why_not(step, passed: bool, state: tuple) -> str:
+    """Why the result of a step that began in this state says nothing of a commit; "" where it does."""
+    commit, changed, _began = state
+    if not commit or covered(step, changed):
+        return "it covers uncommitted changes"
+    if has_moved(step, state):
+        return "the commit, or a file that it covers, changed while it ran"
     # A choice of tests that passed says nothing of the others; one that fails fails the step.
-    if not commit or covered(step, changed) or (passed and os.environ.get("PYTEST_ADDOPTS")):
-        return False
+    if passed and os.environ.get("PYTEST_ADDOPTS"):
+        return "PYTEST_ADDOPTS chose what ran"
+    if passed and any("DEPLOYED_IMAGE=keep" in line for line in step.closing):
+        return "the deployed image was outdated"
+    if passed and (step.closing or step.is_scenario) and not any(TESTS.search(line) for line in step.closing):
+        return "no test passed"
+    return ""
+
+
+def note(record: dict, step, passed: bool, state: tuple) -> str:
+    """Note how a complete run of a step ended that began in this state; returns why not, where it is not noted."""
+    if reason := why_not(step, passed, state):
+        return reason
+    commit = state[0][:12]
     before = record.get(step.name, {})
     if not passed:
         record[step.name] = {**before, "failed": commit}
-        return True
+        return ""
     retries = [found[0] for line in step.closing if (found := re.search(r"\d+ reruns?", line))]
     if "failed" in before and has_changed(step, before["failed"]) is False:
         retries.append(f"failed on `{before['failed']}`")
@@ -90,7 +117,7 @@ def note(record: dict, step, passed: bool, state: tuple) -> bool:
         "tests": "; ".join(step.closing),
         **({"retry": ", ".join(retries)} if retries else {}),
     }
-    return True
+    return ""
 
 
 def render(steps: list, record: dict) -> str:
@@ -98,7 +125,7 @@ def render(steps: list, record: dict) -> str:
         HEAD,
         f"As of commit `{present()[0][:12]}`.",
         "",
-        "| step | what it shows | label | passed on | date | changed since | retry |",
+        "| step | what it shows | label | passed on | date | changed since | remarks |",
         "|---|---|---|---|---|---|---|",
     ]
     for step in steps:
@@ -108,8 +135,10 @@ def render(steps: list, record: dict) -> str:
             cells = [f"`{entry['commit']}`", entry["date"], since]
         else:
             cells = ["never", "", ""]
-        retry = f"❌ failed on `{entry['failed']}`" if "failed" in entry else entry.get("retry", "")
-        cells = [step.name, step.proves, step.label, *cells, retry]
+        remarks = [f"❌ failed on `{entry['failed']}`" if "failed" in entry else entry.get("retry", "")]
+        if " skipped" in entry.get("tests", ""):
+            remarks += re.findall(r"\d+ (?:passed|skipped)", entry["tests"])
+        cells = [step.name, step.proves, step.label, *cells, ", ".join(filter(None, remarks))]
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|").strip() for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -130,6 +130,44 @@ def test_uncommitted_changes_are_run_and_not_recorded(clone):
     assert list(rows(directory)["late"][2:5]) == ["never", "", ""] and rows(directory)["good"][2] != "never"
 
 
+def test_a_step_under_which_files_changed_is_not_recorded(clone, capsys):
+    directory, commit, run = clone
+    runs = {
+        "other": "echo >>late/one",
+        "undone": "echo >>code/one; git checkout --quiet code/one",
+        "committed": "git commit --quiet --allow-empty --message x",
+        "edited": "echo >>code/one",
+    }
+    for name, command in runs.items():
+        one = {"name": name, "run": f"{command}; true", "covers": ["code/*"]}
+        (directory / "scripts/steps.yml").write_text(yaml.safe_dump({"steps": [one]}))
+        commit()
+        assert run(name)[0] == 0
+        noted = name in json.loads((directory / "docs/verification.json").read_text())
+        assert noted == (name == "other"), name
+        assert ("changed while it ran" in capsys.readouterr().out) != noted
+
+
+def test_what_says_little_is_not_recorded(clone, capsys):
+    """Tests that are skipped are shown; a step without any other, and one on an outdated image, are not recorded."""
+    directory, commit, run = clone
+    outputs = {
+        "some": "39 passed, 48 skipped in 3.23s (0:00:03)",
+        "none": "48 skipped in 3.23s",
+        "kept": "==> Image x is outdated and kept as it is (DEPLOYED_IMAGE=keep).",
+    }
+    steps = [{"name": name, "run": f"echo '{line}'; echo '1 test'"} for name, line in outputs.items()]
+    (directory / "scripts/steps.yml").write_text(yaml.safe_dump({"steps": steps}))
+    commit()
+    assert run("all")[0] == 0
+    assert rows(directory)["some"][2] != "never" and rows(directory)["some"][-1] == "39 passed, 48 skipped"
+    assert rows(directory)["none"][2] == rows(directory)["kept"][2] == "never"
+    output = capsys.readouterr().out
+    assert "no test passed" in output and "image was outdated" in output
+    # A scenario without tests, too.
+    assert verification.note({}, run_tests.Step("x"), True, verification.present()) == "no test passed"
+
+
 def test_a_failure_keeps_the_last_pass_and_counts_as_not_verified(clone):
     directory, commit, run = clone
     (directory / "fixed").touch()
@@ -144,8 +182,8 @@ def test_a_failure_keeps_the_last_pass_and_counts_as_not_verified(clone):
 def test_a_choice_of_tests_is_no_complete_run(clone, monkeypatch):
     record, step = {}, run_tests.Step("late", covers=["late/*"], closing=["1 passed, 87 deselected in 66.66s"])
     monkeypatch.setenv("PYTEST_ADDOPTS", "-k one")
-    assert not verification.note(record, step, True, verification.present()) and record == {}
-    assert verification.note(record, step, False, verification.present()) and "failed" in record["late"]
+    assert "PYTEST_ADDOPTS" in verification.note(record, step, True, verification.present()) and record == {}
+    assert verification.note(record, step, False, verification.present()) == "" and "failed" in record["late"]
 
 
 def test_a_retry_is_named(clone):
@@ -451,3 +489,13 @@ def test_an_image_that_two_steps_want_is_built_once(images):
     outputs = [one.communicate()[0] for one in [start(), start()]]
     assert (directory / "molecule.ran").read_text().split().count("converge") == 1
     assert sorted("is there" in output for output in outputs) == [False, True]
+
+
+def test_an_outdated_image_that_is_kept_is_named(images):
+    directory, start = images
+    (directory / "image").write_text("an earlier one")
+    output = start(DEPLOYED_IMAGE="keep").communicate()[0]
+    assert run_tests.CLOSING_LINE.match(output) and not (directory / "molecule.ran").exists()
+    start().communicate()
+    output = start(DEPLOYED_IMAGE="keep").communicate()[0]
+    assert "is there" in output and not run_tests.CLOSING_LINE.match(output)
