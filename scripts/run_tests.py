@@ -402,8 +402,11 @@ class Runner:
                 tail = "\n".join(lines[-TAIL_LINES:])
                 print(f"----- the end of {step.log.relative_to(ROOT)}\n{tail}\n-----", flush=True)
                 if step.is_scenario:
-                    keep_evidence(step)
                     kept = bool(os.environ.get("KEEP"))
+                    try:
+                        keep_evidence(step)
+                    except OSError as error:
+                        say(f"    not all logs of its hosts are kept: {error}")
             if not kept:
                 remove_hosts(step.name)
             self.keep(step)
@@ -460,14 +463,17 @@ def main() -> int:
         return 0 if words else 2
     every = load_steps()
     complete = [step for step in every if "all" in step.suites]
-    if words == ["page"]:
-        verification.save(complete, verification.load())
-        return 0
+    try:
+        record = verification.load()
+        if words == ["page"]:
+            verification.save(complete, record)
+            return 0
+    except (OSError, ValueError) as error:
+        sys.exit(f"ERROR: {error}")
     steps = select(every, words)
     if not steps:
         say("there is nothing to run")
         return 0
-    record = verification.load()
     for step in steps:
         # `make test` has no durations but those of steps.yml: there a step may be a part of itself.
         if words != ["test"]:
@@ -478,12 +484,16 @@ def main() -> int:
     def keep(step: Step) -> None:
         if words == ["test"] or "all" not in step.suites:
             return
-        # Read again: another run may have noted something.
-        record = verification.load()
-        if reason := verification.note(record, step, step.result == PASSED, step.state):
+        try:
+            # Read again: a merge may have changed it.
+            record = verification.load()
+            reason = verification.note(record, step, step.result == PASSED, step.state)
+            if not reason:
+                verification.save(complete, record)
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        if reason:
             say(f"         {step.name}: not noted in {verification.RECORD}: {reason}")
-        else:
-            verification.save(complete, record)
 
     good = Runner(steps, keep).run()
     if words == ["test"]:

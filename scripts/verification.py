@@ -66,8 +66,16 @@ def has_moved(step, state: tuple) -> bool:
 
 
 def load() -> dict:
+    """The record; ValueError where it cannot be read."""
     path = ROOT / RECORD
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if all(isinstance(entry, dict) for entry in record.values()):
+            return record
+        error = "an entry is no mapping"
+    except (ValueError, AttributeError) as problem:
+        error = problem
+    raise ValueError(f"{RECORD} cannot be read: {error}")
 
 
 def has_changed(step, commit: str) -> bool | None:
@@ -144,7 +152,14 @@ def render(steps: list, record: dict) -> str:
 
 
 def save(steps: list, record: dict) -> None:
-    """Write the record, a line for each step, and the page."""
+    """Write the record, a line for each step, and the page; OSError or ValueError where that is not possible."""
+    if (git("rev-parse", "--is-shallow-repository") or "").strip() == "true":
+        raise ValueError("this clone is shallow and lacks commits of the record: `git fetch --unshallow` gets them")
     lines = [f'"{step.name}": {json.dumps(record[step.name])}' for step in steps if step.name in record]
-    (ROOT / RECORD).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-    (ROOT / PAGE).write_text(render(steps, record), encoding="utf-8")
+    for path, text in ((RECORD, "{\n" + ",\n".join(lines) + "\n}\n"), (PAGE, render(steps, record))):
+        new = ROOT / path.with_suffix(".new")
+        try:
+            new.write_text(text, encoding="utf-8")
+            new.replace(ROOT / path)
+        finally:
+            new.unlink(missing_ok=True)

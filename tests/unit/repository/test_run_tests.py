@@ -168,6 +168,35 @@ def test_what_says_little_is_not_recorded(clone, capsys):
     assert verification.note({}, run_tests.Step("x"), True, verification.present()) == "no test passed"
 
 
+def test_a_record_that_cannot_be_read_ends_a_run_before_its_steps(clone):
+    directory, commit, run = clone
+    for text in ('{"good": {\n<<<<<<< HEAD\n', "[]", '{"good": 1}', "\udcff"):
+        (directory / "docs/verification.json").write_text(text, errors="surrogateescape")
+        for words in (["all"], ["good"], ["page"]):
+            with pytest.raises(SystemExit, match="verification.json cannot be read"):
+                run(*words)
+    assert not (directory / "good.ran").exists()
+
+
+def test_a_record_that_cannot_be_read_or_written_ends_no_step(clone, capsys):
+    directory, commit, run = clone
+    (directory / "fixed").touch()
+    assert run("all")[0] == 0
+    record, page = (directory / f"docs/verification.{end}" for end in ("json", "md"))
+    before = record.read_text(), page.read_text()
+    # A full disk: what was there stays.
+    (directory / "docs/verification.new").symlink_to("/dev/full")
+    assert run("good") == (0, ["good"])
+    assert "good: not noted" in capsys.readouterr().out
+    assert (record.read_text(), page.read_text()) == before and not list(directory.glob("docs/*.new"))
+    steps = [{"name": "good", "run": "echo '{' >docs/verification.json"}, {"name": "late", "run": "sleep 1; >late.ran"}]
+    (directory / "scripts/steps.yml").write_text(yaml.safe_dump({"steps": steps}))
+    commit()
+    assert run("good", "late") == (0, ["late"])
+    output = capsys.readouterr().out
+    assert "good: not noted" in output and "late: not noted" in output and record.read_text() == "{\n"
+
+
 def test_a_failure_keeps_the_last_pass_and_counts_as_not_verified(clone):
     directory, commit, run = clone
     (directory / "fixed").touch()
@@ -232,6 +261,20 @@ def test_a_name_that_is_not_utf_8_is_a_change_like_others(clone):
     Path(os.fsdecode(os.fsencode(directory) + b"/late/\xff")).touch()
     assert run("affected", "HEAD") == (0, ["late"])
     assert "late" not in verification.load()
+
+
+def test_a_shallow_clone_keeps_the_page(clone, monkeypatch):
+    directory, commit, run = clone
+    assert run("good")[0] == 0
+    commit()
+    page = rows(directory)
+    subprocess.run(
+        ["git", "clone", "--quiet", "--depth", "1", directory.as_uri(), directory / "late/shallow"], check=True
+    )
+    monkeypatch.setattr(verification, "ROOT", directory / "late/shallow")
+    with pytest.raises(SystemExit, match="shallow"):
+        run("page")
+    assert rows(directory / "late/shallow") == page
 
 
 def test_make_test_reports_what_it_does_not_cover_and_keeps_the_record(clone, capsys):
