@@ -20,6 +20,7 @@ of its hosts are kept in .cache/failures/<name>/. Hosts are removed in every cas
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shlex
@@ -462,14 +463,25 @@ def main() -> int:
         print(__doc__)
         return 0 if words else 2
     every = load_steps()
-    complete = [step for step in every if "all" in step.suites]
     try:
         record = verification.load()
         if words == ["page"]:
-            verification.save(complete, record)
+            verification.save([step for step in every if "all" in step.suites], record)
             return 0
     except (OSError, ValueError) as error:
         sys.exit(f"ERROR: {error}")
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    # Kept as long as this process: steps do not inherit it.
+    with (ROOT / ".cache/run_tests.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("ERROR: Steps are running in this clone already; their hosts and logs have the same names.")
+        return run(every, words, record)
+
+
+def run(every: list[Step], words: list[str], record: dict) -> int:
+    complete = [step for step in every if "all" in step.suites]
     steps = select(every, words)
     if not steps:
         say("there is nothing to run")

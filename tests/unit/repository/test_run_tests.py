@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -275,6 +276,17 @@ def test_a_shallow_clone_keeps_the_page(clone, monkeypatch):
     with pytest.raises(SystemExit, match="shallow"):
         run("page")
     assert rows(directory / "late/shallow") == page
+
+
+def test_a_second_run_in_a_clone_does_not_begin(clone):
+    directory, commit, run = clone
+    with (directory / ".cache/run_tests.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="already"):
+            run("good")
+        assert not (directory / "good.ran").exists()
+        assert run("page")[0] == 0
+    assert run("good") == (0, ["good"])
 
 
 def test_make_test_reports_what_it_does_not_cover_and_keeps_the_record(clone, capsys):
