@@ -43,8 +43,10 @@ ROOT = Path(__file__).resolve().parents[1]
 EQUIVALENT = Path(__file__).with_name("mutants_equivalent.yml")
 LEAST = 0.9
 ERROR = 70
+# Without diagnosis.application and .database, whose queries tests/postgres and scenario diagnosis run.
 MODULES = (
-    "backup.files backup.manifest backup.prune backup.restore backup.retention backup.room backup.wal diagnosis.logs "
+    "backup.files backup.manifest backup.prune backup.restore backup.retention backup.room backup.wal "
+    "diagnosis.disk diagnosis.host diagnosis.logs "
     "health.checks host.bounded host.configuration host.json_api host.safe_files host.symptoms monitoring.kpi "
     "nginx_tree release.cutover release.lock release.migrations release.releases release.state release.watch "
     "service_config shiftmaster_release managed_files"

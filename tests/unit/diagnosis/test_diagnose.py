@@ -419,6 +419,52 @@ def test_cpu_names_the_processes_that_use_it(tmp_path, monkeypatch):
     assert found["top"][0]["cpu_percent"] == 100.0 and found["top"][1]["cpu_percent"] == 1.0
 
 
+def test_processes_of_one_unit_are_one_user_of_the_processors():
+    assert host.cpu_ticks("cpu  1 2 4 8 16 32 64 128 5 5\n") == {
+        "busy": 231, "idle": 8, "iowait": 16, "steal": 128, "total": 255,
+    }  # fmt: skip
+    used = [("a.service", "a", 40.0), ("", "make", 30.0), ("a.service", "b", 60.0), ("", "make", 20.5)]
+    found = host.groups([{"unit": unit, "name": name, "cpu_percent": cpu} for unit, name, cpu in used], 2)
+    assert [(one["unit"] or one["name"], one["cpu_percent"], one["cpu_share"], one["processes"]) for one in found] == [
+        ("a.service", 100.0, 50.0, 2),
+        ("make", 50.5, 25.2, 2),
+    ]
+
+
+def test_processes_that_wait_for_a_disk_are_named(tmp_path, monkeypatch):
+    """In both samples; one that waits in one of them reads a file. A zombie is counted."""
+    for pid, state in ((7, "D"), (8, "S"), (9, "Z")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(stat_line(pid, "x", state))
+
+    def sleep(_seconds):
+        (tmp_path / "8" / "stat").write_text(stat_line(8, "x", "D"))
+
+    (tmp_path / "stat").write_text("cpu  1 0 0 9\n")
+    monkeypatch.setattr(host, "time", SimpleNamespace(sleep=sleep, monotonic=iter([10.0, 11.0]).__next__))
+    found = host.cpu(Setting({"proc_path": str(tmp_path)}))
+    assert [one["pid"] for one in found["waiting_for_disk"]] == [7]
+    assert (found["zombies"], found["processes"]) == (1, 3)
+
+
+def test_memory_names_who_has_it_and_what_is_moved_meanwhile(tmp_path, monkeypatch):
+    for pid in range(1, 13):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(stat_line(pid, "x", pages=10 * pid if pid > 4 else 0))
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 250 kB\nActive: 3 kB\nSwapTotal: 10 kB\n")
+    (tmp_path / "vmstat").write_text("pswpin 5\npswpout 70\noom_kill 1\n")
+
+    def sleep(_seconds):
+        (tmp_path / "vmstat").write_text("pswpin 9\npswpout 80\noom_kill 2\n")
+
+    monkeypatch.setattr(host, "time", SimpleNamespace(sleep=sleep))
+    found = host.memory(Setting({"proc_path": str(tmp_path), "cgroup_path": str(tmp_path)}))
+    assert (found["usage_percent"], found["total_bytes"]) == (75.0, 1024000)
+    assert found["meminfo_kib"] == {"MemTotal": 1000, "MemAvailable": 250, "SwapTotal": 10}
+    assert (found["swapped_in_pages"], found["swapped_out_pages"], found["kills_since_boot"]) == (4, 10, 2)
+    assert [one["pid"] for one in found["top"]] == list(range(12, 4, -1))
+
+
 def test_pressure_and_numbers():
     text = "some avg10=1.50 avg60=0.20 avg300=0.00 total=1\nfull avg10=0.10 avg60=0.00 avg300=0.00 total=1\n"
     assert host.pressure(text)["some"]["avg10"] == 1.5 and host.pressure(text)["full"]["avg10"] == 0.1
@@ -647,6 +693,11 @@ def test_files_near_their_limit(tmp_path):
         (tmp_path / str(pid) / "limits").write_text(f"Limit Soft\nMax open files            {limit}      4096 files\n")
     found = host.files(Setting({"proc_path": str(tmp_path)}))
     assert [(one["pid"], one["open"], one["limit"]) for one in found["near_limit"]] == [(5, 60, 64)]
+    assert (found["open"], found["limit"], found["percent"]) == (0, 0, 0.0)
+    (tmp_path / "sys/fs").mkdir(parents=True)
+    (tmp_path / "sys/fs/file-nr").write_text("150\t0\t1000\n")
+    found = host.files(Setting({"proc_path": str(tmp_path)}))
+    assert (found["open"], found["limit"], found["percent"]) == (150, 1000, 15.0)
 
 
 # --- disks -------------------------------------------------------------------------------------------------------------
@@ -688,6 +739,67 @@ def test_large_files_and_crowded_directories(tmp_path):
     )
     assert len([one for one in found["files"] if one["bytes"] >= 200000]) == 1
     assert found["crowded"][0] == {"path": str(tmp_path / "a"), "entries": 1102}
+
+
+def test_the_largest_of_many_files_are_named(tmp_path, monkeypatch):
+    for number in range(60):
+        (tmp_path / f"f{number}").write_bytes(b"x" * 8192 * (60 - number if number % 2 else number + 1))
+    sizes = {path: path.stat().st_blocks * 512 for path in tmp_path.iterdir()}
+    setting = Setting({"large_dirs": [str(tmp_path)], "proc_path": str(tmp_path / "proc")})
+    found = disk.largest(setting)
+    assert [one["bytes"] for one in found["files"]] == sorted(sizes.values(), reverse=True)[:10]
+    assert all(sizes[Path(one["path"])] == one["bytes"] and one["mount"] == str(tmp_path) for one in found["files"])
+    assert found["directories"] == [{"path": str(tmp_path), "bytes": sum(sizes.values()), "mount": str(tmp_path)}]
+    assert found["complete"]
+    monkeypatch.setattr(disk, "time", SimpleNamespace(monotonic=iter([10.0, 12.1]).__next__))
+    assert disk.largest(setting) == {"complete": False, "files": [], "directories": [], "crowded": []}
+
+
+def mounted(tmp_path, *mounts):
+    """The setting of a host with these mounts: (path, kind of filesystem)."""
+    lines = [f"{number} 1 0:{number} / {path} rw - {kind} x rw" for number, (path, kind) in enumerate(mounts)]
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text("\n".join(lines))
+    return Setting({"proc_path": str(tmp_path / "proc"), "log_dir": str(tmp_path / "logs")})
+
+
+def test_filesystems_of_other_hosts_are_not_touched(tmp_path):
+    """A dead server would hold the diagnosis."""
+    places = [tmp_path / name for name in ("a", "b", "c")]
+    for place in places:
+        place.mkdir()
+    setting = mounted(tmp_path, *zip(places, ("ext4", "nfs4", "fuse.sshfs")))
+    assert disk.devices(setting.proc) == {tmp_path.stat().st_dev: str(places[0])}
+
+
+def test_a_filesystem_is_named_with_what_lies_on_it(tmp_path):
+    for name in ("logs", "pg/17/main", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    setting = mounted(tmp_path, ("/", "ext4"), *((tmp_path / name, "xfs") for name in ("logs", "pg/17/main", "other")))
+    setting.writers = {"logs": str(tmp_path / "logs"), "postgresql": str(tmp_path / "pg"), "temporary": "/tmp"}
+    (tmp_path / "proc/mdstat").write_text("md0 : active raid1 sdb[1]\n      1 blocks [2/1] [U_]\n")
+    found = disk.disk(setting)
+    assert {one["path"].removeprefix(str(tmp_path)): one["holds"] for one in found["mounts"]} == {
+        "/": ["postgresql", "temporary"], "/logs": ["logs"], "/pg/17/main": ["postgresql"], "/other": [],
+    }  # fmt: skip
+    assert [one["device"] for one in found["arrays"]] == ["md0"]
+
+
+def test_a_busy_disk_is_named_with_the_duration_of_its_requests(tmp_path, monkeypatch):
+    def write(*disks):
+        line = "8 0 {} {} 0 0 {} {} 0 0 {} 0 {} 0\n"
+        (tmp_path / "diskstats").write_text("".join(line.format(*one) for one in disks))
+
+    write(("sda", 10, 100, 5, 200, 1000), ("sdb", 1, 1, 1, 1, 1))
+    setting = Setting({"proc_path": str(tmp_path)})
+    later = [("sda", 14, 120, 11, 260, 2000), ("sdb", 1, 1, 1, 1, 1), ("sdc", 9, 9, 9, 9, 9), ("sdd", 0, 0, 0, 0, 0)]
+    clock = SimpleNamespace(sleep=lambda _seconds: write(*later), monotonic=iter([10.0, 12.0]).__next__)
+    monkeypatch.setattr(disk, "time", clock)
+    # One that was added meanwhile has done nothing that is known.
+    assert disk.traffic(setting)["disks"] == [
+        {"device": "sda", "busy_percent": 50.0, "requests": 10, "milliseconds": 8.0},
+        *({"device": name, "busy_percent": 0.0, "requests": 0, "milliseconds": 0.0} for name in ("sdb", "sdc", "sdd")),
+    ]
 
 
 def test_complete_disks_alone_are_counted():
