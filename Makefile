@@ -6,7 +6,7 @@ SHELL_SCRIPTS := .ci/run molecule/closed/files/prepare_directories scripts/apt_d
 RUN := .venv/bin/python scripts/run_tests.py
 DEMO := .venv/bin/python scripts/demo.py
 
-.PHONY: help bootstrap docker images lint format unit readme alerts test test-affected test-all test-rest bench lock clean \
+.PHONY: help bootstrap docker images lint format unit readme alerts test test-affected since test-all test-rest bench lock clean \
 	demo demo-deploy demo-rollback demo-health demo-fault demo-diagnose demo-backup demo-restore demo-clean
 
 help: ## Show this list
@@ -54,7 +54,11 @@ test: docker ## What .ci/run runs: lint, unit tests, and scenarios chosen by wha
 	@scripts/images base trixie
 	@$(RUN) test
 
-test-affected: images ## The steps that the changes since a commit touch, completely (SINCE=commit; else since the branch began)
+since: # before the images are built
+	@test -z "$$SINCE" || git rev-parse --verify --quiet --end-of-options "$$SINCE^{commit}" >/dev/null || \
+		{ echo "ERROR: There is no commit $$SINCE here." >&2; exit 1; }
+
+test-affected: since images ## The steps that the changes since a commit touch, completely (SINCE=commit; else since the branch began)
 	@$(RUN) affected $(SINCE)
 
 test-all: images ## Every step

@@ -19,6 +19,8 @@ of its hosts are kept in .cache/failures/<name>/. Hosts are removed in every cas
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shlex
@@ -47,9 +49,10 @@ TAIL_LINES = 60
 SHOW_RUNNING_EVERY_SECONDS = 60
 # Tests named below the table, of each step that failed.
 FAILED_SHOWN = 5
-# The closing lines of pytest, with or without its rule of equal signs, and of unittest.
+# The closing lines of pytest, with or without its rule of equal signs, and of unittest; an image that is outdated.
 CLOSING_LINE = re.compile(
     r"^Ran \d+ tests? in [\d.]+s$"
+    r"|^==> Image .* \(DEPLOYED_IMAGE=keep\)\.$"
     r"|^(=+ )?\d+ (passed|failed|error|errors|skipped|deselected|xfailed)\b.* in [\d.]+s.*$"
 )
 # pytest's last lines about a failed test; molecule has lines that begin so, too.
@@ -298,6 +301,9 @@ class Runner:
     def run(self) -> bool:
         signal.signal(signal.SIGTERM, self.interrupt)
         signal.signal(signal.SIGINT, self.interrupt)
+        # The end of its terminal; nohup has it ignored.
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self.interrupt)
         LOGS.mkdir(parents=True, exist_ok=True)
         last_shown = time.monotonic()
         say(f"{len(self.steps)} step{'s' * (len(self.steps) > 1)}; {self.left()}")
@@ -397,8 +403,11 @@ class Runner:
                 tail = "\n".join(lines[-TAIL_LINES:])
                 print(f"----- the end of {step.log.relative_to(ROOT)}\n{tail}\n-----", flush=True)
                 if step.is_scenario:
-                    keep_evidence(step)
                     kept = bool(os.environ.get("KEEP"))
+                    try:
+                        keep_evidence(step)
+                    except OSError as error:
+                        say(f"    not all logs of its hosts are kept: {error}")
             if not kept:
                 remove_hosts(step.name)
             self.keep(step)
@@ -406,15 +415,20 @@ class Runner:
     @staticmethod
     def end(process: subprocess.Popen) -> None:
         # pytest reports its failures at an interrupt, and is lost with them at any other signal.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-            try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
                 process.wait(timeout=30)
-                return
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue
+                break
+        # Its shell may end before others of its group, and some of its session are in other groups.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(path.name)) == process.pid:
+                    os.kill(int(path.name), signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=30)
 
     def summary(self) -> None:
         width = max(len(step.name) for step in self.steps)
@@ -449,15 +463,29 @@ def main() -> int:
         print(__doc__)
         return 0 if words else 2
     every = load_steps()
+    try:
+        record = verification.load()
+        if words == ["page"]:
+            verification.save([step for step in every if "all" in step.suites], record)
+            return 0
+    except (OSError, ValueError) as error:
+        sys.exit(f"ERROR: {error}")
+    (ROOT / ".cache").mkdir(exist_ok=True)
+    # Kept as long as this process: steps do not inherit it.
+    with (ROOT / ".cache/run_tests.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit("ERROR: Steps are running in this clone already; their hosts and logs have the same names.")
+        return run(every, words, record)
+
+
+def run(every: list[Step], words: list[str], record: dict) -> int:
     complete = [step for step in every if "all" in step.suites]
-    if words == ["page"]:
-        verification.save(complete, verification.load())
-        return 0
     steps = select(every, words)
     if not steps:
         say("there is nothing to run")
         return 0
-    record = verification.load()
     for step in steps:
         # `make test` has no durations but those of steps.yml: there a step may be a part of itself.
         if words != ["test"]:
@@ -468,12 +496,16 @@ def main() -> int:
     def keep(step: Step) -> None:
         if words == ["test"] or "all" not in step.suites:
             return
-        # Read again: another run may have noted something.
-        record = verification.load()
-        if verification.note(record, step, step.result == PASSED, step.state):
-            verification.save(complete, record)
-        else:
-            say(f"         {step.name}: not noted in {verification.RECORD}: it covers uncommitted changes")
+        try:
+            # Read again: a merge may have changed it.
+            record = verification.load()
+            reason = verification.note(record, step, step.result == PASSED, step.state)
+            if not reason:
+                verification.save(complete, record)
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        if reason:
+            say(f"         {step.name}: not noted in {verification.RECORD}: {reason}")
 
     good = Runner(steps, keep).run()
     if words == ["test"]:

@@ -325,6 +325,14 @@ def test_a_snapshot_that_another_host_or_another_kind_has_saved_stays(host, past
     assert problems == []
 
 
+def test_doubt_about_the_snapshots_of_a_kind_is_reported_and_removes_none_of_it(host, past):
+    """The newest one is of no known run: somebody else may have saved it, or the manifests are lost."""
+    host.snapshots.append(snapshot("unknown", 0))
+    removed, problems = past.prune(host)
+    assert [(one[0], one[2]) for one in problems] == [("newest_not_verified", "unknown")]
+    assert not [one for one in removed if one[0] == "f"] and "c40" in removed
+
+
 @pytest.mark.parametrize(
     ("failed", "stay", "program"),
     [("database", "F", "pgbackrest"), ("files", "f", ""), ("configuration", "c", ""), ("logical", "r", "")],

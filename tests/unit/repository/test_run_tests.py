@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -126,6 +131,73 @@ def test_uncommitted_changes_are_run_and_not_recorded(clone):
     assert list(rows(directory)["late"][2:5]) == ["never", "", ""] and rows(directory)["good"][2] != "never"
 
 
+def test_a_step_under_which_files_changed_is_not_recorded(clone, capsys):
+    directory, commit, run = clone
+    runs = {
+        "other": "echo >>late/one",
+        "undone": "echo >>code/one; git checkout --quiet code/one",
+        "committed": "git commit --quiet --allow-empty --message x",
+        "edited": "echo >>code/one",
+    }
+    for name, command in runs.items():
+        one = {"name": name, "run": f"{command}; true", "covers": ["code/*"]}
+        (directory / "scripts/steps.yml").write_text(yaml.safe_dump({"steps": [one]}))
+        commit()
+        assert run(name)[0] == 0
+        noted = name in json.loads((directory / "docs/verification.json").read_text())
+        assert noted == (name == "other"), name
+        assert ("changed while it ran" in capsys.readouterr().out) != noted
+
+
+def test_what_says_little_is_not_recorded(clone, capsys):
+    """Tests that are skipped are shown; a step without any other, and one on an outdated image, are not recorded."""
+    directory, commit, run = clone
+    outputs = {
+        "some": "39 passed, 48 skipped in 3.23s (0:00:03)",
+        "none": "48 skipped in 3.23s",
+        "kept": "==> Image x is outdated and kept as it is (DEPLOYED_IMAGE=keep).",
+    }
+    steps = [{"name": name, "run": f"echo '{line}'; echo '1 test'"} for name, line in outputs.items()]
+    (directory / "scripts/steps.yml").write_text(yaml.safe_dump({"steps": steps}))
+    commit()
+    assert run("all")[0] == 0
+    assert rows(directory)["some"][2] != "never" and rows(directory)["some"][-1] == "39 passed, 48 skipped"
+    assert rows(directory)["none"][2] == rows(directory)["kept"][2] == "never"
+    output = capsys.readouterr().out
+    assert "no test passed" in output and "image was outdated" in output
+    # A scenario without tests, too.
+    assert verification.note({}, run_tests.Step("x"), True, verification.present()) == "no test passed"
+
+
+def test_a_record_that_cannot_be_read_ends_a_run_before_its_steps(clone):
+    directory, commit, run = clone
+    for text in ('{"good": {\n<<<<<<< HEAD\n', "[]", '{"good": 1}', "\udcff"):
+        (directory / "docs/verification.json").write_text(text, errors="surrogateescape")
+        for words in (["all"], ["good"], ["page"]):
+            with pytest.raises(SystemExit, match="verification.json cannot be read"):
+                run(*words)
+    assert not (directory / "good.ran").exists()
+
+
+def test_a_record_that_cannot_be_read_or_written_ends_no_step(clone, capsys):
+    directory, commit, run = clone
+    (directory / "fixed").touch()
+    assert run("all")[0] == 0
+    record, page = (directory / f"docs/verification.{end}" for end in ("json", "md"))
+    before = record.read_text(), page.read_text()
+    # A full disk: what was there stays.
+    (directory / "docs/verification.new").symlink_to("/dev/full")
+    assert run("good") == (0, ["good"])
+    assert "good: not noted" in capsys.readouterr().out
+    assert (record.read_text(), page.read_text()) == before and not list(directory.glob("docs/*.new"))
+    steps = [{"name": "good", "run": "echo '{' >docs/verification.json"}, {"name": "late", "run": "sleep 1; >late.ran"}]
+    (directory / "scripts/steps.yml").write_text(yaml.safe_dump({"steps": steps}))
+    commit()
+    assert run("good", "late") == (0, ["late"])
+    output = capsys.readouterr().out
+    assert "good: not noted" in output and "late: not noted" in output and record.read_text() == "{\n"
+
+
 def test_a_failure_keeps_the_last_pass_and_counts_as_not_verified(clone):
     directory, commit, run = clone
     (directory / "fixed").touch()
@@ -140,8 +212,8 @@ def test_a_failure_keeps_the_last_pass_and_counts_as_not_verified(clone):
 def test_a_choice_of_tests_is_no_complete_run(clone, monkeypatch):
     record, step = {}, run_tests.Step("late", covers=["late/*"], closing=["1 passed, 87 deselected in 66.66s"])
     monkeypatch.setenv("PYTEST_ADDOPTS", "-k one")
-    assert not verification.note(record, step, True, verification.present()) and record == {}
-    assert verification.note(record, step, False, verification.present()) and "failed" in record["late"]
+    assert "PYTEST_ADDOPTS" in verification.note(record, step, True, verification.present()) and record == {}
+    assert verification.note(record, step, False, verification.present()) == "" and "failed" in record["late"]
 
 
 def test_a_retry_is_named(clone):
@@ -169,8 +241,52 @@ def test_affected_runs_what_covers_a_change_since_a_commit(clone):
     commit("late/one")
     commit("README.md")
     assert run("affected") == (0, ["good", "late"])
-    with pytest.raises(SystemExit, match="no commit"):
-        run("affected", "nowhere")
+    for since in ("nowhere", "main..topic", "HEAD:late", "--output=written"):
+        with pytest.raises(SystemExit, match="no commit"):
+            run("affected", since)
+    assert not (directory / "written").exists()
+
+
+def test_a_wrong_commit_is_reported_before_images_are_built():
+    lines = subprocess.run(["make", "--dry-run", "test-affected"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert 0 < lines.index("rev-parse") < lines.index("scripts/images")
+    for since, code in (("HEAD", 0), ("", 0), ("HEAD:Makefile", 2), ("--all", 2)):
+        done = subprocess.run(["make", "since", f"SINCE={since}"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == code and ("There is no commit" in done.stderr) == bool(code), since
+
+
+def test_a_name_that_is_not_utf_8_is_a_change_like_others(clone):
+    directory, commit, run = clone
+    (directory / "fixed").touch()
+    commit()
+    Path(os.fsdecode(os.fsencode(directory) + b"/late/\xff")).touch()
+    assert run("affected", "HEAD") == (0, ["late"])
+    assert "late" not in verification.load()
+
+
+def test_a_shallow_clone_keeps_the_page(clone, monkeypatch):
+    directory, commit, run = clone
+    assert run("good")[0] == 0
+    commit()
+    page = rows(directory)
+    subprocess.run(
+        ["git", "clone", "--quiet", "--depth", "1", directory.as_uri(), directory / "late/shallow"], check=True
+    )
+    monkeypatch.setattr(verification, "ROOT", directory / "late/shallow")
+    with pytest.raises(SystemExit, match="shallow"):
+        run("page")
+    assert rows(directory / "late/shallow") == page
+
+
+def test_a_second_run_in_a_clone_does_not_begin(clone):
+    directory, commit, run = clone
+    with (directory / ".cache/run_tests.lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="already"):
+            run("good")
+        assert not (directory / "good.ran").exists()
+        assert run("page")[0] == 0
+    assert run("good") == (0, ["good"])
 
 
 def test_make_test_reports_what_it_does_not_cover_and_keeps_the_record(clone, capsys):
@@ -351,3 +467,90 @@ def test_no_step_begins_that_an_exclusive_step_would_wait_for(clone):
         run_tests.Step("long", run="test -e alone.ran && touch long.ran"),
     ]
     assert run_tests.Runner(steps).run()
+
+
+def alive(pid_file: Path) -> bool:
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", pid_file.read_text().strip()], capture_output=True, text=True
+    ).stdout
+    return bool(state) and not state.startswith("Z")
+
+
+def test_nothing_of_an_interrupted_step_is_left(clone):
+    """Neither what ignores the signals, nor what is in a process group of its own."""
+    directory = clone[0]
+    deaf = "bash -c 'trap \"\" INT TERM HUP; echo $$ >$0; sleep 100; sleep 100'"
+    step = run_tests.Step(
+        "one", run=f"trap 'exit 1' INT; {deaf} same.ran & set -m; {deaf} other.ran & wait", minutes=1 / 60
+    )
+    pids = [directory / "same.ran", directory / "other.ran"]
+    try:
+        assert not run_tests.Runner([step]).run() and step.note.startswith("ended after")
+        assert not any(alive(pid) for pid in pids)
+    finally:
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["terminal", "nohup"])
+def test_the_end_of_the_terminal_interrupts_a_run(clone, ignored):
+    received = []
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda *_: received.append(1))
+    try:
+        step = run_tests.Step("one", run=f"kill -HUP {os.getpid()}; sleep 2")
+        assert run_tests.Runner([step]).run() == ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert step.note == ("" if ignored else "interrupted") and not received
+
+
+# -- scripts/images ---------------------------------------------------------------------------------------------------
+
+# Docker with one host, and of one image its label; molecule takes a while to deploy.
+DOCKER = """#!/bin/bash
+case "$1 $2" in
+  "image inspect") cat image 2>/dev/null ;;
+  "ps --filter") echo host ;;
+  "commit --change") sed 's/.*recipe=\\(\\S*\\).*/\\1/' <<<"$3" >image ;;
+esac
+"""
+
+
+@pytest.fixture
+def images(clone):
+    """Returns a function that starts scripts/images deployed in a clone without Docker."""
+    directory, commit, _run = clone
+    (directory / "molecule/shared").mkdir(parents=True)
+    (directory / "molecule/shared/Dockerfile").touch()
+    (directory / "bin").mkdir()
+    shutil.copy(ROOT / "scripts/images", directory / "scripts")
+    for name, text in (("docker", DOCKER), ("molecule", "#!/bin/bash\nsleep 0.5; echo $1 >>molecule.ran\n")):
+        (directory / "bin" / name).write_text(text)
+        (directory / "bin" / name).chmod(0o755)
+    commit()
+
+    def start(**environment):
+        return subprocess.Popen(
+            ["scripts/images", "deployed"], cwd=directory, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PATH": f"{directory}/bin:{os.environ['PATH']}", **environment},
+        )  # fmt: skip
+
+    return directory, start
+
+
+def test_an_image_that_two_steps_want_is_built_once(images):
+    directory, start = images
+    outputs = [one.communicate()[0] for one in [start(), start()]]
+    assert (directory / "molecule.ran").read_text().split().count("converge") == 1
+    assert sorted("is there" in output for output in outputs) == [False, True]
+
+
+def test_an_outdated_image_that_is_kept_is_named(images):
+    directory, start = images
+    (directory / "image").write_text("an earlier one")
+    output = start(DEPLOYED_IMAGE="keep").communicate()[0]
+    assert run_tests.CLOSING_LINE.match(output) and not (directory / "molecule.ran").exists()
+    start().communicate()
+    output = start(DEPLOYED_IMAGE="keep").communicate()[0]
+    assert "is there" in output and not run_tests.CLOSING_LINE.match(output)

@@ -269,6 +269,14 @@ def test_a_start_that_fails_is_rolled_back_by_a_restart(apply, nginx):
     assert "but: the restart of nginx did not take effect" in apply()["msg"]
 
 
+def test_a_start_with_another_configuration_is_rolled_back(apply, nginx):
+    """systemd reports a start that succeeded; the verification alone finds what runs."""
+    nginx.master, nginx.stuck = None, "new"
+    result = apply()
+    assert result["failed"] and "the start of nginx did not take effect: " in result["msg"], result
+    assert "another configuration" in result["msg"] and content(nginx) == "old" and nginx.commands[-1] == "restart"
+
+
 def test_a_new_drop_in_restarts(apply, nginx, tmp_path):
     drop_in = tmp_path / "unit.d/own.conf"
     files = [{"path": str(drop_in), "content": "[Service]\n"}]
