@@ -34,7 +34,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Try the channels of critical alerts
+- name: Test the channels of critical alerts
   alertmanager_channels:
     url: https://127.0.0.1:9093
     user: admin

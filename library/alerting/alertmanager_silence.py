@@ -70,7 +70,7 @@ EXAMPLES = r"""
     run_id: 20260131-080000-4711
     required: false
 
-- name: End it
+- name: Remove the silence
   alertmanager_silence:
     url: https://mon1.example.com:9093
     state: absent

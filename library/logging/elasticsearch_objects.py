@@ -52,7 +52,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Run | Keep policies and templates
+- name: Run | Configure policies and templates
   elasticsearch_objects:
     url: https://localhost:9200
     ca_file: /etc/ssl/shiftmaster/ca.crt

@@ -30,7 +30,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Configure | Keep the users
+- name: Configure | Configure the users
   elasticsearch_users:
     users:
       - {name: shiftmaster_writer, password: "{{ elasticsearch_writer_password }}", roles: [shiftmaster_writer]}

@@ -24,7 +24,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Verify | Write a line and look for it
+- name: Verify | Write a log line and search for it
   logging_canary:
     file: /var/log/shiftmaster/canary.log
     environment_name: production

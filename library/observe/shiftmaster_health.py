@@ -161,7 +161,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Look at the guide's seven
+- name: Check the guide's seven
   shiftmaster_health:
     environment_file: /var/www/shiftmaster/active/release/env
     checks:

@@ -78,7 +78,7 @@ notes:
 """
 
 EXAMPLES = r"""
-- name: Take a copy before the migrations
+- name: Create a dump before the migrations
   shiftmaster_dump:
     state: present
     name: "{{ release }}"

@@ -22,7 +22,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Rename what a version before 1.0.0 left
+- name: Rename files of a version before 1.0.0
   shiftmaster_legacy:
     root: /var/www/shiftmaster
 """

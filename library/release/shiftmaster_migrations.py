@@ -88,13 +88,13 @@ notes:
 """
 
 EXAMPLES = r"""
-- name: See what a new release would change
+- name: Report the changes of a new release
   shiftmaster_migrations:
     mode: plan
     release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3
   register: plan
 
-- name: Take the schema back, in maintenance mode and after a backup
+- name: Revert the schema, in maintenance mode and after a backup
   shiftmaster_migrations:
     mode: reverse
     release: /var/www/shiftmaster/releases/20250801T120000Z-0a1b2c3

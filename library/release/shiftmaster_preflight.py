@@ -91,7 +91,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Look before anything is changed
+- name: Inspect the host before any change
   shiftmaster_preflight:
     systems: [debian 12, debian 13]
     allow_untested_os: "{{ allow_untested_os | default(false) | bool }}"

@@ -172,7 +172,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: configure | Swap in Prometheus' configuration
+- name: configure | Apply Prometheus' configuration
   service_config:
     unit: prometheus.service
     root: /etc/prometheus

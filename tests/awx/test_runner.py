@@ -178,7 +178,7 @@ def test_the_health_check_runs_and_shows_which_host_is_unreachable(job):
     assert "shift.example.jp" in job.output and "UNREACHABLE" in job.output
     # AWX reads events, not the output.
     tasks = {event["event_data"].get("task") for event in job.events if "event_data" in event}
-    assert {"Health | Query everything at once", "Health | Show the report"} <= tasks
+    assert {"Health | Run all checks of the host", "Health | Show the report"} <= tasks
 
 
 @pytest.mark.parametrize(

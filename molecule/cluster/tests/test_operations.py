@@ -100,7 +100,7 @@ def restarting(topology, policy: str) -> None:
 
 
 def test_a_host_drained_by_an_operator_stays_drained(topology):
-    run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
+    run = topology.app1.run("playbooks/drain.yml", host="cluster-app2", state="out", reason="new memory")
     assert run.code == 0, run.output[-3000:]
     try:
         publish(topology.app2)
@@ -110,7 +110,7 @@ def test_a_host_drained_by_an_operator_stays_drained(topology):
         line = topology.edge.shell(f"grep 172.30.77.12 {SERVERS}")
         assert " down; # " in line and "new memory" in line, line
     finally:
-        run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="in")
+        run = topology.app1.run("playbooks/drain.yml", host="cluster-app2", state="in")
     assert run.code == 0 and " down;" not in topology.edge.shell(f"cat {SERVERS}"), run.output[-3000:]
 
 

@@ -322,14 +322,14 @@ def test_one_scheduler_runs_and_another_host_takes_over(topology, live):
 
 def test_an_operator_drains_and_restores_a_host(topology):
     with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
-        run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="out", reason="new memory")
+        run = topology.app1.run("playbooks/drain.yml", host="cluster-app2", state="out", reason="new memory")
         assert run.code == 0 and out_of_the_lb(topology) == ["172.30.77.12"], run.output[-3000:]
-        last = topology.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="x")
+        last = topology.app1.run("playbooks/drain.yml", host="cluster-app1", state="out", reason="x")
         assert last.code == 2 and last.prints("last server"), last.output[-3000:]
-        run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="in")
+        run = topology.app1.run("playbooks/drain.yml", host="cluster-app2", state="in")
         assert run.code == 0 and out_of_the_lb(topology) == [], run.output[-3000:]
     traffic.assert_flawless()
-    wrong = topology.app1.run("playbooks/host.yml", host="cluster-app9", state="out")
+    wrong = topology.app1.run("playbooks/drain.yml", host="cluster-app9", state="out")
     assert wrong.code != 0 and wrong.prints("cluster-app9"), wrong.output[-3000:]
 
 
@@ -382,7 +382,7 @@ def forget_facts() -> None:
 
 
 def test_addresses_missing_from_the_inventory(topology, live, tmp_path):
-    """host.yml and rollback.yml query the hosts for them."""
+    """drain.yml and rollback.yml query the hosts for them."""
     text = Path(topology.app1.inventory, "hosts.yml").read_text()
     for message, instead in (
         ("ansible_connection: ssh", "ansible_connection: community.docker.docker"),
@@ -396,7 +396,7 @@ def test_addresses_missing_from_the_inventory(topology, live, tmp_path):
     nameless.vault = topology.vault
     assert topology.app1.deploy(OTHER[live], **FAST).code == 0
     forget_facts()
-    run = nameless.run("playbooks/host.yml", host="cluster-app2", state="out")
+    run = nameless.run("playbooks/drain.yml", host="cluster-app2", state="out")
     assert run.code == 0 and out_of_the_lb(topology) == ["172.30.77.12"], run.output[-3000:]
     forget_facts()
     run = nameless.rollback()
@@ -408,7 +408,7 @@ def test_the_first_host_is_installed_again(topology, live):
     """The load balancer does not know it: it gets no request before its release is live; the database exists."""
     with load(topology.edge, *TRAFFIC, BROWSER, seconds=900) as traffic:
         assert (
-            topology.app1.run("playbooks/host.yml", host="cluster-app1", state="out", reason="installed again").code
+            topology.app1.run("playbooks/drain.yml", host="cluster-app1", state="out", reason="installed again").code
             == 0
         )
         uninstall(topology.app1)

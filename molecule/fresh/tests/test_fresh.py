@@ -34,7 +34,7 @@ def test_check_mode_where_its_logs_are_collected():
     assert run.code == 0, run.output[-6000:]
     for part in ("elasticsearch", "logstash", "kibana", "filebeat"):
         # Its content is not shown: there are secrets in it.
-        task = re.escape(f"TASK [{part} : configure | Swap in the configuration]")
+        task = re.escape(f"TASK [{part} : configure | Apply the configuration]")
         assert re.search(rf"{task} \*+\nchanged: \[fresh-trixie\]", run.output), part
     assert run.prints("mirror.example.net/elastic")
     assert collected.fingerprint() == before

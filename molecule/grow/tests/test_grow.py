@@ -142,7 +142,7 @@ def test_the_cache_moves_and_no_task_is_lost_where_a_run_is_killed(site, grow):
     grow("cache", "grow-data")
     site.app1.shell("systemctl stop 'shiftmaster-worker@*'")
     enqueue(site.app1, "waiting", 0, 20)
-    run_until(site, "Switch | Let Redis of the new host serve", to="grow-data", confirm="grow-data")
+    run_until(site, "Switch | Promote Redis of the new host", to="grow-data", confirm="grow-data")
     # The database, which was moved before, would stay where it is.
     run = site.app1.run("playbooks/grow.yml", to="grow-data", back=True)
     assert run.code == 0 and run.prints("cache stays on") and not run.prints("database and cache"), run.output[-4000:]

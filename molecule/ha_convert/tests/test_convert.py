@@ -128,10 +128,10 @@ def test_a_failover_keeps_the_backups(members, timestamp):
 
 def test_the_plan_of_the_way_back_changes_nothing(members):
     first = members.hosts[0]
-    run = first.run("playbooks/single_database.yml", host=first.host)
+    run = first.run("playbooks/leave_cluster.yml", host=first.host)
     assert (run.code, run.changed) == (0, 0), run.output[-4000:]
     assert members.complete()
-    run = first.run("playbooks/single_database.yml", host="elsewhere", confirm="elsewhere")
+    run = first.run("playbooks/leave_cluster.yml", host="elsewhere", confirm="elsewhere")
     assert run.code == 2 and run.prints("Nothing was changed", "-e host= names one of"), run.output[-3000:]
 
 
@@ -140,7 +140,7 @@ def test_one_member_becomes_the_only_database(members, capsys):
     first, others = members.hosts[0], members.hosts[1:]
     assert members.primary() is not first
     writer = Writer(members, first, "back", 1200)
-    run = first.run("playbooks/single_database.yml", host=first.host, confirm=first.host)
+    run = first.run("playbooks/leave_cluster.yml", host=first.host, confirm=first.host)
     writer.end()
     assert run.code == 0, run.output[-6000:]
     result = writer.result()

@@ -52,7 +52,7 @@ def test_a_cluster_is_not_upgraded_in_place(members):
 def test_one_member_is_left(members, single):
     first = members.hosts[0]
     before = members.sql(ROWS, members.primary(), "shiftmaster")
-    run = first.run("playbooks/single_database.yml", host=first.host, confirm=first.host)
+    run = first.run("playbooks/leave_cluster.yml", host=first.host, confirm=first.host)
     assert run.code == 0, run.output[-6000:]
     run = single.run("deploy.yml", timeout=1800)
     assert run.code == 0, run.output[-6000:]

@@ -215,7 +215,7 @@ KILLS = {
     "built": (is_held, "built"),
     "switched to what accepts the new key": (is_held, "switched"),
     "the old logins are about to end": (log_contains("TASK [rotation : Old secrets | Query the secrets"), None),
-    "the old login of the database ends": (log_contains("TASK [postgresql : Retire | Revoke their logins"), None),
+    "the old login of the database ends": (log_contains("TASK [postgresql : Retire | Revoke the logins"), None),
 }
 
 

@@ -132,7 +132,7 @@ def test_the_failing_migration_is_named_first_without_its_hook(operations):
     )
     run = operations.run("deploy.yml", shiftmaster_hooks=[])
     assert run.code == 2, run.output[-4000:]
-    message = run.output[run.output.index("End with the reason") :]
+    message = run.output[run.output.index("Abort | Fail with the reason") :]
     assert "shifts.0003_shift_note_again" in message and "already exists" in message, message[:3000]
     assert operations.live_version() == ""
     rows = operations.shell(

@@ -20,7 +20,7 @@ DIRECTORIES = {"group_vars": "{{ playbook_dir }}/../group_vars", "authorities": 
 MANIFESTS = "/var/backups/shiftmaster/manifests"
 # More work than the two processes of the worker have done when it is handed over.
 WAITING = 40
-RENAME = "Configure | Rename what a version before 1.0.0 left"
+RENAME = "Configure | Rename files of a version before 1.0.0"
 # Paths of the previous layout, in names and in what root's files name.
 OLD = r"/colours\b|shared/parked|shared/set-aside|/usr/local/lib/shiftmaster"
 

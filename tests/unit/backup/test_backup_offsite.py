@@ -211,7 +211,7 @@ def test_existing_files_are_not_replaced(host, tmp_path):
 
 def test_missing_files_are_reported(host):
     host.responses["snapshots"] = (0, "[]", "")
-    with pytest.raises(BackupError, match="no backup of run x"):
+    with pytest.raises(BackupError, match="no off-site backup of run x"):
         offsite.Offsite(host).fetch("x")
 
 

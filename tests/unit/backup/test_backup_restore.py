@@ -696,7 +696,7 @@ def test_the_report_of_a_killed_run_waits_for_a_restore(backup_server, tmp_path,
 def test_a_running_backup_is_waited_for_before_the_maintenance_page():
     tasks = yaml.safe_load((Path(__file__).parents[3] / "roles/restore/tasks/in_place.yml").read_text())
     names = [task["name"] for task in tasks]
-    wait = names.index("Restore | Wait for a backup that is under way, while users still work")
+    wait = names.index("Restore | Wait for a running backup, while users still work")
     assert tasks[wait]["vars"]["backup_restore_step"] == "free" and "backup_server_host" in tasks[wait]["when"]
     assert names[wait + 1] == "Restore | Acquire the lock of deploys"
     assert "Enable the maintenance page" in tasks[wait + 2]["block"][0]["name"]
@@ -717,7 +717,7 @@ def test_a_boot_starts_no_background_work_on_a_restored_schema_that_does_not_fit
     names = [task["name"] for task in block]
     hold, fail, free, start = (
         next(number for number, name in enumerate(names) if words in name)
-        for words in ("Keep background", "Leave the page up", "Let background", "Start the application")
+        for words in ("Disable background", "Fail with the page enabled", "Enable background", "Start the application")
     )
     assert hold + 1 == fail < free < start
     known = {
@@ -732,7 +732,7 @@ def test_a_boot_starts_no_background_work_on_a_restored_schema_that_does_not_fit
 @pytest.mark.parametrize("given", ["", "r1; id", "r1 -e shiftmaster_git_url=x", "r1\nid", "$(id)", "-e"])
 def test_a_command_for_operators_contains_nothing_else_of_another_host(given):
     tasks = yaml.safe_load((Path(__file__).parents[3] / "roles/restore/tasks/in_place.yml").read_text())
-    (task,) = [one for task in tasks for one in task.get("block", ()) if "Leave the page up" in one["name"]]
+    (task,) = [one for task in tasks for one in task.get("block", ()) if "Fail with the page enabled" in one["name"]]
 
     def message(version, name):
         known = {

@@ -36,6 +36,6 @@ def test_a_channel_that_alertmanager_cannot_reach_does_not_stop_the_others(tmp_p
         timeout=120,
     )
     assert run.returncode == 2, run.stdout + run.stderr
-    last = run.stdout.partition("PLAY [What was not delivered]")[2]
+    last = run.stdout.partition("PLAY [Report undelivered messages]")[2]
     assert "Alertmanager was not tried: " in last, run.stdout
     assert "Not delivered by this machine: slack" in last

@@ -482,7 +482,7 @@ def test_the_role_sends_each_channel_its_events_and_fails_no_run(play, receivers
 def test_a_first_deploy_queries_no_alertmanager(live, silenced):
     """It warned that nothing is silenced: there is nothing yet, and Alertmanager is installed later in that run."""
     tasks = yaml.safe_load((ROOT / "roles/release/tasks/plan.yml").read_text(encoding="utf-8"))
-    (task,) = [task for task in tasks if task["name"] == "Plan | Silence what this run causes"]
+    (task,) = [task for task in tasks if task["name"] == "Plan | Silence the alerts that this run causes"]
     names = ["app1", "app2"]
     facts = {name: {"release_facts": {"previous": {"name": was}, "plan": {"up_to_date": False}}}
              for name, was in zip(names, live, strict=True)}  # fmt: skip

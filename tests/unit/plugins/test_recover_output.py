@@ -19,7 +19,7 @@ exit 1
 def test_the_reason_of_a_failed_fetch_is_printed_without_control_characters(tmp_path):
     tasks = yaml.safe_load((ROOT / "roles/restore/tasks/recovery_data.yml").read_text())
     names = [task["name"] for task in tasks]
-    tasks = tasks[names.index("Recover | Fetch the backups from outside") : names.index("Recover | Report the steps")]
+    tasks = tasks[names.index("Recover | Fetch the off-site backups") : names.index("Recover | Plan the recovery")]
     variables = {"restore_backups": "offsite", "restore_fetch": "", "backup_server_host": "localhost"}
     variables["shiftmaster_run"] = {"id": "r1"}
     play = {"hosts": "localhost", "gather_facts": False, "vars": variables, "tasks": tasks}

@@ -121,7 +121,7 @@ def test_roles_of_each_tag_are_those_of_its_plays():
                 # One of two by the inventory: '{{ 'a' if … else 'b' }}'.
                 wanted.setdefault(tag, set()).update(re.findall(r"'(\w+)'", role) or [role])
     for roles in wanted.values():
-        # Of the play "Elastic apt repository", which runs by its conditions.
+        # Of the play "Add the Elastic apt repository", which runs by its conditions.
         roles |= {"elastic_repository"} if roles & {"elasticsearch", "logstash", "kibana", "filebeat"} else set()
     values = yaml.safe_load((ROOT / "group_vars/all/preflight.yml").read_text(encoding="utf-8"))
     assert {tag: set(roles) for tag, roles in values["preflight_roles_of_tags"].items()} == wanted

@@ -340,6 +340,50 @@ def test_no_result_depends_on_a_random_order(path):
     assert [use for use in found if not re.search(r"\)\s*\| *length$", use)] == [], "select('in', …) keeps the order"
 
 
+# A name begins with what is done, after prefixes such as "configure | ".
+IMPERATIVES = (
+    "Acquire", "Add", "Allow", "Apply", "Back up", "Build", "Check", "Choose", "Close", "Collect", "Compare",
+    "Complete", "Configure", "Confirm", "Copy", "Count", "Create", "Demote", "Deploy", "Diagnose", "Disable",
+    "Drain", "Enable", "Evaluate", "Fail", "Fetch", "Find", "Grant", "Hold", "Inspect", "Install", "Issue", "List",
+    "Load", "Migrate", "Move", "Pack", "Plan", "Prepare", "Promote", "Prune", "Query", "Read", "Reboot", "Record",
+    "Recover", "Reject", "Release", "Reload", "Remove", "Rename", "Render", "Replace", "Report", "Request",
+    "Restart", "Restore", "Resume", "Revert", "Revoke", "Roll back", "Run", "Send", "Set", "Show", "Silence",
+    "Start", "Stop", "Switch", "Test", "Unpack", "Update", "Upgrade", "Verify", "Wait", "Warn", "Write",
+)  # fmt: skip
+# Plays that are one phase on the screen have its title (plugins/callback/phases.py).
+TITLES = {
+    "Application hosts", "Backups", "Cache and broker", "Certificates", "Database", "Exporters", "Monitoring",
+    "Options", "Preflight", "Restore", "Status", "Summary", "Web server",
+}  # fmt: skip
+
+
+def names(items):
+    """(name, whether it is a play) of plays, tasks and handlers; of those in blocks and plays, too."""
+    for item in items or []:
+        if "name" in item:
+            yield item["name"], any(key.endswith(("hosts", "import_playbook")) for key in item)
+        for part in ("pre_tasks", "tasks", "post_tasks", "handlers", "block", "rescue", "always"):
+            yield from names(item.get(part))
+
+
+def test_names_of_plays_and_tasks_begin_with_an_imperative():
+    paths = tasks_files() + files(":(glob)*.yml", "playbooks/*.yml", "molecule/*.yml", "tests/peer/*.yml")
+    assert IMPERATIVES == tuple(sorted(set(IMPERATIVES)))
+    begin = re.compile(rf"(?:.*\| )?({'|'.join(IMPERATIVES)}) (?!(?:it|them|those)\b)")
+    used, wrong = set(), []
+    for path in paths:
+        items = load(path)
+        for name, play in names(items) if isinstance(items, list) else ():
+            match = begin.match(name)
+            used |= {match[1]} if match else set()
+            if not match and not (play and name in TITLES):
+                wrong.append(f"{relative(path)}: {name}")
+    wrong += [f"no name begins with {verb}" for verb in IMPERATIVES if verb not in used]
+    screen = text_of(ROOT / "plugins/callback/phases.py")
+    wrong += [f"no phase has the title {title}" for title in sorted(TITLES) if f'"{title}"' not in screen]
+    assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
+
+
 def test_every_scenario_has_its_step():
     steps = load(ROOT / "scripts/steps.yml")["steps"]
     scenarios = {path.parent.name for path in files("molecule/*/molecule.yml")}

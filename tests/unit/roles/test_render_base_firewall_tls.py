@@ -544,7 +544,7 @@ def test_data_read_from_a_host_never_contains_a_key(tmp_path):
 def test_services_that_read_the_authorities_once_are_restarted():
     """A probe that does not know the site's new authority raises WebsiteDown until it does."""
     tasks = yaml.safe_load((ROOT / "roles/base/tasks/certificates.yml").read_text(encoding="utf-8"))
-    reported = next(one for one in tasks if one["name"].endswith("Make the host trust them"))["notify"]
+    reported = next(one for one in tasks if one["name"].endswith("Update the trusted certificates"))["notify"]
     handlers = yaml.safe_load((ROOT / "roles/base/handlers/main.yml").read_text(encoding="utf-8"))
     argv = next(one for one in handlers if one["name"] == reported)["ansible.builtin.command"]["argv"]
     assert {"prometheus-blackbox-exporter.service*", "prometheus-alertmanager.service*"} <= set(argv)
@@ -554,7 +554,7 @@ def test_services_that_read_the_authorities_once_are_restarted():
 def test_a_certificate_is_signed_only_for_the_requesting_host(name):
     """pgBackRest's server on the database host accepts any client with the backup server's common name."""
     tasks = yaml.safe_load((ROOT / "roles/tls/tasks/issue_new.yml").read_text(encoding="utf-8"))
-    (task,) = (one for one in tasks if one["name"] == "Issue | Refuse a request for anything else")
+    (task,) = (one for one in tasks if one["name"] == "Issue | Reject a request for other names")
     requested = {
         "subject_alt_name": ["DNS:db1"], "basic_constraints": ["CA:FALSE"], "signature_valid": True,
         "subject": {"commonName": name},
