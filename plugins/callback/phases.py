@@ -567,6 +567,9 @@ class CallbackModule(Default):
         role = task._role.get_name() if task._role else ""
         stem = os.path.splitext(os.path.basename((task.get_path() or "").rpartition(":")[0]))[0]
         key = phase_of(role, stem)
+        # Another role that takes the lock stays in its phase.
+        if role == "release" and task._role._from_files.get("tasks"):
+            key = None
         if self.fixed or self.release_play and key not in RELEASE_FILES.values():
             key = None
         elif key in RELEASE_FILES.values():

@@ -320,6 +320,15 @@ def test_the_phases_of_roles_in_the_preflight_and_in_a_play_of_their_name(site):
     assert code == 0 and phases(lines) == ["✔ 事前チェック、変更なし", "✔ データベース、変更なし"], lines
 
 
+def test_a_role_that_takes_the_lock_stays_in_its_phase(site):
+    """A restore that fails is no failure of the phase in which a release takes the lock."""
+    (site.path / "roles/restore/tasks").mkdir(parents=True)
+    lock = {"ansible.builtin.include_role": {"name": "release", "tasks_from": "lock"}}
+    (site.path / "roles/restore/tasks/main.yml").write_text(json.dumps([TASK, lock, TASK]))
+    code, lines = site.run(play({"ansible.builtin.import_role": {"name": "restore"}}))
+    assert code == 0 and phases(lines) == ["✔ Restore, nothing changed"], lines
+
+
 def test_a_role_that_is_skipped_divides_no_phase(site):
     """PostgreSQL's role imports one of base, for a repository that most sites do not use."""
     (site.path / "roles/base/tasks").mkdir(parents=True)
