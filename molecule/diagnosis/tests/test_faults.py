@@ -566,7 +566,7 @@ def test_healthy_within_five_seconds(operations):
         "the playbook:",
         [round(seen.run_seconds, 1) for seen in every],
     )
-    assert [(seen.names, seen.code) for seen in every] == 3 * [([], 0)]
+    assert [(seen.names, seen.code) for seen in every] == 3 * [([], 0)], every[-1].output[-4000:]
     assert max(seen.seconds for seen in every) <= 5.0
 
 

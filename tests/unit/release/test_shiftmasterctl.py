@@ -7,6 +7,7 @@ import importlib.util
 import json
 import unicodedata
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from support import ROOT
@@ -183,3 +184,19 @@ def test_events_are_sealed_and_verified_by_the_program(program, monkeypatch, tmp
     sealed.write_text(sealed.read_text().replace("previous", "before"))
     code, output = run("verify")
     assert code == 1 and sealed.name in output.err
+
+
+@pytest.mark.parametrize("waited", [[], ["task-1"]])
+def test_waiting_tasks_are_quarantined_by_the_code_of_the_live_release(program, monkeypatch, tmp_path, capsys, waited):
+    driver = mock.create_autospec(program.Driver, instance=True)
+    driver.__enter__.return_value = driver
+    driver.call.return_value = {"moved": waited}
+    monkeypatch.setattr(program, "Driver", lambda *_arguments: driver)
+    monkeypatch.setattr(program, "ReleaseCode", lambda *_arguments: None)
+    monkeypatch.setattr(program, "quarantine", lambda call, *_arguments, **_more: call({"op": "x"})["moved"])
+    monkeypatch.setattr(program, "audit", lambda *_arguments, **_more: None)
+    monkeypatch.setattr(program.shutil, "chown", lambda *_arguments: None)
+    layout = SimpleNamespace(current=lambda: "r1", quarantine=str(tmp_path), release=lambda name: name)
+    options = {"celery_application": "shifts", "celery_queues": ["celery"], "user": "shiftmaster"}
+    program.quarantine_waiting(layout, options)
+    assert capsys.readouterr().out.split()[0] == str(len(waited)) and len(list(tmp_path.iterdir())) == len(waited)
