@@ -157,11 +157,10 @@ def test_a_directory_that_shall_be_absent_is_removed_after_the_files_are_written
     (tmp_path / "link").symlink_to("elsewhere")
     params = {"files": [entry("new", content="1")], "absent": [str(tmp_path / "old"), str(tmp_path / "link")]}
     assert install(check_mode=True, **params) == ["new", "old", "link"] and (tmp_path / "old/sub/module.py").exists()
-    monkeypatch.setattr(configuration, "place_all", lambda _states: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError):
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(configuration, "place_all", lambda _states: (_ for _ in ()).throw(OSError("disk full")))
         install(**params)
     assert (tmp_path / "old/sub/module.py").exists()
-    monkeypatch.undo()
     assert install(**params) == ["new", "old", "link"] and install(**params) == []
     assert sorted(os.listdir(tmp_path)) == ["elsewhere", "new"]
 
