@@ -93,9 +93,9 @@ def main():
         supports_check_mode=True,
     )
     p = module.params
-    unknown = [user["name"] for user in p["users"] if not NAME.match(user["name"])]
-    if unknown:
-        module.fail_json(msg="no names of users: %s" % ", ".join(unknown))
+    invalid = [user["name"] for user in p["users"] if not NAME.match(user["name"])]
+    if invalid:
+        module.fail_json(msg="no names of users: %s" % ", ".join(invalid))
     users, roles = (os.path.join(p["directory"], name) for name in ("users", "users_roles"))
     files, common = FileSet(module.check_mode), {"owner": "root", "group": p["group"], "mode": "0640"}
     try:

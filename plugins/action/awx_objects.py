@@ -283,9 +283,9 @@ def job_problems(params, job, is_there):
     found, options = [], params["run_options"].get(stem(job["playbook"]), {})
     if not is_there(job["playbook"]):
         found.append("there is no playbook %s" % job["playbook"])
-    entry = job.get("survey") or []
-    found += ["%s is in the survey twice" % name for name in twice([one["name"] for one in entry])]
-    for one in entry:
+    survey = job.get("survey") or []
+    found += ["%s is in the survey twice" % name for name in twice([one["name"] for one in survey])]
+    for one in survey:
         option = options.get(one["name"])
         if option is None:
             found.append("run_options.%s has no option %s" % (stem(job["playbook"]), one["name"]))
@@ -308,8 +308,8 @@ def workflow_problems(params, workflow):
     found += ["node %s names one job or one approval" % name for name in unclear]
     names = [node["job"] for node in workflow["nodes"] if node.get("job")]
     found += ["there is no job %s" % name for name in names if name not in jobs]
-    entry = questions_of(params, workflow)
-    found += ["no node needs %s" % name for name in workflow.get("survey") or [] if name not in entry]
+    questions = questions_of(params, workflow)
+    found += ["no node needs %s" % name for name in workflow.get("survey") or [] if name not in questions]
     following = {name: [one for link in LINKS for one in node.get(link) or []] for name, node in nodes.items()}
     found += ["there is no node %s" % one for names in following.values() for one in names if one not in nodes]
     # What names none that is left is taken away, until nothing is left or everything names something.
@@ -339,10 +339,10 @@ def unanswered(job, values, survey=()):
     A workflow hands the responses of its own survey to each of its jobs."""
     if job is None:
         return ["it has values and no job that needs them"] if values else []
-    entry = [one["name"] for one in job.get("survey") or []]
+    questions = [one["name"] for one in job.get("survey") or []]
     lost = "%s is not in the survey of job " + job["name"] + ", so AWX would leave it out"
-    found = ["%s is not answered" % name for name in entry if name not in values and name not in survey]
-    return found + [lost % name for name in values if name not in entry]
+    found = ["%s is not answered" % name for name in questions if name not in values and name not in survey]
+    return found + [lost % name for name in values if name not in questions]
 
 
 def node_problems(params, workflow):

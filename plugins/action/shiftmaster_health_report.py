@@ -8,9 +8,9 @@
     repeat_seconds      after how long people are notified again of what is still unhealthy
 
 Returns worst, failing ("host: check"), report, report_lines and report_text as shiftmaster_health does, for all hosts;
-and notification: status (failed where something is unhealthy that nobody was notified of, or long ago; succeeded where
-all is healthy again; empty where nobody is notified), notified, hosts (the unhealthy ones) and lines (what is unhealthy
-by fail_on, hosts that could not be reached included).
+and notification: status (failed where something is unhealthy of which no message was sent within repeat_seconds;
+succeeded where all is healthy again; empty where no message is due), notified, hosts (the unhealthy ones) and lines
+(what is unhealthy by fail_on, hosts that could not be reached included).
 """
 
 from __future__ import annotations

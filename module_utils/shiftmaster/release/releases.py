@@ -661,10 +661,10 @@ def run_hooks(release_path: str, hooks, phase: str, user: str, kind: str = "code
 def discard(layout: Layout, state: State, name: str) -> None:
     """Remove a complete release directory."""
     path = layout.release(name)
-    doomed = path + ".removing"
+    removed = path + ".removing"
     if os.path.lexists(path):
         try:
-            os.rename(path, doomed)  # From here on nobody takes the rest for a release.
+            os.rename(path, removed)  # From here on the rest is no release.
         except OSError as error:
             # Overlay file systems cannot rename a directory of a lower layer; without a manifest it is no release
             # either.
@@ -674,7 +674,7 @@ def discard(layout: Layout, state: State, name: str) -> None:
                 os.unlink(os.path.join(path, "manifest.json"))
             safe_files.remove_tree(path)
     points.reach("prune")
-    safe_files.remove_tree(doomed)
+    safe_files.remove_tree(removed)
     state.forget(name)
 
 

@@ -127,7 +127,7 @@ COLUMNS_EN = {
     "state_seconds": "in this state", "query": "statement", "mean_ms": "mean, ms", "total_ms": "total, ms",
     "bytes": "size", "index_bytes": "indexes", "scanned_rows": "rows by scans", "index_rows": "rows by index",
     "vacuumed_seconds_ago": "vacuumed ago", "analysed_seconds_ago": "analysed ago", "bloat_bytes": "bloat",
-    "sync_state": "kind", "lag_bytes": "behind", "lag_seconds": "behind for", "age": "age, transactions",
+    "sync_state": "kind", "lag_bytes": "lag", "lag_seconds": "lag, time", "age": "age, transactions",
     "allowed": "takes connections", "temp_bytes": "temporary files", "blks_hit": "blocks from memory",
     "blks_read": "blocks from disk",
 }  # fmt: skip

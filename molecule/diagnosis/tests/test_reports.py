@@ -58,10 +58,11 @@ def test_health_notifies_of_changes_only(operations, mails):
 
 
 def test_a_report_that_no_server_accepted_is_sent_the_next_time(operations, mails):
-    nobody = {**mails.options, "notify_smtp_port": 1}
+    no_server = {**mails.options, "notify_smtp_port": 1}
     operations.shell("systemctl stop redis-server")
     try:
-        run = operations.run("playbooks/health.yml", health_notify=True, **nobody)
+        # The name of the option in 1.0.
+        run = operations.run("playbooks/health.yml", health_tell=True, **no_server)
         assert run.code == 2 and run.prints("email was not notified"), run.output[-3000:]
         operations.run("playbooks/health.yml", health_notify=True, **mails.options)
         assert len(mails()) == 1

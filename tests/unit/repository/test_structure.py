@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
 from pathlib import Path
 
 import offenders
@@ -74,6 +75,51 @@ def test_no_role_reads_private_variables_of_another(role):
         if not own.match(name)
     }
     assert sorted(found) == []
+
+
+# A variable is defined as a key, by what a task or a loop names, or in a template.
+DEFINED = (
+    re.compile(r"""(?:^\s*(?:- )?|[{,] *)["']?(\w+)["']?:(?= |$)""", re.M),
+    re.compile(r"\b(?:register|loop_var|index_var|notify|listen): (\w+)"),
+    re.compile(r"\{%-? (?:set|for|macro) (\w+)(?:, (\w+))?"),
+)
+# No variables: a metric, packages of Python, the beginning of names, and what include_vars names.
+OTHERS = {
+    "alertmanager_config_last_reload_successful", "alertmanager_config_last_reload_success_timestamp_seconds",
+    "prometheus_config_last_reload_success_timestamp_seconds", "shiftmaster_monitoring", "shiftmaster_key_rotation",
+    "offsite_keep_", "awx_data",
+}  # fmt: skip
+
+
+def undefined_in(role, texts, known):
+    """{variable of a role: files of it} that its files use and nothing defines."""
+    used = re.compile(rf"(?<![.\w])(?:__)?{role}_\w+")
+    found = {}
+    for path, text in texts.items():
+        for name in set(used.findall(text)) - known:
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def test_variables_that_a_role_uses_are_defined():
+    where = ("roles/*.yml", "roles/*.j2", "playbooks/*.yml", "group_vars/*.yml", "library/*.py", "plugins/*.py")
+    command = ["git", "ls-files", "--", *where]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in names if (ROOT / name).exists()}
+    known = OTHERS | {path.stem for path in (ROOT / "library").glob("*/*.py")}
+    for name, text in texts.items():
+        patterns = (re.compile(r"(\w+)"),) if name.endswith(".py") else DEFINED
+        known.update(one for pattern in patterns for match in pattern.finditer(text) for one in match.groups())
+    wrong = []
+    for role in ROLES:
+        own = {name: text for name, text in texts.items() if name.startswith(f"roles/{role}/") and "/meta/" not in name}
+        wrong += [f"{name}: {', '.join(paths)}" for name, paths in undefined_in(role, own, known).items()]
+    assert wrong == []
+
+
+def test_an_undefined_variable_is_found():
+    text = "register: x_one\nwhen: x_one.stdout and x_two | length > 0 and __x_three\nx.x_four: x_five_of.x_one\n"
+    assert set(undefined_in("x", {"f": text}, {"x_one"})) == {"x_two", "__x_three", "x_five_of"}
 
 
 @offenders.each(ROLES)
