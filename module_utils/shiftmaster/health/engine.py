@@ -163,7 +163,7 @@ def report_lines(report: dict, language: str, title: bool = True) -> list:
         lines += [say(language, "title"), say(language, "generated", time=generated.strftime("%Y-%m-%d %H:%M:%S %Z"))]
     lines += [say(language, "host", host=report["host"]), ""]
     if "problem" in report:
-        reached = not report["unreachable"] and not re.search("Docker daemon|No such container", report["problem"])
+        reached = not report["unreachable"] and not re.search(text.CONTAINER, report["problem"])
         lines.append("❌ " + say(language, "unchecked" if reached else "unreachable"))
         if report["problem"]:
             lines.append("   " + say(language, "error", text=" ".join(report["problem"].split())[:500]))

@@ -17,6 +17,8 @@ def commands(text: str) -> tuple:
 SUDO = r"(Missing|Incorrect|Invalid|incorrect) sudo password|sudo: .*password|waiting for (become|privilege)"
 # And where a host has no Python.
 PYTHON = r"[Nn]o python interpreters? found|python3[.0-9]*: ([a-z]+ )?not found|module interpreter .*not found"
+# And where a host is a container that does not run. Ansible reports the task as failed, not the host as unreachable.
+CONTAINER = r"Docker daemon|No such container|[Cc]ontainer .* is not running"
 CATALOG = {
     # --- the report's frame; the English one is the operations guide's
     "title": ("=== ShiftMaster System Health Report ===", "=== ShiftMaster システムヘルスレポート ==="),
@@ -77,7 +79,7 @@ CATALOG = {
         "PostgreSQL {version}、接続数 {connections}(上限の {percent}%)",
     ),
     "postgres.locked": (
-        "{waiting} sessions wait for a lock for more than 5 s",
+        "sessions that wait for a lock for more than 5 s: {waiting}",
         "{waiting} セッションが 5 秒以上ロックを待っています",
     ),
     "postgres.standby": (

@@ -41,6 +41,7 @@ import shlex
 from typing import Optional
 
 from ..health.checks import size
+from ..health.text import CONTAINER
 from ..host.printable import printable_tree
 
 SEVERITIES = ("critical", "warning", "info")
@@ -365,7 +366,7 @@ def host_of(name: str, functions: list, result: dict) -> dict:
         return host
     # Where the module did not come to run (sudo wants a password), the message only reports that it gave no response.
     message = " ".join(str(result[name]) for name in ("module_stderr", "msg") if result.get(name))
-    away = bool(result.get("unreachable"))
+    away = bool(result.get("unreachable") or re.search(CONTAINER, message))
     reach = {"unreachable": away, "failed": not away, "message": " ".join(message.split())[:400]}
     return {"host": name, "functions": list(functions), "parts": {}, "reach": reach}
 

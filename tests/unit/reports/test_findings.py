@@ -1178,6 +1178,19 @@ def test_the_message_of_sudo_is_in_the_finding():
     ]
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Error response from daemon: No such container: shiftmaster-demo",
+        "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?",
+        "Error response from daemon: container 1a2b is not running",
+    ],
+)
+def test_a_container_that_does_not_run_is_not_reached(message):
+    (finding,) = found(findings.host_of("a", ["app"], {"failed": True, "msg": message}))
+    assert finding["rule"] == "HostUnreachable" and message in finding["evidence"]
+
+
 @pytest.mark.parametrize("rule", ["DatabaseStopped", "DatabaseNotReady"])
 @pytest.mark.parametrize("holds, follows", [(["postgresql"], "DiskFull on app1"), (["logs"], "")])
 def test_a_database_without_room_follows_from_its_own_disk(rule, holds, follows):
