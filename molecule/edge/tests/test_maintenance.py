@@ -59,7 +59,7 @@ def test_a_page_of_a_run_belongs_to_it(web):
     web.ok(f"mkdir -p $(dirname {page}) && echo begun by run 20261127T010203Z-abc > {page}")
     done = web.playbook(PLAYBOOK, state="off")
     assert done.rc != 0 and done.changed == 0 and web.get("/").status == 503
-    assert "begun by run 20261127T010203Z-abc" in done.flat and "or playbooks/restore.yml" in done.flat
+    assert "begun by run 20261127T010203Z-abc" in done.flat and "Repeat the run that failed" in done.flat
     done = web.playbook(PLAYBOOK, state="on", **PAGE)
     assert done.rc != 0 and done.changed == 0 and "begun by run 20261127T010203Z-abc" in web.ok(f"cat {page}"), done.out
     done = web.playbook(PLAYBOOK, state="off", force=True)
