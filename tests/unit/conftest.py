@@ -56,8 +56,8 @@ socketserver.BaseServer.serve_forever.__defaults__ = (0.02,)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers():
-    """One more than processors: half of the time passes while tests wait for a process or a timeout."""
-    return 1 + (os.cpu_count() or 1)
+    """More than processors: some of the time passes while tests wait for a process or a timeout."""
+    return 3 + (os.cpu_count() or 1)
 
 
 @pytest.fixture(autouse=True)
