@@ -40,7 +40,8 @@ def play(tmp_path, plays, words=()):
     path = tmp_path / "play.yml"
     path.write_text(json.dumps(plays))
     return subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local", path, *words],
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", "localhost,", "-c", "local",
+         "-e", f"ansible_python_interpreter={sys.executable}", path, *words],
         cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "SHIFTMASTER_LOG_DIR": "",
                        "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.default"},
         text=True, capture_output=True, timeout=600, check=False,

@@ -65,10 +65,11 @@ class Site:
         self.config = path / "ansible.cfg"
         self.config.write_text(
             f"[defaults]\nstdout_callback=phases\ncallback_plugins={ROOT}/plugins/callback\ncallback_result_format=yaml\n"
-            "[inventory]\nhost_pattern_mismatch=ignore\n"
+            "[inventory]\nhost_pattern_mismatch=ignore\n[connection]\npipelining=true\n"
         )
         (path / "hosts.yml").write_text(
-            json.dumps({"all": {"hosts": {"a": {}, "b": {}}, "vars": {"base_timezone": "Asia/Tokyo"}}})
+            json.dumps({"all": {"hosts": {"a": {}, "b": {}}, "vars": {
+                "base_timezone": "Asia/Tokyo", "ansible_python_interpreter": sys.executable}}})  # fmt: skip
         )
         for role, files in {
             "renamed": {"main": "- {name: Run, ansible.builtin.group_by: {key: done}, changed_when: false}"},
@@ -347,7 +348,7 @@ def test_the_reason_why_a_module_did_not_start_is_shown_where_facts_are_gathered
         "make demo": ("-c", "community.docker.docker", "-e", "ansible_host=no-such-container"),
         "apt-get -y install python3": ("-e", "ansible_python_interpreter=/usr/bin/nopython"),
     }.items():
-        code, lines = site.run(facts, "deploy.yml", "--limit", "a", *options, ANSIBLE_PIPELINING="true")
+        code, lines = site.run(facts, "deploy.yml", "--limit", "a", *options)
         assert code and lines[-1].startswith("Next:") and fault in lines[-1], lines
         assert not any("deserialization" in line for line in lines), lines
 
@@ -357,7 +358,7 @@ def test_a_lock_of_another_run_is_waited_for_and_usual_warnings_are_not_counted(
         {"ansible.builtin.find": {"paths": ["/nonexistent"]}},
         {"ansible.builtin.fail": {"msg": "sato@vm holds the lock for its deploy since 10:00"}},
     )
-    code, lines = site.run(text, "deploy.yml", "--limit", "a", "-e", "ansible_python_interpreter=auto_silent")
+    code, lines = site.run(text, "deploy.yml", "--limit", "a")
     assert code and lines[-1] == "Next:      wait until that run has ended, then the same command again", lines
     assert "Skipped '/nonexistent'" in site.log().read_text()
     assert not [line for line in lines if line.startswith("Warnings:")], site.log().read_text()

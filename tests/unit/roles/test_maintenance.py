@@ -54,7 +54,8 @@ def directories(tmp_path_factory):
              for group in ("web", "app")}  # fmt: skip
     (directory / "hosts").write_text("".join(f"[{group}]\n" + "\n".join(hosts[group]) + "\n" for group in hosts))
     run = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "-i", directory / "hosts", directory / "play.yml"],
+        [Path(sys.executable).with_name("ansible-playbook"), "-i", directory / "hosts",
+         "-e", f"ansible_python_interpreter={sys.executable}", directory / "play.yml"],
         cwd=ROOT, env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "SHIFTMASTER_LOG_DIR": ""}, text=True,
         capture_output=True, timeout=600, check=False,
     )  # fmt: skip
