@@ -68,9 +68,9 @@ options:
     default: ""
   root:
     description: The application's directory. RV(facts) then shows what is there of an earlier run, C(lockable) for the
-      directory of the lock, C(locked) for a deploy's lock, C(page) for a maintenance page, C(old_names) for
-      directories of a version before 1.0.0, C(releases), as M(shiftmaster_release) returns them, and C(data), whether
-      C(database) and C(cache) of localhost are C(here) or C(forwarded) to another host.
+      directory of the lock, C(locked) for a deploy's lock, C(page) for a maintenance page,
+      C(releases), as M(shiftmaster_release) returns them, and C(data), whether C(database) and C(cache) of localhost
+      are C(here) or C(forwarded) to another host.
     type: path
     default: ""
   media:
@@ -130,7 +130,7 @@ import time
 from ansible.module_utils.shiftmaster.host import listeners
 from ansible.module_utils.shiftmaster.host.quiet import PATH, TEXT, QuietModule, given, list_of
 from ansible.module_utils.shiftmaster.host.safe_files import untrusted_parent
-from ansible.module_utils.shiftmaster.release import legacy, releases
+from ansible.module_utils.shiftmaster.release import releases
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.release.state import State, StateError
 
@@ -465,7 +465,7 @@ def run(params):
     if params["root"]:
         layout = Layout(params["root"])
         report.facts["lockable"] = os.path.isdir(layout.state)
-        # Of a version before 1.1.0 no fact is left on the host; a first deploy that failed is no earlier version.
+        # A first deploy that failed leaves no version of this repository from which an upgrade would begin.
         report.facts["deployed"] = os.path.lexists(layout.active)
         report.facts["locked"] = os.path.lexists(os.path.join(layout.state, "lock.json"))
         report.facts["data"] = data_here()
@@ -473,7 +473,6 @@ def run(params):
             # Only whether there are any: the names are the users'.
             report.facts["media"] = bool(names_in(os.path.join(layout.shared, "media")))
         report.facts["page"] = os.path.lexists(os.path.join(layout.shared, "maintenance", "on"))
-        report.facts["old_names"] = bool(legacy.old_directories(layout))
         try:
             report.facts["releases"] = releases.describe(layout, State(layout))
         except (StateError, OSError, ValueError):

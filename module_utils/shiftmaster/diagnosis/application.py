@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from ..health import checks
 from ..host import envfile, probe, safe_files
-from ..release import legacy, releases
+from ..release import releases
 from ..release.layout import Layout
 from ..release.releasecode import ReleaseCode, ReleaseCodeError, run_as
 from ..release.state import State, StateError
@@ -119,7 +119,7 @@ def _deploys(layout, count: int = 12) -> list:
     found = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
-            event = legacy.event(json.loads(line))
+            event = json.loads(line)
             if event.get("event") in _EVENTS:
                 found.append({key: str(event[key])[:200] for key in _AUDITED if event.get(key)})
     return found[-count:]

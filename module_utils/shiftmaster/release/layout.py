@@ -34,11 +34,6 @@ def sync(path: str) -> None:
         os.fsync(descriptor)
 
 
-def _present(parent: str, name: str, old: str) -> str:
-    path, old = os.path.join(parent, name), os.path.join(parent, old)
-    return old if os.path.isdir(old) and not os.path.isdir(path) else path
-
-
 class Layout:
     """The directories below the application's root."""
 
@@ -47,11 +42,10 @@ class Layout:
         self.releases = os.path.join(self.root, "releases")
         self.shared = os.path.join(self.root, "shared")
         self.active = os.path.join(self.root, "active")
-        # Versions before 1.0.0 had other names: a host has them until its next deploy (legacy.py).
-        self.slots = os.path.join(self.root, "colours" if self._link().startswith("colours/") else "slots")
+        self.slots = os.path.join(self.root, "slots")
         # Tasks that the live release does not know, and those that waited for data that a restore has replaced.
-        self.unknown_tasks = _present(self.shared, "unknown-tasks", "parked")
-        self.quarantine = _present(self.shared, "quarantine", "set-aside")
+        self.unknown_tasks = os.path.join(self.shared, "unknown-tasks")
+        self.quarantine = os.path.join(self.shared, "quarantine")
         self.state = os.path.join(self.shared, "state")
         # While it is there, the schema may not be that of the live release: a boot starts no background work of it.
         self.held = os.path.join(self.state, "background-held")

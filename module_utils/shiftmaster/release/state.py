@@ -3,7 +3,7 @@
 state.json holds what no link can express: each release's status, and the transition that is under way, phase by phase,
 so that the next run can finish or revert what a killed one left.
 
-    {"releases": {name: {"status", "since", "reason", "live_at", "previous", "suspect"}},
+    {"format": 1, "releases": {name: {"status", "since", "reason", "live_at", "previous", "suspect"}},
      "transition": null | {"kind", "from", "to", "from_slot", "to_slot", "phase", "since", "run_id"}}
 
 previous is the release that served when this one was deployed: the rollback. suspect is one that was live and
@@ -23,9 +23,11 @@ from typing import Optional
 
 from ..host import safe_files
 from ..host.printable import printable
-from . import legacy, releasecode
+from . import releasecode
 from .layout import Layout, sync
 
+# Of state.json. A change of its meaning increments it, so that an older version of this repository rejects the file.
+FORMAT = 1
 STATUSES = ("building", "ready", "live", "bad")
 
 
@@ -71,7 +73,13 @@ class State:
         self.path = os.path.join(layout.state, "state.json")
         try:
             with open(self.path, encoding="utf-8") as stream:
-                data = legacy.state(json.load(stream))
+                data = json.load(stream)
+            if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
+                raise StateError(
+                    "%s has the format %s, and this version of the repository reads format %d: use the version that "
+                    "wrote it (/etc/ansible/facts.d/shiftmaster.fact on the host names it)"
+                    % (self.path, data["format"], FORMAT)
+                )
             problem = _problem(data)
         except FileNotFoundError:
             data, problem = {"releases": from_audit(layout), "transition": None}, ""
@@ -86,7 +94,7 @@ class State:
         self.transition = data["transition"]
 
     def _save(self) -> None:
-        write_json(self.path, {"releases": self.releases, "transition": self.transition})
+        write_json(self.path, {"format": FORMAT, "releases": self.releases, "transition": self.transition})
 
     def status(self, name: str) -> Optional[str]:
         return self.releases.get(name, {}).get("status")
@@ -144,8 +152,12 @@ class State:
 
 def _problem(data) -> str:
     """Return the errors of the form of state.json's content; "" where nothing is."""
-    if not isinstance(data, dict) or not isinstance(data.get("releases"), dict) or "transition" not in data:
-        return "it holds no releases and transition"
+    if (
+        not isinstance(data, dict)
+        or not {"format", "transition"} <= set(data)
+        or not isinstance(data.get("releases"), dict)
+    ):
+        return "it holds no format, releases and transition"
     for name, entry in data["releases"].items():
         if not isinstance(entry, dict) or entry.get("status") not in STATUSES:
             return "release %s has no status" % name
@@ -198,7 +210,7 @@ def last_switch(layout: Layout) -> Optional[tuple]:
     found, alone_since = None, 0.0
     for line in text.splitlines():
         try:
-            event = legacy.event(json.loads(line))
+            event = json.loads(line)
             at = epoch(event["time"])
             if event["event"] in ("live", "reverted"):
                 alone_since = at

@@ -110,8 +110,7 @@ def test_a_host_drained_by_an_operator_stays_drained(topology):
         line = topology.edge.shell(f"grep 172.30.77.12 {SERVERS}")
         assert " down; # " in line and "new memory" in line, line
     finally:
-        # The name of the playbook in 1.0.
-        run = topology.app1.run("playbooks/host.yml", host="cluster-app2", state="in")
+        run = topology.app1.run("playbooks/drain.yml", host="cluster-app2", state="in")
     assert run.code == 0 and " down;" not in topology.edge.shell(f"cat {SERVERS}"), run.output[-3000:]
 
 

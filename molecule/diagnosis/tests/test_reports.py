@@ -61,8 +61,7 @@ def test_a_report_that_no_server_accepted_is_sent_the_next_time(operations, mail
     no_server = {**mails.options, "notify_smtp_port": 1}
     operations.shell("systemctl stop redis-server")
     try:
-        # The name of the option in 1.0.
-        run = operations.run("playbooks/health.yml", health_tell=True, **no_server)
+        run = operations.run("playbooks/health.yml", health_notify=True, **no_server)
         assert run.code == 2 and run.prints("email was not notified"), run.output[-3000:]
         operations.run("playbooks/health.yml", health_notify=True, **mails.options)
         assert len(mails()) == 1

@@ -88,7 +88,7 @@ class Replay:
 
     DIRECTORY = "/root/replay"
     # The preflight, which queries the lock, too, and the role's own files.
-    NOT_OF_A_RELEASE = ("shiftmaster_preflight.", "shiftmaster_lock.", "shiftmaster_legacy.", "managed_files.")
+    NOT_OF_A_RELEASE = ("shiftmaster_preflight.", "shiftmaster_lock.", "managed_files.")
     # Settings of a run as the options of its calls. Another salt is another configuration, as another setting is.
     OPTIONS = {
         "shiftmaster_web_threads": "salt", "shiftmaster_keep_releases": "keep", "shiftmaster_hooks": "hooks",

@@ -578,10 +578,12 @@ def test_release(release, tmp_path_factory):
     assert release_check(tmp_path_factory.mktemp("empty")).status == "down"
     assert release_check(tmp_path).status == "healthy"
     state = tmp_path / "shared" / "state" / "state.json"
-    state.write_text(json.dumps({"releases": {name: {"status": "bad", "reason": "5xx"}}, "transition": None}))
+    state.write_text(
+        json.dumps({"format": 1, "releases": {name: {"status": "bad", "reason": "5xx"}}, "transition": None})
+    )
     assert release_check(tmp_path).status == "critical"
     step = dict.fromkeys(("kind", "from", "to", "from_slot", "to_slot", "phase", "run_id", "since"), "x")
-    state.write_text(json.dumps({"releases": {}, "transition": step}))
+    state.write_text(json.dumps({"format": 1, "releases": {}, "transition": step}))
     assert (release_check(tmp_path).status, release_check(tmp_path).reason) == ("warning", "transition")
     state.write_text("{")
     assert engine.attempt(options("release"), Context(app_root=str(tmp_path))).status == "error"
@@ -1044,14 +1046,16 @@ def test_reasons_of_a_release(release, tmp_path_factory):
     found = release_check(tmp_path)
     assert (found.data["release"], found.data["slot"]) == (name, "blue")
     state = tmp_path / "shared" / "state" / "state.json"
-    state.write_text(json.dumps({"releases": {name: {"status": "bad", "reason": "5xx"}}, "transition": None}))
+    state.write_text(
+        json.dumps({"format": 1, "releases": {name: {"status": "bad", "reason": "5xx"}}, "transition": None})
+    )
     found = release_check(tmp_path)
     assert (found.reason, found.data["status"]) == ("bad", "bad") and "5xx" in str(found.detail)
     step = {key: key for key in ("kind", "from", "to", "from_slot", "to_slot", "phase", "run_id", "since")}
-    state.write_text(json.dumps({"releases": {}, "transition": step}))
+    state.write_text(json.dumps({"format": 1, "releases": {}, "transition": step}))
     found = release_check(tmp_path)
     assert found.data["transition"] == {key: key for key in ("kind", "from", "to", "phase", "since")}
-    state.write_text(json.dumps({"releases": {}, "transition": None}))
+    state.write_text(json.dumps({"format": 1, "releases": {}, "transition": None}))
     (tmp_path / "shared/maintenance").mkdir()
     (tmp_path / "shared/maintenance/on").touch()
     found = release_check(tmp_path)

@@ -281,18 +281,18 @@ def test_remains_of_earlier_runs_are_reported(tmp_path, monkeypatch):
         found = preflight.run({**defaults(), "root": str(tmp_path), "media": True})["facts"]
         # A host of the database has no directory of uploaded files, and needs none.
         assert "media" not in preflight.run({**defaults(), "root": str(tmp_path)})["facts"]
-        return [found[name] for name in ("lockable", "locked", "page", "media", "old_names", "deployed")]
+        return [found[name] for name in ("lockable", "locked", "page", "media", "deployed")]
 
-    assert facts() == [False] * 6
+    assert facts() == [False] * 5
     # A first deploy that failed leaves a release, and no link to it.
     for name in ("shared/media", "releases/20260101T000000Z-abcdefa"):
         (tmp_path / name).mkdir(parents=True)
-    assert facts() == [False] * 6
+    assert facts() == [False] * 5
     (tmp_path / "active").symlink_to("slots/blue")
-    for name in ("shared/state/lock.json", "shared/maintenance/on", "shared/media/plan.txt", "colours/blue"):
+    for name in ("shared/state/lock.json", "shared/maintenance/on", "shared/media/plan.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert facts() == [True] * 6
+    assert facts() == [True] * 5
 
 
 def test_data_at_localhost_are_here_forwarded_or_not_there(tmp_path, monkeypatch):
@@ -323,7 +323,7 @@ def test_releases_are_listed_unless_their_state_is_damaged(tmp_path, monkeypatch
     (tmp_path / "active").symlink_to("slots/blue")
     state = tmp_path / "shared/state/state.json"
     live = {"status": "live", "since": "", "live_at": "2026-01-01T00:00:00+00:00"}
-    state.write_text(json.dumps({"releases": dict.fromkeys(revisions, live), "transition": None}))
+    state.write_text(json.dumps({"format": 1, "releases": dict.fromkeys(revisions, live), "transition": None}))
 
     def listed():
         found = preflight.run({**defaults(), "root": str(tmp_path)})["facts"]["releases"]

@@ -68,8 +68,14 @@ class Site:
             "[inventory]\nhost_pattern_mismatch=ignore\n[connection]\npipelining=true\n"
         )
         (path / "hosts.yml").write_text(
-            json.dumps({"all": {"hosts": {"a": {}, "b": {}}, "vars": {
-                "base_timezone": "Asia/Tokyo", "ansible_python_interpreter": sys.executable}}})  # fmt: skip
+            json.dumps(
+                {
+                    "all": {
+                        "hosts": {"a": {}, "b": {}},
+                        "vars": {"base_timezone": "Asia/Tokyo", "ansible_python_interpreter": sys.executable},
+                    }
+                }
+            )  # fmt: skip
         )
         for role, files in {
             "renamed": {"main": "- {name: Run, ansible.builtin.group_by: {key: done}, changed_when: false}"},

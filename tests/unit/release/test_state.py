@@ -56,7 +56,7 @@ def test_every_change_is_on_disk_at_once(layout):
     assert stored(layout)["releases"][ONE]["suspect"]
     state.forget(ONE)
     with open(os.path.join(layout.state, "state.json"), encoding="utf-8") as stream:
-        assert stream.read() == '{\n "releases": {},\n "transition": null\n}\n'
+        assert stream.read() == '{\n "format": 1,\n "releases": {},\n "transition": null\n}\n'
     assert os.listdir(layout.state) == ["state.json"]
     assert os.stat(os.path.join(layout.state, "state.json")).st_mode & 0o777 == 0o600
 
@@ -109,11 +109,12 @@ DAMAGED = [
     "\xff",
     "[]",
     "null",
-    '{"releases": {}}',
-    '{"releases": null, "transition": null}',
-    '{"releases": {}, "transition": {}}',
-    '{"releases": {"x": "live"}, "transition": null}',
-    '{"releases": {"x": {}}, "transition": null}',
+    '{"releases": {}, "transition": null}',
+    '{"format": 1, "releases": {}}',
+    '{"format": 1, "releases": null, "transition": null}',
+    '{"format": 1, "releases": {}, "transition": {}}',
+    '{"format": 1, "releases": {"x": "live"}, "transition": null}',
+    '{"format": 1, "releases": {"x": {}}, "transition": null}',
 ]
 
 
@@ -123,6 +124,15 @@ def test_an_unreadable_state_is_not_an_empty_one(layout, content):
         stream.write(content)
     with pytest.raises(states.StateError, match="state.json is damaged .* Move it away"):
         states.State(layout)
+
+
+def test_a_state_of_a_newer_version_is_rejected_and_stays(layout):
+    path = os.path.join(layout.state, "state.json")
+    states.write_json(path, {"format": states.FORMAT + 1, "releases": {"x": {"status": "parked"}}, "transition": None})
+    before = open(path, encoding="utf-8").read()
+    with pytest.raises(states.StateError, match=f"format {states.FORMAT + 1}, .* use the version that wrote it"):
+        states.State(layout)
+    assert open(path, encoding="utf-8").read() == before
 
 
 def test_a_missing_state_is_rebuilt_from_the_audit_log(layout):

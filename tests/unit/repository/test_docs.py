@@ -243,7 +243,7 @@ def test_variables_exist(path):
     known |= {check["name"] for entries in defaults()["shiftmaster_health_checks"].values() for check in entries}
     assert named or path in READMES
     # The changelog names options that have a new name, too.
-    assert named - known - {"health_tell"} == set()
+    assert named - known == set()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)

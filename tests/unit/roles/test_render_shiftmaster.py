@@ -151,13 +151,6 @@ def test_queues_of_the_worker(queues, option):
     assert f'Environment="SHIFTMASTER_QUEUES_OPTION={option}"' in text
 
 
-@pytest.mark.parametrize("kind", ["web", "worker", "beat"])
-def test_earlier_releases_know_their_slot(kind):
-    """Their gunicorn.conf.py reads the old name."""
-    _parser, text = unit(f"shiftmaster-{kind}@.service.j2")
-    assert "\nEnvironment=SHIFTMASTER_SLOT=%i SHIFTMASTER_COLOUR=%i\n" in text
-
-
 def test_umbrella_is_enabled_and_goes_through_the_tool():
     parser, _text = unit("shiftmaster.service.j2")
     assert parser["Service"]["ExecStart"].endswith("shiftmasterctl unit-start")
