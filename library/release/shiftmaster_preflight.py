@@ -465,8 +465,6 @@ def run(params):
     if params["root"]:
         layout = Layout(params["root"])
         report.facts["lockable"] = os.path.isdir(layout.state)
-        # A first deploy that failed leaves no version of this repository from which an upgrade would begin.
-        report.facts["deployed"] = os.path.lexists(layout.active)
         report.facts["locked"] = os.path.lexists(os.path.join(layout.state, "lock.json"))
         report.facts["data"] = data_here()
         if params["media"]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+
+from support import APP, ROOT, Operations
 
 FACT = "/etc/ansible/facts.d/shiftmaster.fact"
+STATE = f"{APP}/shared/state/state.json"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMq1hM9TmM8lq1zBt3oXJ0G3oJ3C8z5k0u8YcXv2l6xQ kato"
 NEW, FORMER = "shift.example.test", "former.example.test"
 DOMAIN = {"shiftmaster_domain": NEW, "topology_former_domains": [FORMER]}
@@ -19,14 +23,33 @@ def request(operations, name: str) -> str:
     ).strip()
 
 
-def test_an_upgrade_lists_its_required_actions_and_is_recorded(operations):
+def test_a_later_version_of_this_repository_lists_its_actions_and_is_recorded(operations, tmp_path):
+    """With a made-up 1.1.0; the domain's test then runs this version again, under the same installation."""
     known = json.loads(operations.shell(f"cat {FACT}"))
-    assert known["version"] and known["actions"], "the complete run of scenario default has left them"
-    before = {**known, "version": "0.9.0", "actions": known["actions"][1:]}
-    operations.shell(f"cat > {FACT}", stdin=json.dumps(before))
-    run = operations.run("deploy.yml", "--check", "--tags", "base")
-    assert run.code == 0 and run.prints("Upgrade of this repository from 0.9.0", "Action:"), run.output[-3000:]
-    assert json.loads(operations.shell(f"cat {FACT}")) == before, "a check records nothing"
+    assert known["version"] == "1.0.0", "the complete run of scenario default has left it"
+    later = Operations(operations.inventory, operations.host)
+    later.root = tmp_path / "later"
+    shutil.copytree(ROOT, later.root, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", ".cache", "logs"))
+    changelog = later.root / "CHANGELOG.md"
+    added = "## [1.1.0] - 2027-01-01\n\n### Added\n\n- **A variable**: is new. Action: set it.\n\n## [1.0.0]"
+    changelog.write_text(changelog.read_text().replace("## [1.0.0]", added, 1))
+    run = later.run("deploy.yml", "--check", "--tags", "base")
+    assert run.code == 0 and run.prints("from 1.0.0", "to 1.1.0", "Action: set it."), run.output[-3000:]
+    assert json.loads(operations.shell(f"cat {FACT}")) == known, "a check records nothing"
+    run = later.run("deploy.yml")
+    assert run.code == 0 and operations.live_version(30) == "2.0.0", run.output[-3000:]
+    assert json.loads(operations.shell(f"cat {FACT}"))["version"] == "1.1.0"
+
+
+def test_the_state_of_a_later_version_is_rejected_and_stays(operations):
+    before = operations.shell(f"cat {STATE}")
+    operations.shell(f'sed -i \'s/"format": 1/"format": 2/\' {STATE}')
+    try:
+        run = operations.deploy("2.1.0")
+        assert run.code == 2 and run.prints("has the format 2"), run.output[-3000:]
+        assert operations.shell(f"cat {STATE}") != before and operations.live_version(30) == "2.0.0"
+    finally:
+        operations.shell(f"cat > {STATE}", stdin=before)
 
 
 def test_a_colleague_comes_and_leaves(operations):
@@ -96,7 +119,7 @@ def test_the_domain_and_the_time_zone_change_and_the_earlier_domain_leads_there(
     assert request(operations, NEW).split()[0] == "200"
     status, target = request(operations, FORMER).split()
     assert status == "301" and target.startswith(f"https://{NEW}") and target.endswith("/health/")
-    assert json.loads(operations.shell(f"cat {FACT}"))["version"] != "0.9.0", "a complete run records its version"
+    assert json.loads(operations.shell(f"cat {FACT}"))["version"] != "1.1.0", "a complete run records its version"
     again = operations.run("deploy.yml", **DOMAIN, **ZONE)
     assert again.code == 0 and again.changed == 0, again.output[-3000:]
 

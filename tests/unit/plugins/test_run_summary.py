@@ -33,7 +33,7 @@ SECRETS = {
          ["Create the first administrator", "/site/ca.crt"], []),
         (["release"], {"release_facts": {"version": "2.0.0", "previous": {"name": "r1"}}},
          ["Site: "], ["administrator"]),
-        (["base"], {}, [], ["Site: "]),
+        (["base"], {}, ["This repository: 1.0.0"], ["Site: "]),
     ],
 )  # fmt: skip
 def test_the_summary_covers_what_the_tags_set_up(tmp_path, tags, extra, present, absent):

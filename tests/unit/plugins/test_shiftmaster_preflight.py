@@ -281,18 +281,18 @@ def test_remains_of_earlier_runs_are_reported(tmp_path, monkeypatch):
         found = preflight.run({**defaults(), "root": str(tmp_path), "media": True})["facts"]
         # A host of the database has no directory of uploaded files, and needs none.
         assert "media" not in preflight.run({**defaults(), "root": str(tmp_path)})["facts"]
-        return [found[name] for name in ("lockable", "locked", "page", "media", "deployed")]
+        return [found[name] for name in ("lockable", "locked", "page", "media")]
 
-    assert facts() == [False] * 5
+    assert facts() == [False] * 4
     # A first deploy that failed leaves a release, and no link to it.
     for name in ("shared/media", "releases/20260101T000000Z-abcdefa"):
         (tmp_path / name).mkdir(parents=True)
-    assert facts() == [False] * 5
+    assert facts() == [False] * 4
     (tmp_path / "active").symlink_to("slots/blue")
     for name in ("shared/state/lock.json", "shared/maintenance/on", "shared/media/plan.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert facts() == [True] * 5
+    assert facts() == [True] * 4
 
 
 def test_data_at_localhost_are_here_forwarded_or_not_there(tmp_path, monkeypatch):

@@ -200,3 +200,11 @@ def test_waiting_tasks_are_quarantined_by_the_code_of_the_live_release(program, 
     options = {"celery_application": "shifts", "celery_queues": ["celery"], "user": "shiftmaster"}
     program.quarantine_waiting(layout, options)
     assert capsys.readouterr().out.split()[0] == str(len(waited)) and len(list(tmp_path.iterdir())) == len(waited)
+
+
+def test_the_version_is_that_of_the_last_complete_run(program, tmp_path, capsys, monkeypatch):
+    fact = tmp_path / "shiftmaster.fact"
+    monkeypatch.setattr(program, "FACT", str(fact))
+    assert program.version() == 1
+    fact.write_text(json.dumps({"version": "1.0.0", "revision": "abc", "actions": []}))
+    assert program.version() == 0 and capsys.readouterr().out == "ShiftMaster operations 1.0.0 (abc)\n"

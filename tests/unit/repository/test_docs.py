@@ -231,7 +231,7 @@ def test_shiftmasterctl_commands_exist():
 # --- variables ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=name_of)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
 def test_variables_exist(path):
     prefixed = re.compile(rf"^(?:{'|'.join(ROLES)}|vault|health)_[a-z0-9_]+$")
     named = {span.split(":")[0].split("=")[0] for span in spans(path)}
@@ -447,20 +447,12 @@ def test_both_languages_link_to_the_same_places(english, japanese):
 
 def test_changelog_is_in_the_form_of_keep_a_changelog():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    unreleased, *released = re.split(r"^## (?=\[)", text, flags=re.M)[1:]
-    assert unreleased.startswith("[Unreleased]\n") and released
-    assert all(re.match(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d\n", section) for section in released)
-    for section in [unreleased, *released]:
-        kinds = re.findall(r"^### (.*)$", section, re.M)
-        if kinds[:1] == ["Before you upgrade"]:
-            before = section.partition("### Before you upgrade")[2].partition("\n### ")[0]
-            steps = re.findall(r"^(\d+)\. ", before, re.M)
-            assert steps == [str(number) for number in range(1, len(steps) + 1)] and 0 < len(steps) <= 12
-            kinds.pop(0)
-        assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
-        entries = re.findall(r"^- (.*(?:\n(?!\n|- |#).+)*)", section, re.M)
-        assert [entry for entry in entries if not re.fullmatch(r"\*\*.+?\*\*: .+", entry)] == []
-        assert len(entries) or not kinds
+    released = re.split(r"^## (?=\[)", text, flags=re.M)[1:]
+    assert all(re.match(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d\n", section) for section in released) and released
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security", "Known limits"}
+    assert set(re.findall(r"^### (.*)$", text, re.M)) <= kinds
+    entries = re.findall(r"^- (.*(?:\n(?!\n|- |#).+)*)", text, re.M)
+    assert entries and [entry for entry in entries if not re.fullmatch(r"\*\*.+?\*\*: .+", entry)] == []
 
 
 # --- words ----------------------------------------------------------------------------------------------------------
@@ -588,8 +580,8 @@ REPLACED_NAMES = set(
     " mishap moment proof proven settled strange told wiring"  # codespell:ignore
     "".split()
 )
-# Names of others, AWX and Grafana, and those that an earlier tree left on hosts, which are renamed there.
-OTHERS = re.compile(r"ask_\w+_on_launch|folder_?uids?|grafana_folder|task_parked|(?:from|to)_colour", re.I)
+# Names of others, AWX and Grafana.
+OTHERS = re.compile(r"ask_\w+_on_launch|folder_?uids?|grafana_folder", re.I)
 
 
 def replaced_names(text):

@@ -480,16 +480,15 @@ UPGRADE = ("preflight_operations", "preflight_upgrade_actions", "preflight_upgra
 
 
 def test_an_upgrade_shows_the_actions_that_the_hosts_version_did_not_have():
-    released = "## [1.0.0] - 2026-11-29\n\n- **C**: Action: set c.\n"
-    changelog = "## [Unreleased]\n\n- **A**: new. Action: set a.\n- **B**: nothing.\n\n" + released
+    changelog = "## [1.0.0] - 2026-12-06\n\n- **A**: new. Action: set a.\n- **B**: nothing.\n"
 
     def found(local, text=changelog):
         facts = {"shift.example.jp": {"ansible_local": local}}
         values = group_variables("single", variable_names=UPGRADE, facts=facts, __preflight_changelog=text)
         return values["shift.example.jp"]
 
-    first = found({})
-    assert first["preflight_upgrade_actions"] == ["- **A**: new. Action: set a."], "1.0.0 left no fact"
+    first = found({"shiftmaster": {"version": "0.9.0", "actions": []}})
+    assert first["preflight_upgrade_actions"] == ["- **A**: new. Action: set a."]
     assert first["preflight_operations"]["version"] == "1.0.0"
     after = found({"shiftmaster": first["preflight_operations"]})
     assert after["preflight_upgrade_actions"] == []
