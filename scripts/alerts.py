@@ -264,13 +264,14 @@ def anchor(heading: str) -> str:
 
 
 def link(target: str, language: str) -> str:
-    """A chapter of the guide in this language: both have the same headings in the same order."""
-    path, _, chapter = target.partition("#")
+    """A chapter of the guide in this language, or a part of one: both have the same headings in the same order."""
+    path, _, part = target.partition("#")
     english = [anchor(heading) for heading in headings(ROOT / path)]
     suffix = ".md" if language == "en" else ".ja.md"
     translated = ROOT / path.replace(".md", suffix)
-    title = headings(translated)[english.index(chapter)]
-    return f"- [{say('guide', language, title=title)}](../{translated.name}#{anchor(title)})"
+    title = headings(translated)[english.index(part) if part else 0]
+    place = f"{translated.name}#{anchor(title)}" if part else translated.name
+    return f"- [{say('guide', language, title=title)}](../guide/{place})"
 
 
 def plain(template: str) -> str:

@@ -322,7 +322,7 @@ class Pip:
             "build them once where their code may run, with the hosts' Debian (`pip wheel`), and give them by"
             " shiftmaster_wheels: directory, or let the hosts build them with shiftmaster_wheels: none"
         )  # fmt: skip
-        return text + " (docs/operations-guide.md, chapter on closed networks)"
+        return text + " (docs/guide/17-closed-network.md)"
 
 
 def last_lines(text, count=12):

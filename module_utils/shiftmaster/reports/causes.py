@@ -78,8 +78,8 @@ SENTENCES = (
      r"稼働中のコードは、次の適用後に動作しない可能性があります: \1。追加だけのリリースと後で削除するリリースに分ければ、メンテナンス画面は"
      r"不要です。"),
     (r"To run them while users see the maintenance page:$", "メンテナンス画面を表示して実行する場合:"),
-    (r"To run them without it: annotate the migrations \(docs/operations-guide\.md, chapter on migrations\)\.",
-     "表示せずに実行する場合: マイグレーションに注釈を付ける(docs/operations-guide.ja.md のマイグレーションの章)。"),
+    (r"To run them without it: annotate the migrations \(docs/guide/05-migrations\.md\)\.",
+     "表示せずに実行する場合: マイグレーションに注釈を付ける(docs/guide/05-migrations.ja.md)。"),
     (r"The old version stays live\. With the schema, too: (.+) \(or restore\)\.",
      r"旧バージョンが引き続き稼働しています。スキーマも戻す場合: \1(または restore)。"),
     (r"The old version stays live\.", "旧バージョンが引き続き稼働しています。"),

@@ -120,7 +120,7 @@ def test_debian_13_comes_in_place_by_the_guides_commands(operations, monkeypatch
     # As ansible.cfg has it, and however long the upgrade takes.
     for name, value in (("", "jsonfile"), ("_CONNECTION", str(tmp_path)), ("_TIMEOUT", "0")):
         monkeypatch.setenv(f"ANSIBLE_CACHE_PLUGIN{name}", value)
-    guide = (ROOT / "docs/operations-guide.md").read_text().split("### From Debian 12 to Debian 13, in place\n")[1]
+    guide = (ROOT / "docs/guide/12-host.md").read_text().split("## From Debian 12 to Debian 13, in place\n")[1]
     host = next(block for block in guide.split("```\n")[1::2] if "full-upgrade" in block)
     cached = operations.run("deploy.yml", "--tags", "base")
     assert cached.code == 0, cached.output[-3000:]

@@ -176,8 +176,8 @@ def test_an_application_host_without_the_files_is_rejected(site, grow):
 
 
 def test_a_further_application_host_under_load(site, capsys):
-    guide = (ROOT / "docs/operations-guide.md").read_text().split("### A further application host\n")[1]
-    blocks = [block for block in guide.split("\n### ")[0].split("```\n")[1::2] if "mount" in block]
+    guide = (ROOT / "docs/guide/16-several-hosts.md").read_text().split("## A further application host\n")[1]
+    blocks = [block for block in guide.split("\n## ")[0].split("```\n")[1::2] if "mount" in block]
     storage = "mount -t nfs4 nas.example.jp:/shiftmaster"
     assert len(blocks) == 2 and all(storage in block for block in blocks)
     first, second = (block.replace(storage, "mount --bind /srv/storage") for block in blocks)

@@ -1,4 +1,4 @@
-"""What an administrator changes within two years, as docs/operations-guide.md describes it (chapter 22)."""
+"""What an administrator changes within two years, as docs/guide/22-changes.md describes it."""
 
 from __future__ import annotations
 

@@ -386,15 +386,6 @@ def test_variables_that_are_named_exist(alert):
     assert named - known == set()
 
 
-@each_alert([alert for alert in CATALOGUE if alert["links"]])
-def test_links_point_to_chapters_in_both_languages(alert):
-    for target in alert["links"]:
-        for language in ("en", "ja"):
-            path, anchor = re.search(r"\]\(\.\./([^#]+)#([^)]+)\)", alerts_script.link(target, language)).groups()
-            headings = [alerts_script.anchor(text) for text in alerts_script.headings(ROOT / "docs" / path)]
-            assert anchor in headings
-
-
 # --- cases and mutants ----------------------------------------------------------------------------------------------
 
 
