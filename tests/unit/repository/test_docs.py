@@ -624,7 +624,7 @@ def replaced_names(text):
 
 
 def test_names_use_the_terms_of_the_field():
-    product = "library module_utils playbooks plugins roles scripts shiftmaster_monitoring group_vars".split()
+    product = "cli library module_utils playbooks plugins roles scripts shiftmaster_monitoring group_vars".split()
     command = ["git", "ls-files", "--", *(f"{part}/*.{kind}" for part in product for kind in ("py", "yml"))]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in names if (ROOT / name).exists()}

@@ -50,14 +50,18 @@ class Copy:
             self.home,
         ):
             directory.mkdir(parents=True)
-        shutil.copy(ROOT / "shiftmaster", self.root)
-        for name in ("inventory", "playbooks"):
+        for name in ("shiftmaster", "CHANGELOG.md"):
+            shutil.copy(ROOT / name, self.root)
+        for name in ("cli", "inventory", "playbooks"):
             shutil.copytree(ROOT / name, self.root / name)
         for name in ("deploy.yml", "rollback.yml"):
             shutil.copy(ROOT / name, self.root)
         for name in ("single/vars.yml", "all/options.yml"):
             shutil.copy(ROOT / "group_vars" / name, self.root / "group_vars" / name)
         (self.root / "ansible.cfg").write_text("[defaults]\n")
+        python = self.root / ".venv/bin/python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
         for name in ("ansible", "ansible-playbook"):
             stub = self.root / ".venv/bin" / name
             stub.write_text(STUB.format(python=sys.executable, out=self.out))
@@ -200,7 +204,6 @@ def test_a_command_of_ansible_runs_in_the_environment(copy):
 def test_grow_shows_the_plan_and_writes_the_inventory_with_confirm(copy):
     (copy.root / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/grow_inventory.py", copy.root / "scripts")
-    (copy.root / ".venv/bin/python").symlink_to(sys.executable)
     hosts = copy.root / "inventory/single/hosts.yml"
     before, words = hosts.read_text(), ("-E", "single", "grow", "database", "db1", "192.0.2.21")
     for more, code in (((), 0), (("--check", "-e", "confirm=db1"), 0), (("-i", "inventory/x"), 2)):
@@ -245,6 +248,29 @@ def test_without_the_virtual_environment_it_names_the_command_that_creates_it(co
     shutil.rmtree(copy.root / ".venv")
     done = copy.run("health")
     assert done.returncode == 1 and "make bootstrap" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_verb_is_one_file_with_its_texts_in_the_catalogue(copy):
+    (copy.root / "cli/verbs/logs.py").write_text(
+        "from ..environment import run\nfrom ..verb import verb\n\n\n"
+        '@verb("keys")\ndef logs(site, words):\n    return run(["ansible", *words], site.environment())\n\n\n'
+        'logs.name = "logs"\nCOMMANDS = [logs]\n'
+    )
+    assert copy.run("logs", "-x", "--since", "15m", "--", "-n").returncode == 0
+    assert copy.calls()[0][1] == ["-x", "--since", "15m", "-n"]
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "usage: "), ("ja", "使い方: ")])
+def test_a_command_has_its_help(copy, language, word):
+    done = copy.run("maintenance", "--help", SHIFTMASTER_LANGUAGE=language)
+    assert (done.returncode, copy.calls()) == (0, []) and done.stdout.startswith(word)
+    assert "maintenance on|off" in done.stdout
+
+
+def test_the_version_is_that_of_the_changelog(copy):
+    (copy.root / "CHANGELOG.md").write_text("# Changelog\n\n## [7.8.9] - 2027-01-01\n\n## [1.0.0] - 2026-12-06\n")
+    done = copy.run("--version")
+    assert (done.returncode, done.stdout) == (0, "ShiftMaster operations 7.8.9\n")
 
 
 @pytest.mark.parametrize(("language", "words"), [("", "finishes or reverts"), ("ja", "完了するか元に戻します")])
