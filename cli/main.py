@@ -68,9 +68,9 @@ def main(argv: list[str]) -> int:
     if words == ["--version"]:
         print(f"ShiftMaster operations {version()}")
         return 0
-    asked = ["--help"] if words in ([], ["help"]) else words
+    given = ["--help"] if words in ([], ["help"]) else words
     try:
-        code = group.main(asked, "./shiftmaster", "_SHIFTMASTER_COMPLETE", standalone_mode=False, obj=Site(name))
+        code = group.main(given, "./shiftmaster", "_SHIFTMASTER_COMPLETE", standalone_mode=False, obj=Site(name))
     except click.ClickException as error:
         error.show()
         return 2

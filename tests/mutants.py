@@ -48,8 +48,8 @@ MODULES = (
     "backup.files backup.manifest backup.prune backup.restore backup.retention backup.room backup.wal "
     "diagnosis.disk diagnosis.host diagnosis.logs "
     "health.checks host.bounded host.configuration host.json_api host.safe_files host.symptoms monitoring.kpi "
-    "nginx_tree release.cutover release.lock release.migrations release.releases release.state release.watch "
-    "service_config shiftmaster_release managed_files"
+    "nginx_tree release.cutover release.gate release.lock release.migrations release.releases release.revert "
+    "release.slots release.state release.watch release.workers service_config shiftmaster_release managed_files"
 ).split()
 COMPARISONS = {
     "==": "!=", "!=": "==", "<": "<=", "<=": "<", ">": ">=", ">=": ">", "is": "is not", "is not": "is", "in": "not in",

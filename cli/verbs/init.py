@@ -33,7 +33,7 @@ QUESTIONS = {
 }
 
 
-def asked(name: str, pattern: str) -> str:
+def prompted(name: str, pattern: str) -> str:
     while True:
         try:
             answer = input(f"{say('ask_' + name)}: ").strip()
@@ -82,7 +82,7 @@ def init(site: Site, words: list[str]) -> int:
     present = ", ".join(str(path.relative_to(ROOT)) for path in (hosts, group) if path.exists())
     if present:
         fail("environment_present", present=present)
-    values = {variable: asked(variable, pattern) for variable, pattern in QUESTIONS.items()}
+    values = {variable: prompted(variable, pattern) for variable, pattern in QUESTIONS.items()}
     host = values.pop("host")
     variables = re.sub(r"\bsingle\b", name, (ROOT / "group_vars/single/vars.yml").read_text())
     for variable, value in values.items():

@@ -296,10 +296,11 @@ import time
 from ansible.module_utils.shiftmaster.host.quiet import TEXT, QuietModule, dict_of, given, list_of
 from ansible.module_utils.shiftmaster.host.units import UnitError, active_state, properties, unit
 from ansible.module_utils.shiftmaster.release import releases
-from ansible.module_utils.shiftmaster.release.cutover import Cutover, CutoverError
+from ansible.module_utils.shiftmaster.release.cutover import Cutover
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.release.migrations import classify_tree
 from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCodeError
+from ansible.module_utils.shiftmaster.release.slots import CutoverError
 from ansible.module_utils.shiftmaster.release.state import State, StateError, audit, epoch, exclusive, last_switch
 from ansible.module_utils.shiftmaster.release.watch import watch
 

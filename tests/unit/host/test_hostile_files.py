@@ -16,10 +16,10 @@ import shiftmaster_dump
 import shiftmaster_migrations
 from ansible.module_utils.shiftmaster.diagnosis import application, database, disk, host, logs, network
 from ansible.module_utils.shiftmaster.health import checks, engine
-from ansible.module_utils.shiftmaster.host import configuration
+from ansible.module_utils.shiftmaster.host import configuration, units
 from ansible.module_utils.shiftmaster.logging import canary, log_watch
 from ansible.module_utils.shiftmaster.notify import text as notify_text
-from ansible.module_utils.shiftmaster.release import cutover, releasecode, releases, state, watch
+from ansible.module_utils.shiftmaster.release import cutover, releasecode, releases, slots, state, watch, workers
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.reports import findings
 from support import in_time
@@ -72,7 +72,7 @@ ATTACKS = [symbolic_link, hard_link, linked_directory, fifo]
 
 
 def evidence(path, tmp, monkeypatch):
-    monkeypatch.setattr(cutover.units, "journal", lambda *_arguments: "")
+    monkeypatch.setattr(units, "journal", lambda *_arguments: "")
     made = cutover.Cutover(Layout(str(tmp / "app")), None, {"logs": [path, path[:-1] + "*"]})
     # As it is: what was there before the start is evidence of nothing.
     return made.evidence("blue")
@@ -161,7 +161,7 @@ def test_the_canary_appends_to_nothing_of_root(place, attack):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_metrics_and_the_queue_of_a_cutover_overwrite_nothing_of_root(place, monkeypatch, attack):
-    monkeypatch.setattr(cutover, "RUN", str(place.theirs))
+    monkeypatch.setattr(workers, "RUN", str(place.theirs))
     made = cutover.Cutover(Layout(str(place.tmp / "app")), None, {"logs": []})
     for name, write in (
         ("worker-blue.env", lambda path: made._hold_worker("blue")),
@@ -324,7 +324,7 @@ def test_control_characters_in_a_log_are_not_printed(place, monkeypatch):
     path.write_text("ValueError: \x1b]0;owned\x07\x1b[2J\x9b31m\u202egnp.exe\n")
     message = evidence(str(path), place.tmp, monkeypatch)
     assert "ValueError: ?]0;owned??[2J?31m?gnp.exe" in message
-    assert str(cutover.CutoverError("line\n\ttab \x1b[2J\rover")) == "line\n\ttab ?[2J?over"
+    assert str(slots.CutoverError("line\n\ttab \x1b[2J\rover")) == "line\n\ttab ?[2J?over"
 
 
 ESCAPE = "x\x1b]52;c;b3duZWQ=\x07\x9b2J\u202ey"

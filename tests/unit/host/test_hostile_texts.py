@@ -12,7 +12,7 @@ import pytest
 from ansible.module_utils.shiftmaster.diagnosis import database, logs
 from ansible.module_utils.shiftmaster.diagnosis.setting import Setting
 from ansible.module_utils.shiftmaster.logging import ecs
-from ansible.module_utils.shiftmaster.release import cutover, migrations
+from ansible.module_utils.shiftmaster.release import gate, migrations
 
 HEAD = "from django.db import migrations, models\n"
 MIGRATION = HEAD + "class Migration(migrations.Migration):\n    dependencies = [%s]\n    operations = [%s]\n"
@@ -145,9 +145,9 @@ def test_variable_parts_of_an_event_are_not_part_of_the_group():
 def test_causes_of_a_failed_deploy():
     with seconds(5):
         for end in ("!", ".", ".: "):
-            assert cutover.causes("Improperly" * 20_000 + end) == []
+            assert gate.causes("Improperly" * 20_000 + end) == []
     kept = ["KeyError: 'x'", "django.core.exceptions.ImproperlyConfigured: y", "app.models.Ward.DoesNotExist"]
-    assert cutover.causes("\n".join([*kept, "Error: z", "x.Improperly: z", "Improperly.wrong: z"])) == kept
+    assert gate.causes("\n".join([*kept, "Error: z", "x.Improperly: z", "Improperly.wrong: z"])) == kept
 
 
 def test_the_configuration_of_postgres(tmp_path):

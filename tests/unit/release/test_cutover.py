@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.shiftmaster.host import units
-from ansible.module_utils.shiftmaster.release import cutover, releasecode
-from ansible.module_utils.shiftmaster.release.layout import Layout
+from ansible.module_utils.shiftmaster.release import cutover, gate, releasecode, releases, slots, workers
+from ansible.module_utils.shiftmaster.release.layout import SLOTS, Layout
 from ansible.module_utils.shiftmaster.release.state import State
 
 LOG = """\
@@ -29,7 +29,7 @@ ModuleNotFoundError: No module named 'nothing_like_it'
 
 
 def test_causes_are_the_last_lines_of_tracebacks_each_once():
-    assert cutover.causes(LOG) == [
+    assert gate.causes(LOG) == [
         "ModuleNotFoundError: No module named 'nothing_like_it'",
         "django.core.exceptions.ImproperlyConfigured: DJANGO_SECRET_KEY is not set",
     ]
@@ -37,7 +37,7 @@ def test_causes_are_the_last_lines_of_tracebacks_each_once():
 
 def test_causes_are_the_newest_ones():
     text = "".join(f"ValueError: {number}\n" for number in range(9))
-    assert cutover.causes(text) == ["ValueError: 6", "ValueError: 7", "ValueError: 8"]
+    assert gate.causes(text) == ["ValueError: 6", "ValueError: 7", "ValueError: 8"]
 
 
 def test_failed_checks_name_part_and_error():
@@ -50,12 +50,12 @@ def test_failed_checks_name_part_and_error():
             }
         }
     ).encode()
-    assert cutover._failed_checks(body) == "database: OperationalError: refused; worker: down"
+    assert gate._failed_checks(body) == "database: OperationalError: refused; worker: down"
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"checks": 3}', b"[" * 60_000])
 def test_a_response_in_another_form_is_ignored(body):
-    assert cutover._failed_checks(body) == "" and cutover._release_in(body) is None
+    assert gate._failed_checks(body) == "" and gate._release_in(body) is None
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_response_in_another_form_is_ignored(body):
     [("", True, ["web"]), ("app", False, ["web", "worker"]), ("app", True, ["web", "worker", "beat"])],
 )
 def test_wanted_units(celery, beat, kinds):
-    found = cutover.wanted_units({"celery_application": celery, "beat": beat}, "blue")
+    found = slots.wanted_units({"celery_application": celery, "beat": beat}, "blue")
     assert found == [f"shiftmaster-{kind}@blue.service" for kind in kinds]
 
 
@@ -90,16 +90,16 @@ def test_accept_queue_counts_connections_that_are_not_accepted(tmp_path):
     if subprocess.run(["ss", "-V"], capture_output=True, check=False).returncode:
         pytest.fail("ss (iproute2) is needed")
     path = str(tmp_path / "web.sock")
-    assert cutover.accept_queue(path) == 0
+    assert slots.accept_queue(path) == 0
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen(8)
         clients = [socket.socket(socket.AF_UNIX) for _ in range(3)]
         for client in clients:
             client.connect(path)
-        assert cutover.accept_queue(path) == 3
+        assert slots.accept_queue(path) == 3
         server.accept()[0].close()
-        assert cutover.accept_queue(path) == 2
+        assert slots.accept_queue(path) == 2
         for client in clients:
             client.close()
 
@@ -132,18 +132,17 @@ def test_the_canary_is_of_one_host_and_slot(monkeypatch):
     """Workers of several hosts share their broker: another host's worker took it from a queue of the slot alone."""
     names = set()
     for node in ("app1", "app2"):
-        monkeypatch.setattr(cutover.os, "uname", lambda node=node: os.uname_result(("Linux", node, "", "", "")))
-        names |= {cutover._canary_queue(slot) for slot in ("blue", "green")}
+        monkeypatch.setattr(workers.os, "uname", lambda node=node: os.uname_result(("Linux", node, "", "", "")))
+        names |= {workers.canary_queue(slot) for slot in ("blue", "green")}
     assert len(names) == 4
 
 
 def test_a_failed_state_of_a_worker_is_reset_when_the_other_slot_takes_over(tmp_path, monkeypatch):
     """`systemctl restart shiftmaster` fixes it; its failed unit would stay in the health report for ever."""
     done = []
-    for module in (cutover, cutover.units):
-        monkeypatch.setattr(module, "systemctl", lambda *words, **_more: done.append(words))
-    monkeypatch.setattr(cutover.units, "active_state", lambda name: "failed" if "worker" in name else "inactive")
-    monkeypatch.setattr(cutover.releases, "manifest", lambda _layout, _release: {"tasks": ["mail"]})
+    monkeypatch.setattr(units, "systemctl", lambda *words, **_more: done.append(words))
+    monkeypatch.setattr(units, "active_state", lambda name: "failed" if "worker" in name else "inactive")
+    monkeypatch.setattr(releases, "manifest", lambda _layout, _release: {"tasks": ["mail"]})
     layout = Layout(str(tmp_path))
     (Path(layout.shared) / "unknown-tasks").mkdir(parents=True)
     engine = cutover.Cutover.__new__(cutover.Cutover)
@@ -156,7 +155,7 @@ def test_a_failed_state_of_a_worker_is_reset_when_the_other_slot_takes_over(tmp_
 
 
 def test_the_cause_is_found_where_the_application_writes_json(tmp_path, monkeypatch):
-    monkeypatch.setattr(cutover.units, "journal", lambda *_arguments: "")
+    monkeypatch.setattr(units, "journal", lambda *_arguments: "")
     error, own = tmp_path / "error.log", tmp_path / "app.log"
     engine = cutover.Cutover.__new__(cutover.Cutover)
     engine.options = {"logs": [str(error), str(own)]}
@@ -175,7 +174,7 @@ def test_the_cause_is_found_where_the_application_writes_json(tmp_path, monkeypa
 
 
 def test_a_long_line_does_not_fill_messages_and_the_audit_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(cutover.units, "journal", lambda *_arguments: "y" * 40_000)
+    monkeypatch.setattr(units, "journal", lambda *_arguments: "y" * 40_000)
     log = tmp_path / "error.log"
     log.write_text("ValueError: %s\nlast\n" % ("x" * 60_000))
     engine = cutover.Cutover.__new__(cutover.Cutover)
@@ -199,25 +198,24 @@ def switched(tmp_path, monkeypatch):
     layout.activate("green")
     engine = cutover.Cutover(
         layout,
-        cutover.State(layout),
+        State(layout),
         {"celery_application": "x", "beat": False, "several_hosts": False, "worker_gate_seconds": 1}
         | {"worker_stop_seconds": 1, "web_stop_seconds": 1}
         | {"drain_grace_seconds": 0, "drain_limit_seconds": 0, "hooks": [], "run_id": "r", "who": "w", "user": "u"},
     )
     transition = {"kind": "deploy", "from": ONE, "to": TWO, "from_slot": "blue", "to_slot": "green"}
     engine.state.begin(**transition, phase="handover", run_id="r")
-    engine.units = {f"shiftmaster-{kind}@{slot}.service": "active" for kind in units.KINDS for slot in cutover.SLOTS}
+    engine.units = {f"shiftmaster-{kind}@{slot}.service": "active" for kind in units.KINDS for slot in SLOTS}
 
     def systemctl(verb, *words, **_more):
         for name in words:
             if name in engine.units:
                 engine.units[name] = {"start": "active", "restart": "active"}.get(verb, "inactive")
 
-    for module in (cutover, cutover.units):
-        monkeypatch.setattr(module, "systemctl", systemctl)
-    monkeypatch.setattr(cutover.units, "active_state", lambda name: engine.units.get(name, "inactive"))
-    monkeypatch.setattr(cutover.units, "yielding", lambda *_arguments: contextlib.nullcontext())
-    monkeypatch.setattr(cutover, "accept_queue", lambda _path: 0)
+    monkeypatch.setattr(units, "systemctl", systemctl)
+    monkeypatch.setattr(units, "active_state", lambda name: engine.units.get(name, "inactive"))
+    monkeypatch.setattr(units, "yielding", lambda *_arguments: contextlib.nullcontext())
+    monkeypatch.setattr(slots, "accept_queue", lambda _path: 0)
     engine._driver_of = lambda _release: None
     return engine
 
@@ -231,7 +229,7 @@ def test_traffic_is_reverted_and_the_failed_release_is_stopped_on_any_error(swit
         raise error
 
     switched._call = query
-    with pytest.raises(cutover.CutoverError):
+    with pytest.raises(slots.CutoverError):
         switched._or_back(fail)
     assert switched.layout.current() == ONE
     assert switched.units["shiftmaster-web@blue.service"] == "active"

@@ -9,9 +9,10 @@ import os
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.shiftmaster.host import points, units
 from ansible.module_utils.shiftmaster.host.probe import HttpResult
 from ansible.module_utils.shiftmaster.host.units import UnitError, UnitTimeoutError
-from ansible.module_utils.shiftmaster.release import cutover
+from ansible.module_utils.shiftmaster.release import cutover, gate, releases, revert, slots, workers
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.release.releasecode import ReleaseCodeError
 from ansible.module_utils.shiftmaster.release.state import State
@@ -45,21 +46,19 @@ class FakeHost:
         self.requests, self.drivers, self.limits, self.yields, self.hook_output = [], 0, {}, [], []
         self.health, self.probes, self.naps, self.meanwhile = [], [], [], lambda: None
         self.phases, self.resumed, self.killed, self.endless = [], [], [], set()
-        for module in (cutover, cutover.units):
-            monkeypatch.setattr(module, "systemctl", self.systemctl)
-        monkeypatch.setattr(cutover.units, "journal", lambda name, lines=15: "journal of %s" % short(name))
-        monkeypatch.setattr(cutover.units, "yielding", self.yielding)
-        monkeypatch.setattr(cutover.units, "resume", lambda *names: self.resumed.append(list(map(short, names))))
-        monkeypatch.setattr(
-            cutover.units, "yield_to_others", lambda name, yields: self.yields.append((short(name), yields))
-        )
-        monkeypatch.setattr(cutover.probe, "http_get", self.http_get)
-        monkeypatch.setattr(cutover.releases, "run_hooks", self.run_hooks)
-        monkeypatch.setattr(cutover, "Driver", self.driver)
-        monkeypatch.setattr(cutover, "time", self)
-        monkeypatch.setattr(cutover, "RUN", layout.root + "/run")
-        monkeypatch.setattr(cutover, "accept_queue", self.accept_queue)
-        monkeypatch.setattr(cutover.points, "reach", self.reach)
+        monkeypatch.setattr(units, "systemctl", self.systemctl)
+        monkeypatch.setattr(units, "journal", lambda name, lines=15: "journal of %s" % short(name))
+        monkeypatch.setattr(units, "yielding", self.yielding)
+        monkeypatch.setattr(units, "resume", lambda *names: self.resumed.append(list(map(short, names))))
+        monkeypatch.setattr(units, "yield_to_others", lambda name, yields: self.yields.append((short(name), yields)))
+        monkeypatch.setattr(gate.probe, "http_get", self.http_get)
+        monkeypatch.setattr(releases, "run_hooks", self.run_hooks)
+        monkeypatch.setattr(workers, "Driver", self.driver)
+        for module in (slots, gate, revert):
+            monkeypatch.setattr(module, "time", self)
+        monkeypatch.setattr(workers, "RUN", layout.root + "/run")
+        monkeypatch.setattr(slots, "accept_queue", self.accept_queue)
+        monkeypatch.setattr(points, "reach", self.reach)
 
     # The module `time`.
     def monotonic(self):
@@ -120,7 +119,7 @@ class FakeHost:
         return self.hook_output
 
     def driver(self, code, module, environment):
-        assert module is cutover.celery_driver and environment == {"SHIFTMASTER_CELERY_APPLICATION": "app"}
+        assert module is workers.celery_driver and environment == {"SHIFTMASTER_CELERY_APPLICATION": "app"}
         self.drivers += 1
         host, of = self, "one" if code.path.endswith(ONE) else "two"
 
@@ -296,7 +295,7 @@ def test_static_files_are_published_before_the_traffic_moves_and_earlier_ones_st
 
 def test_a_release_that_fails_its_gate_publishes_nothing(site, published):
     site.host.health = [HttpResult(503, 0.1, "{}", None)]
-    with pytest.raises(cutover.CutoverError):
+    with pytest.raises(slots.CutoverError):
         site.engine.prepare(TWO, "deploy")
     assert "bbbbbbb.js" not in published() and site.is_back()
 
@@ -309,7 +308,7 @@ def test_a_reverted_release_leaves_nothing_published(site, published):
 
 @pytest.mark.parametrize("phase", ["quiesce", "revert"])
 def test_a_run_interrupted_with_static_files_published_is_recovered_without_them(site, published, phase):
-    cutover.releases.publish_static(site.layout, site.state, TWO)
+    releases.publish_static(site.layout, site.state, TWO)
     assert published() == ["aaaaaaa.js", "bbbbbbb.js"]
     site.in_phase(phase).engine.recover()
     assert published() == ["aaaaaaa.js"] and site.is_back(bad=False)
@@ -470,7 +469,7 @@ def test_web_processes_that_do_not_stop_are_killed(site):
 def test_processes_of_the_other_slot_that_a_release_suspends_are_resumed(site, fails):
     """By SIGSTOP: the processes of both slots have one user."""
     site.host.fails.add(fails)
-    with pytest.raises(cutover.CutoverError):
+    with pytest.raises(slots.CutoverError):
         site.engine.switch(TWO, "deploy")
     assert site.host.done[-1] in ("stop web@green", "hook after_rollback one")
     assert site.host.resumed[-1] == ["web@blue", "worker@blue", "beat@blue"]
@@ -588,8 +587,8 @@ def test_a_page_that_fails_or_hangs_abandons_the_release_regardless_of_its_healt
             more["path"], HttpResult(503, 0.1, "", None)
         )
 
-    monkeypatch.setattr(cutover.probe, "http_get", http_get)
-    with pytest.raises(cutover.CutoverError, match="shiftmaster_watch_paths is not served: %s" % problem):
+    monkeypatch.setattr(gate.probe, "http_get", http_get)
+    with pytest.raises(slots.CutoverError, match="shiftmaster_watch_paths is not served: %s" % problem):
         site.engine.prepare(TWO, "deploy")
     assert abandoned(site) and requested[:2] == ["/health", "/"]
     assert page.status != 302 or requested[2] == "/login/?next=/"
@@ -603,7 +602,7 @@ def test_a_page_that_requires_a_login_is_served(site, status):
 
 def test_a_worker_whose_results_do_not_arrive_abandons_the_release(site):
     site.host.responses["canary"] = {"ran": True, "stored": False}
-    with pytest.raises(cutover.CutoverError, match="result backend"):
+    with pytest.raises(slots.CutoverError, match="result backend"):
         site.engine.prepare(TWO, "deploy")
     assert abandoned(site)
 
@@ -625,7 +624,7 @@ def test_a_healthy_response_of_this_release_or_without_a_name_passes(site, body)
 )
 def test_a_health_check_that_fails_each_time_abandons_the_release(site, result, message):
     site.host.health = [result]
-    with pytest.raises(cutover.CutoverError, match=message) as caught:
+    with pytest.raises(slots.CutoverError, match=message) as caught:
         site.engine.prepare(TWO, "deploy")
     assert "failed 3 times" in str(caught.value) and "version 2.0 (release %s)" % TWO in str(caught.value)
     assert not caught.value.reverted and len(site.host.probes) == 3 and abandoned(site)
@@ -641,7 +640,7 @@ def test_a_health_check_may_fail_before_it_passes(site):
 
 def test_without_an_attempt_no_check_passes(site):
     site.options["gate_attempts"] = 0
-    with pytest.raises(cutover.CutoverError, match="no attempt was made"):
+    with pytest.raises(slots.CutoverError, match="no attempt was made"):
         site.engine.prepare(TWO, "deploy")
 
 
@@ -657,7 +656,7 @@ def test_web_processes_that_die_are_not_waited_for(site, how):
             site.host.restarts["web@green"] = 1
 
     site.host.meanwhile = die
-    with pytest.raises(cutover.CutoverError, match="web@green.service ended .exit-code."):
+    with pytest.raises(slots.CutoverError, match="web@green.service ended .exit-code."):
         site.engine.prepare(TWO, "deploy")
     assert site.host.passed <= 1 and len(site.host.probes) == 1 and abandoned(site)
 
@@ -670,7 +669,7 @@ def test_web_processes_that_reload_are_alive(site):
 
 def test_web_processes_that_do_not_start_abandon_the_release(site):
     site.host.fails = {"start web@green"}
-    with pytest.raises(cutover.CutoverError, match="does not start: start web@green failed\njournal of web@green"):
+    with pytest.raises(slots.CutoverError, match="does not start: start web@green failed\njournal of web@green"):
         site.engine.prepare(TWO, "deploy")
     assert abandoned(site) and site.host.probes == []
 
@@ -678,7 +677,7 @@ def test_web_processes_that_do_not_start_abandon_the_release(site):
 @pytest.mark.parametrize("step", ["hook before_cutover", "start worker@green", "ping", "canary", "reach gate"])
 def test_any_failure_before_the_gate_is_passed_abandons_the_release(site, step):
     site.host.fails = {step}
-    with pytest.raises(cutover.CutoverError) as caught:
+    with pytest.raises(slots.CutoverError) as caught:
         site.engine.prepare(TWO, "deploy")
     assert not caught.value.reverted and abandoned(site)
 
@@ -686,14 +685,14 @@ def test_any_failure_before_the_gate_is_passed_abandons_the_release(site, step):
 def test_a_release_that_was_live_before_is_not_bad_for_a_failed_gate(site):
     site.state.set_status(TWO, "live")
     site.host.health = [refused()]
-    with pytest.raises(cutover.CutoverError):
+    with pytest.raises(slots.CutoverError):
         site.engine.prepare(TWO, "rollback")
     assert State(site.layout).status(TWO) == "live" and State(site.layout).transition is None
 
 
 def test_the_reason_of_a_bad_release_is_one_line(site):
     site.host.health = [refused()]
-    with pytest.raises(cutover.CutoverError):
+    with pytest.raises(slots.CutoverError):
         site.engine.prepare(TWO, "deploy")
     reason = State(site.layout).releases[TWO]["reason"]
     assert "failed 3 times" in reason and "\n" not in reason
@@ -715,7 +714,7 @@ def test_a_worker_that_does_not_respond_abandons_the_release(site):
         return query(request)
 
     site.engine._call = slow
-    with pytest.raises(cutover.CutoverError, match="does not respond"):
+    with pytest.raises(slots.CutoverError, match="does not respond"):
         site.engine.prepare(TWO, "deploy")
     assert 40 < site.host.passed <= 60 and abandoned(site)
 
@@ -734,14 +733,14 @@ def test_a_worker_that_exits_is_not_waited_for(site, how):
     site.engine._call = dying
     if how == "restarted":
         site.host.restarts["worker@green"] = 1
-    with pytest.raises(cutover.CutoverError, match="does not start"):
+    with pytest.raises(slots.CutoverError, match="does not start"):
         site.engine.prepare(TWO, "deploy")
     assert site.host.done.count("ping " + GREEN) == 1 and abandoned(site)
 
 
 def test_a_worker_that_runs_no_task_abandons_the_release(site):
     site.host.responses["canary"] = {"ran": False, "stored": False}
-    with pytest.raises(cutover.CutoverError, match="did not run in 40 s\njournal of worker@green"):
+    with pytest.raises(slots.CutoverError, match="did not run in 40 s\njournal of worker@green"):
         site.engine.prepare(TWO, "deploy")
     assert abandoned(site)
 
@@ -789,7 +788,7 @@ def test_a_failure_after_the_gate_reverts_traffic_and_tasks(site, step):
         responses = site.host.responses[step]
         site.host.fails.clear()
         site.host.responses[step] = Once(responses)
-    with pytest.raises(cutover.CutoverError) as caught:
+    with pytest.raises(slots.CutoverError) as caught:
         site.engine.switch(TWO, "deploy")
     assert caught.value.reverted and site.is_back()
     assert "hook after_rollback one" in site.host.done and len(site.events("reverted")) == 1
@@ -849,7 +848,7 @@ def test_without_celery_a_rollback_reverts_traffic_only(site):
 def test_a_release_that_was_live_is_not_bad_for_a_failed_return_to_it(site):
     site.state.set_status(TWO, "live")
     site.host.fails = {"hook after_rollback"}
-    with pytest.raises(cutover.CutoverError):
+    with pytest.raises(slots.CutoverError):
         site.engine.switch(TWO, "rollback")
     assert State(site.layout).status(TWO) == "live"
 
@@ -863,7 +862,7 @@ def test_a_restart_that_fails_does_not_make_its_own_release_bad(site):
 
 def test_without_an_earlier_release_the_new_one_keeps_running(empty):
     empty.host.fails = {"hook after_cutover"}
-    with pytest.raises(cutover.CutoverError) as caught:
+    with pytest.raises(slots.CutoverError) as caught:
         empty.engine.switch(TWO, "deploy")
     assert caught.value.reverted and empty.layout.current() == TWO and State(empty.layout).transition is None
     assert empty.running() >= {"web@blue", "worker@blue"} and len(empty.events("not_reverted")) == 1
@@ -875,7 +874,7 @@ def test_a_failed_rollback_is_left_to_the_next_run_and_reported(site, step):
     site.engine.prepare(TWO, "deploy")
     site.host.states["worker@blue"] = "inactive"
     site.host.fails = {"hook after_cutover", step}
-    with pytest.raises(cutover.CutoverError, match="The revert is not finished") as caught:
+    with pytest.raises(slots.CutoverError, match="The revert is not finished") as caught:
         site.engine.move()
     assert not caught.value.reverted and State(site.layout).transition["phase"] == "revert"
     assert site.host.drivers == 0
@@ -888,7 +887,7 @@ def test_a_failed_rollback_is_left_to_the_next_run_and_reported(site, step):
 def test_on_several_hosts_traffic_is_reverted_and_tasks_wait(site):
     site.options["several_hosts"] = True
     site.host.fails = {"hook after_cutover"}
-    with pytest.raises(cutover.CutoverError) as caught:
+    with pytest.raises(slots.CutoverError) as caught:
         site.engine.switch(TWO, "deploy")
     assert caught.value.reverted and site.layout.active_slot() == "blue"
     assert not {"worker@green", "beat@green", "worker@blue"} & site.running()
@@ -1084,8 +1083,8 @@ def test_a_first_release_that_fails_before_its_switch_leaves_nothing_running(emp
     def full(*_arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cutover.releases, "publish_static", full)
-    with pytest.raises(cutover.CutoverError):
+    monkeypatch.setattr(releases, "publish_static", full)
+    with pytest.raises(slots.CutoverError):
         empty.engine.prepare(ONE, "deploy")
     assert empty.running() == set() and empty.layout.current() is None and "was stopped" in empty.engine.notes[-1]
 
@@ -1107,7 +1106,7 @@ def test_a_release_is_called_by_its_version(site):
 
 def test_a_driver_that_fails_is_reported_with_its_release_and_request(site):
     site.host.fails = {"canary"}
-    with pytest.raises(cutover.CutoverError, match=r"application app of version 2.0 .*\(canary\) failed: no response"):
+    with pytest.raises(slots.CutoverError, match=r"application app of version 2.0 .*\(canary\) failed: no response"):
         site.engine.prepare(TWO, "deploy")
 
 
@@ -1123,8 +1122,6 @@ def test_evidence_is_what_was_written_since_the_run_began(site, tmp_path):
     log.write_text("OSError: r\n")
     assert "cause: OSError: r" in site.engine.evidence("green")
     log.write_text("x" * 70000 + "\nTypeError: last\n")
-    assert (
-        cutover._read_from(str(log), 0).endswith("TypeError: last\n") and len(cutover._read_from(str(log), 0)) == 65536
-    )
-    assert cutover._read_from(str(log), None).endswith("TypeError: last\n")
-    assert cutover._read_from(str(tmp_path / "none"), 5) == "" and cutover._size(str(tmp_path / "none")) == 0
+    assert gate._read_from(str(log), 0).endswith("TypeError: last\n") and len(gate._read_from(str(log), 0)) == 65536
+    assert gate._read_from(str(log), None).endswith("TypeError: last\n")
+    assert gate._read_from(str(tmp_path / "none"), 5) == "" and gate._size(str(tmp_path / "none")) == 0

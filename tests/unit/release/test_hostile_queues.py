@@ -8,7 +8,7 @@ import os
 import types
 
 import pytest
-from ansible.module_utils.shiftmaster.release import celery_driver, cutover, releases
+from ansible.module_utils.shiftmaster.release import celery_driver, releases, workers
 from ansible.module_utils.shiftmaster.release.releasecode import matches
 
 KNOWN = {"headers": {"task": "known", "id": "k"}}
@@ -81,9 +81,9 @@ def test_invalid_tasks_are_quarantined(tmp_path, raw):
 def test_a_flood_of_tasks_is_quarantined_in_parts_and_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(celery_driver, "MOST_TASKS", 3)
     driver = operations(Redis(celery=[b"%d" % number for number in range(8)]))
-    assert len(cutover.quarantine(driver.quarantine, ["celery"], str(tmp_path))) == 8
+    assert len(workers.quarantine(driver.quarantine, ["celery"], str(tmp_path))) == 8
     endless = {"quarantined": [{"task": None, "id": None, "queue": "celery"}], "more": True}
-    assert len(cutover.quarantine(lambda request: endless, ["celery"], str(tmp_path))) < 100
+    assert len(workers.quarantine(lambda request: endless, ["celery"], str(tmp_path))) < 100
 
 
 def test_more_quarantined_tasks_than_one_request_takes_are_replayed(tmp_path, monkeypatch):
@@ -105,11 +105,11 @@ def test_more_quarantined_tasks_than_one_request_takes_are_replayed(tmp_path, mo
         assert matches(response, celery_driver.RESPONSES["replay"])
         return response
 
-    replayed, unreadable = cutover.replay(call, str(tmp_path))
+    replayed, unreadable = workers.replay(call, str(tmp_path))
     assert (len(replayed), unreadable, len(redis.keys["celery"])) == (8, 4, 8)
     assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["a"] * 4 + ["b"] * 4
     endless = {"replayed": [], "unreadable": 1, "next": "x"}
-    assert cutover.replay(lambda request: endless, str(tmp_path))[1] < 100
+    assert workers.replay(lambda request: endless, str(tmp_path))[1] < 100
 
 
 def test_a_file_without_a_task_stops_no_handover(tmp_path):

@@ -12,7 +12,8 @@ from support import ROOT
 
 RELEASE = "version 2.1.0 (release 20260101T000000Z-abc)"
 RELEASE_JA = "バージョン 2.1.0(リリース 20260101T000000Z-abc)"
-CUTOVER, PREFLIGHT = "module_utils/shiftmaster/release/cutover.py", "roles/preflight/tasks/main.yml"
+CUTOVER, GATE, REVERT = (f"module_utils/shiftmaster/release/{name}.py" for name in ("cutover", "gate", "revert"))
+PREFLIGHT = "roles/preflight/tasks/main.yml"
 HOST = "library/release/shiftmaster_preflight.py"
 VARIABLES, ABORT = "plugins/action/shiftmaster_variables.py", "roles/release/tasks/abort.yml"
 LOCK, ACQUIRE = "library/release/shiftmaster_lock.py", "roles/release/tasks/lock_host.yml"
@@ -30,30 +31,30 @@ ROLLBACK_TARGET, ROLLBACK_SCHEMA = "roles/release/tasks/rollback_target.yml", "r
 MIGRATIONS = "module_utils/shiftmaster/release/migrations.py"
 RELEASE_MODULE = "library/release/shiftmaster_release.py"
 CASES = [
-    (CUTOVER, "the health check %s of %s failed %d times: %s",
+    (GATE, "the health check %s of %s failed %d times: %s",
      f"the health check /health/deep/ of {RELEASE} failed 5 times: HTTP 503",
      f"{RELEASE_JA}のヘルスチェック /health/deep/ が 5 回失敗しました: HTTP 503"),
     (CUTOVER, "%s does not start: %s", f"{RELEASE} does not start: x", f"{RELEASE_JA}が起動しません: x"),
-    (CUTOVER, "the Celery worker of %s does not %s", f"the Celery worker of {RELEASE} does not start",
+    (GATE, "the Celery worker of %s does not %s", f"the Celery worker of {RELEASE} does not start",
      f"{RELEASE_JA}の Celery ワーカーが起動しません"),
-    (CUTOVER, '"start" if died else "respond"', f"the Celery worker of {RELEASE} does not respond",
+    (GATE, '"start" if died else "respond"', f"the Celery worker of {RELEASE} does not respond",
      f"{RELEASE_JA}の Celery ワーカーが応答しません"),
     ("module_utils/shiftmaster/release/releases.py", "%s failed for version %s (the complete output is in %s):",
      "installing the requirements failed for version 2.1.0 (the complete output is in /var/log/b.log):",
      "バージョン 2.1.0 のビルドで installing the requirements に失敗しました(出力全体: /var/log/b.log):"),
-    (CUTOVER, "had already switched to %s, which is healthy: finished",
+    (REVERT, "had already switched to %s, which is healthy: finished",
      "a run that died in its phase watch had already switched to r2, which is healthy: finished",
      "段階 watch で中断した実行は r2 に切り替え済みで、r2 は正常です: 完了しました"),
-    (CUTOVER, "had switched to %s, which is not healthy: reverted to %s",
+    (REVERT, "had switched to %s, which is not healthy: reverted to %s",
      "a run that died in its phase watch had switched to r2, which is not healthy: reverted to r1",
      "段階 watch で中断した実行は r2 に切り替え済みでしたが、r2 は正常ではありません: r1 に切り戻しました"),
-    (CUTOVER, "left %s started next to the traffic: stopped",
+    (REVERT, "left %s started next to the traffic: stopped",
      "a run that died in its phase gate left r2 started next to the traffic: stopped",
      "段階 gate で中断した実行の r2 が、切り替え前のまま起動していました: 停止しました"),
-    (CUTOVER, "was reverted: %s is live", "a run that died in its phase revert was reverted: r1 is live",
+    (REVERT, "was reverted: %s is live", "a run that died in its phase revert was reverted: r1 is live",
      "段階 revert で中断した実行を切り戻しました: r1 が稼働しています"),
-    (CUTOVER, "the run died in its phase %s", "the run died in its phase switch", "実行が段階 switch で中断しました"),
-    (CUTOVER, "the link %s was gone; it leads to %s again, which served",
+    (REVERT, "the run died in its phase %s", "the run died in its phase switch", "実行が段階 switch で中断しました"),
+    (REVERT, "the link %s was gone; it leads to %s again, which served",
      "the link /a/active was gone; it leads to r1 again, which served",
      "リンク /a/active がありませんでした。稼働していた r1 を再び指しています"),
     ("module_utils/shiftmaster/release/watch.py", "%d of %d requests got a 5xx response (%.1f %%, ",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.module_utils.shiftmaster.release import cutover, releasecode
+from ansible.module_utils.shiftmaster.release import releasecode, slots
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader, lookup_loader
 from ansible.template import Templar, trust_as_template
@@ -140,8 +140,8 @@ def test_limits_of_stops_fit_into_each_other():
     }
     options = json.loads(render("cutover.json.j2", **more))
     assert (options["web_stop_seconds"], options["worker_stop_seconds"]) == (limits["-web@"], limits["-worker@"])
-    total = sum(cutover.stop_seconds(options, kind) for kind in ("web", "worker", "beat"))
-    assert limits["-beat@"] < cutover.stop_seconds(options, "beat")
+    total = sum(slots.stop_seconds(options, kind) for kind in ("web", "worker", "beat"))
+    assert limits["-beat@"] < slots.stop_seconds(options, "beat")
     assert limits[""] >= total + 60
 
 

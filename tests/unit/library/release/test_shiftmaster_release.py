@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import shiftmaster_release as module
 from ansible.module_utils.shiftmaster.host.probe import HttpResult
-from ansible.module_utils.shiftmaster.release.cutover import CutoverError
 from ansible.module_utils.shiftmaster.release.layout import Layout
+from ansible.module_utils.shiftmaster.release.slots import CutoverError
 from ansible.module_utils.shiftmaster.release.state import State
 
 ONE, TWO, OLD = "20260101T000000Z-aaaaaaa", "20260202T000000Z-bbbbbbb", "20250101T000000Z-0000000"
