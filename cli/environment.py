@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .texts import fail, japanese, say
+from shiftmaster.host.texts import language_of
+
+from .texts import fail, say
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv/bin"
@@ -28,7 +30,7 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 def utf8(environment: dict) -> None:
     """Ansible ends where the locale is not UTF-8, or is not installed. The language stays that of the person."""
-    wanted = japanese(environment)
+    language = language_of(environment)
     try:
         locale.setlocale(locale.LC_ALL, "")
         usable = locale.nl_langinfo(locale.CODESET).upper() == "UTF-8"
@@ -36,7 +38,7 @@ def utf8(environment: dict) -> None:
         usable = False
     if not usable:
         environment["LC_ALL"] = "C.UTF-8"
-        if wanted:
+        if language == "ja":
             environment.setdefault("SHIFTMASTER_LANGUAGE", "ja")
 
 

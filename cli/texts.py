@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-TEXTS = {
+from shiftmaster.host.texts import Texts, language_of
+
+TEXTS = Texts({
     # Help: the summary of a command, by its name and its values.
     "usage": (
         "usage: ./shiftmaster [-E ENVIRONMENT] {form} [options of ansible-playbook]",
@@ -222,17 +224,12 @@ vault のパスワード: {password}。別のマシンに控えを保管して�
     ),
     "same": ("the same", "一致"),
     "different": ("DIFFERENT", "不一致"),
-}
-
-
-def japanese(environment: dict) -> bool:
-    names = ("SHIFTMASTER_LANGUAGE", "LC_ALL", "LC_MESSAGES", "LANG")
-    return next((environment[name] for name in names if environment.get(name)), "").startswith("ja")
+})  # fmt: skip
 
 
 def say(key: str, **fields) -> str:
     """Return a text in the language of the person."""
-    return TEXTS[key][japanese(os.environ)].format(**fields)
+    return TEXTS.say(language_of(os.environ), key, **fields)
 
 
 def fail(key: str, code: int = 1, **fields):

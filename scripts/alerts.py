@@ -17,10 +17,12 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "module_utils"))
+from shiftmaster.host.texts import LANGUAGES, Texts, pick  # noqa: E402
+
 MONITORING = ROOT / "monitoring"
 DIAGNOSIS = ROOT / "diagnosis"
 RUNBOOKS = ROOT / "docs" / "runbooks"
-LANGUAGES = ("en", "ja")
 SEVERITIES = ("critical", "warning", "info", "none")
 SERVICES = (
     "application celery database cache web host container backup monitoring tls logging".split()
@@ -71,7 +73,7 @@ WHERE = {
     "host": ("on the host that the message names", "通知に示されたホスト"),
     "controller": ("on your machine, in the directory of this repository", "手元のマシンのこのリポジトリ"),
 }
-SAYS = {
+SAYS = Texts({
     "written": (
         "Written by scripts/alerts.py from {source}: change that, then `make alerts`.",
         "scripts/alerts.py が {source} から生成しています。変更はそちらで行い、`make alerts` を実行してください。",
@@ -108,11 +110,8 @@ SAYS = {
     "found": ("The diagnosis finds it ({severity}, {component}):", "診断で検出されます({severity}、{component}):"),
     "do": ("Actions", "対処"),
     "first": ("First, {where}: {command}", "まず、{where}で: {command}"),
-}
-
-
-def say(key: str, language: str, **values: str) -> str:
-    return SAYS[key][LANGUAGES.index(language)].format(**values)
+})  # fmt: skip
+say = SAYS.say
 
 
 def seconds(duration: str) -> int:
@@ -148,7 +147,7 @@ def catalogue() -> list[dict[str, Any]]:
 
 def place(alert: dict[str, Any], command: str, language: str) -> str:
     key = "controller" if command.startswith("ansible") else alert["where"]
-    return WHERE[key][LANGUAGES.index(language)]
+    return pick(language, WHERE[key])
 
 
 def description(alert: dict[str, Any], language: str) -> str:
@@ -156,7 +155,7 @@ def description(alert: dict[str, Any], language: str) -> str:
     command = alert["inspect"][0]
     # Braces in a command, as docker has them, are no template of Prometheus.
     quoted = re.sub(r"{{.*?}}", lambda match: '{{ "%s" }}' % match[0].replace('"', '\\"'), command)
-    first = say("first", language, where=place(alert, command, language), command=quoted)
+    first = say(language, "first", where=place(alert, command, language), command=quoted)
     return alert["description"][language] + (" " if language == "en" else "") + first
 
 
@@ -165,9 +164,7 @@ def notify(alert: dict[str, Any]) -> str:
 
 
 def pages(alert: dict[str, Any], language: str) -> str:
-    found = [
-        texts[LANGUAGES.index(language)] for word, texts in NOTIFY.items() if re.search(rf"\b{word}\b", notify(alert))
-    ]
+    found = [pick(language, texts) for word, texts in NOTIFY.items() if re.search(rf"\b{word}\b", notify(alert))]
     return (" / " if language == "en" else "、").join(found) or "–"
 
 
@@ -271,7 +268,7 @@ def link(target: str, language: str) -> str:
     translated = ROOT / path.replace(".md", suffix)
     title = headings(translated)[english.index(part) if part else 0]
     place = f"{translated.name}#{anchor(title)}" if part else translated.name
-    return f"- [{say('guide', language, title=title)}](../guide/{place})"
+    return f"- [{say(language, 'guide', title=title)}](../guide/{place})"
 
 
 def plain(template: str) -> str:
@@ -293,8 +290,8 @@ def head(name: str, title: str, language: str, source: str) -> list[str]:
     other, word = ("ja", "日本語") if language == "en" else ("en", "English")
     links = f"[{word}]({page(name, other)})"
     if name != "README":
-        links += f" · [{say('all', language)}]({page('README', language)})"
-    return [f"# {title}", "", links, "", f"<!-- {say('written', language, source=source)} -->", ""]
+        links += f" · [{say(language, 'all')}]({page('README', language)})"
+    return [f"# {title}", "", links, "", f"<!-- {say(language, 'written', source=source)} -->", ""]
 
 
 def runbook(alert: dict[str, Any], language: str) -> str:
@@ -303,26 +300,26 @@ def runbook(alert: dict[str, Any], language: str) -> str:
         *head(name, name, language, f"monitoring/alerts/{alert['source']}"),
         f"**{escaped(plain(alert['summary'][language]))}**",
         "",
-        say("table", language),
+        say(language, "table"),
         "|---|---|---|---|---|",
         f"| {alert['severity']} | {pages(alert, language)} | {alert['service']} | {alert['for']} "
         f"| `{alert['dashboard']}` |",
         "",
     ]
     if alert.get("depends_on"):
-        lines += [say("silent", language, parts=", ".join(sorted(alert["depends_on"]))), ""]
-    lines += [f"## {say('meaning', language)}", "", alert["meaning"][language].strip(), ""]
-    lines += [say("condition", language), "", "```promql", alert["expr"].strip(), "```", ""]
-    where = WHERE[alert["where"]][LANGUAGES.index(language)]
-    lines += [f"## {say('inspect', language)}", "", say("typed", language, where=where), "", *block(*alert["inspect"])]
-    lines += [f"## {say('causes', language)}", ""]
+        lines += [say(language, "silent", parts=", ".join(sorted(alert["depends_on"]))), ""]
+    lines += [f"## {say(language, 'meaning')}", "", alert["meaning"][language].strip(), ""]
+    lines += [say(language, "condition"), "", "```promql", alert["expr"].strip(), "```", ""]
+    where = pick(language, WHERE[alert["where"]])
+    lines += [f"## {say(language, 'inspect')}", "", say(language, "typed", where=where), "", *block(*alert["inspect"])]
+    lines += [f"## {say(language, 'causes')}", ""]
     for number, cause in enumerate(alert["causes"], 1):
         lines += [f"### {number}. {cause['cause'][language].strip()}", ""]
-        lines += [say("check", language), "", *block(cause["check"])]
-        lines += [" ".join([say("fix", language), cause.get("advice", {}).get(language, "")]).strip(), ""]
+        lines += [say(language, "check"), "", *block(cause["check"])]
+        lines += [" ".join([say(language, "fix"), cause.get("advice", {}).get(language, "")]).strip(), ""]
         lines += block(cause["fix"]) if "fix" in cause else []
     if alert["links"]:
-        lines += [f"## {say('links', language)}", "", *(link(target, language) for target in alert["links"])]
+        lines += [f"## {say(language, 'links')}", "", *(link(target, language) for target in alert["links"])]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -338,12 +335,12 @@ def findings() -> list[dict[str, Any]]:
 
 def finding_runbook(rule: dict[str, Any], language: str) -> str:
     """The page of a finding that no alert announces."""
-    name, where = rule["name"], WHERE["host"][LANGUAGES.index(language)]
+    name, where = rule["name"], pick(language, WHERE["host"])
     lines = head(name, name, language, "diagnosis/" + rule["source"])
-    lines += [f"## {say('meaning', language)}", "", rule["guide"][language].strip(), ""]
-    lines += [say("found", language, severity=rule["severity"], component=rule["component"]), ""]
-    lines += [*block("ansible-playbook playbooks/diagnose.yml"), f"## {say('do', language)}", ""]
-    lines += [say("typed", language, where=where), "", *block(*rule["commands"])]
+    lines += [f"## {say(language, 'meaning')}", "", rule["guide"][language].strip(), ""]
+    lines += [say(language, "found", severity=rule["severity"], component=rule["component"]), ""]
+    lines += [*block("ansible-playbook playbooks/diagnose.yml"), f"## {say(language, 'do')}", ""]
+    lines += [say(language, "typed", where=where), "", *block(*rule["commands"])]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -352,9 +349,9 @@ def escaped(text: str) -> str:
 
 
 def index(alerts: list[dict[str, Any]], language: str) -> str:
-    lines = [*head("README", say("title", language), language, "monitoring/alerts"), say("intro", language), ""]
+    lines = [*head("README", say(language, "title"), language, "monitoring/alerts"), say(language, "intro"), ""]
     for service in sorted({alert["service"] for alert in alerts}, key=SERVICES.index):
-        lines += [f"## {service}", "", say("index", language), "|---|---|---|"]
+        lines += [f"## {service}", "", say(language, "index"), "|---|---|---|"]
         lines += [
             f"| [{alert['name']}]({page(alert['name'], language)}) | {alert['severity']} | "
             f"{escaped(plain(alert['summary'][language]))} |"
@@ -363,7 +360,7 @@ def index(alerts: list[dict[str, Any]], language: str) -> str:
             )
         ]
         lines.append("")
-    lines += [f"## {say('diagnosis', language)}", "", say("diagnosed", language), "|---|---|---|"]
+    lines += [f"## {say(language, 'diagnosis')}", "", say(language, "diagnosed"), "|---|---|---|"]
     for rule in sorted(findings(), key=lambda rule: (SEVERITIES.index(rule["severity"]), rule["name"])):
         entry = f"[{rule['name']}]({page(rule['name'], language)})"
         lines.append(f"| {entry} | {rule['severity']} | {escaped(rule['guide'][language])} |")

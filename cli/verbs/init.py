@@ -36,15 +36,15 @@ QUESTIONS = {
 def prompted(name: str, pattern: str) -> str:
     while True:
         try:
-            answer = input(f"{say('ask_' + name)}: ").strip()
+            typed = input(f"{say('ask_' + name)}: ").strip()
         except EOFError:
             fail("no_terminal")
         except KeyboardInterrupt:
             print()
             fail("init_interrupted", 130)
-        if re.fullmatch(pattern, answer):
-            return answer
-        print(say("answer_unusable", form=say("form_" + name)) if answer else say("answer_needed"))
+        if re.fullmatch(pattern, typed):
+            return typed
+        print(say("answer_unusable", form=say("form_" + name)) if typed else say("answer_needed"))
 
 
 def check_name(name: str, template: str) -> None:

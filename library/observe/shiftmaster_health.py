@@ -216,8 +216,8 @@ import time
 
 from ansible.module_utils.shiftmaster.health import engine
 from ansible.module_utils.shiftmaster.health.checks import ENVIRONMENT_KEYS, KINDS, Context
-from ansible.module_utils.shiftmaster.health.text import LANGUAGES
 from ansible.module_utils.shiftmaster.host.quiet import QuietModule, dict_of, given, list_of
+from ansible.module_utils.shiftmaster.host.texts import LANGUAGES
 
 # Options of one check, but for name and kind: type, default.
 _TEXT = {"type": "str"}

@@ -26,13 +26,14 @@ import ansible.module_utils
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.host.action import ControllerAction
+from ansible.module_utils.shiftmaster.host.texts import LANGUAGES
 from ansible.module_utils.shiftmaster.reports import checklist, findings
 
 ARGUMENTS = {
     "results": findings.RESULTS_OPTION,
     "lines": {"type": "list", "elements": "dict", "required": True},
     "period": {"type": "str", "choices": list(checklist.PERIODS), "required": True},
-    "language": {"type": "str", "choices": list(findings.LANGUAGES), "default": "ja"},
+    "language": {"type": "str", "choices": list(LANGUAGES), "default": "ja"},
     "metrics": {"type": "dict"},
     "series": {"type": "dict", "default": {}},
     "metrics_problem": {"type": "str", "default": ""},
@@ -50,7 +51,7 @@ def _fill_in(parameters: dict, hosts: list, made: datetime.datetime) -> dict:
     data = checklist.evaluate(parameters["period"], parameters["lines"], hosts, findings.topology_of(hosts), made)
     if parameters["period"] == "monthly" and not metrics:
         problem = parameters["metrics_problem"]
-        why = dict.fromkeys(findings.LANGUAGES, problem) if problem else checklist.both(checklist.SAYS["no_prometheus"])
+        why = dict.fromkeys(LANGUAGES, problem) if problem else checklist.both(checklist.SAYS["no_prometheus"])
         data["metrics_problem"] = checklist.both(checklist.SAYS["no_metrics"], why=why)
     text = checklist.text_lines(data, language, metrics)
     return {

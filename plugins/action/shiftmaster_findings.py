@@ -29,13 +29,14 @@ import ansible.module_utils
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.diagnosis.setting import AREAS
 from ansible.module_utils.shiftmaster.host.action import ControllerAction, runnable
+from ansible.module_utils.shiftmaster.host.texts import LANGUAGES
 from ansible.module_utils.shiftmaster.reports import findings, findings_report
 
 ARGUMENTS = {
     "results": findings.RESULTS_OPTION,
     "rules": {"type": "list", "elements": "dict", "required": True},
     "area": {"type": "str", "choices": [*AREAS, "all"], "default": "all"},
-    "language": {"type": "str", "choices": list(findings.LANGUAGES), "default": "en"},
+    "language": {"type": "str", "choices": list(LANGUAGES), "default": "en"},
     "expectations": {"type": "dict", "default": {}},
     "fail_on": {"type": "str", "choices": ["critical", "warning", "never"], "default": "critical"},
     "directory": {"type": "path"},

@@ -24,9 +24,9 @@ import ansible.module_utils
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.health import engine
-from ansible.module_utils.shiftmaster.health.text import LANGUAGES
 from ansible.module_utils.shiftmaster.host.action import ControllerAction, runnable
 from ansible.module_utils.shiftmaster.host.quiet import TEXT, list_of
+from ansible.module_utils.shiftmaster.host.texts import LANGUAGES
 
 ARGUMENTS = {
     "results": list_of(True, host=TEXT, result={"type": "dict", "required": True}),

@@ -21,6 +21,7 @@ ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "
 from ansible.module_utils.shiftmaster.health.text import CATALOG, PYTHON, SUDO
 from ansible.module_utils.shiftmaster.host.action import runnable
 from ansible.module_utils.shiftmaster.host.printable import printable_tree as printable
+from ansible.module_utils.shiftmaster.host.texts import LANGUAGES, Texts, language_of
 from ansible.module_utils.shiftmaster.reports.causes import LONGEST, japanese
 
 DOCUMENTATION = """
@@ -151,7 +152,7 @@ HINTS_UNREACHABLE = (
     (r"", "check that {name} is running and its address: ssh {address} true",
      "{name} の稼働とアドレスの確認: ssh {address} true"),
 )  # fmt: skip
-TEXTS = {
+TEXTS = Texts({
     "preflight": ("Preflight", "事前チェック"),
     "host": ("Host", "ホスト"),
     "certificates": ("Certificates", "証明書"),
@@ -211,15 +212,7 @@ TEXTS = {
     "again": ("Next:      run the same command again: it finishes or reverts what was begun",
               "次の操作:   同じコマンドを再実行してください。途中の処理を完了するか元に戻します"),
     "found": ("Result:    {text}", "判定:       {text}"),
-}  # fmt: skip
-
-
-def language(option, environment=os.environ) -> str:
-    """en or ja: what is set, else the locale's."""
-    if option in ("en", "ja"):
-        return option
-    locale = next((environment[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if environment.get(name)), "")
-    return "ja" if locale.startswith("ja") else "en"
+})  # fmt: skip
 
 
 def phase_of(role: str, stem: str) -> str | None:
@@ -431,8 +424,8 @@ class CallbackModule(Default):
         self.fixed, self.broken, self.broken_at, self.groups = False, "", "", {}
 
     def text(self, key: str, **values) -> str:
-        english, japanese = TEXTS.get(key, (key, key))
-        return (japanese if self.language == "ja" else english).format(**values)
+        # A phase that has the name of its play is in no catalogue.
+        return TEXTS.say(self.language, key, **values) if key in TEXTS else key
 
     def line(self, line: str) -> str:
         """A line of a message, in the language of the run where it is a known sentence."""
@@ -519,7 +512,7 @@ class CallbackModule(Default):
         self.groups = self.manager._inventory.groups
         variables = self._variables(play)
         option = self.get_option("run_language") or variables.get("run_language")
-        self.language = language(option)
+        self.language = option if option in LANGUAGES else language_of(os.environ)
         try:
             self._display.zone = zoneinfo.ZoneInfo(variables.get("base_timezone") or "")
         except (ValueError, OSError, zoneinfo.ZoneInfoNotFoundError):

@@ -14,6 +14,7 @@ from collections import defaultdict
 
 from ..host import probe
 from ..host.printable import printable_tree
+from ..host.texts import LANGUAGES, pick
 from . import text
 from .checks import DOWN, ERROR, HEALTHY, KINDS, SEVERITY, WARNING, Context, Outcome, message, worst
 
@@ -139,7 +140,7 @@ def _hint(options: dict, outcome: Outcome, language: str, context: Context) -> s
     )
     values.update(outcome.hint_values)
     key = text.hint_key(options["kind"], outcome.reason)
-    return text.CATALOG[key][text.LANGUAGES.index(language)].format_map(values)
+    return pick(language, text.CATALOG[key]).format_map(values)
 
 
 def make_report(results: list, host: str, generated: datetime.datetime) -> dict:
@@ -207,7 +208,7 @@ def report_of(host: str, result: dict) -> dict:
             report = dict(result["report"], host=host, checks=checks)
             now = datetime.datetime.now(datetime.timezone.utc)
             report.update(make_report(report["checks"], host, now), generated=report["generated"])
-            for language in text.LANGUAGES:
+            for language in LANGUAGES:
                 merged_lines(merge_reports([report], now), language)
                 unwell([report], "warning", language)
             return report

@@ -5,7 +5,7 @@ A key holds both, with the same placeholders. Hints are looked up as hint.<kind>
 
 from __future__ import annotations
 
-LANGUAGES = ("en", "ja")
+from ..host.texts import Texts
 
 
 def commands(text: str) -> tuple:
@@ -19,7 +19,7 @@ SUDO = r"(Missing|Incorrect|Invalid|incorrect) sudo password|sudo: .*password|wa
 PYTHON = r"[Nn]o python interpreters? found|python3[.0-9]*: ([a-z]+ )?not found|module interpreter .*not found"
 # And where a host is a container that does not run. Ansible reports the task as failed, not the host as unreachable.
 CONTAINER = r"Docker daemon|No such container|[Cc]ontainer .* is not running"
-CATALOG = {
+CATALOG = Texts({
     # --- the report's frame; the English one is the operations guide's
     "title": ("=== ShiftMaster System Health Report ===", "=== ShiftMaster システムヘルスレポート ==="),
     "generated": ("Report generated: {time}", "作成日時: {time}"),
@@ -472,12 +472,8 @@ CATALOG = {
         "Python を導入してください: ansible {name} --become -m ansible.builtin.raw -a 'apt-get -y install python3'",
     ),
     "hint.crash": ("report this with the output of -vvv", "-vvv の出力を添えて報告してください"),
-}
-
-
-def say(language: str, key: str, **values) -> str:
-    """Return a sentence of the catalogue."""
-    return CATALOG[key][LANGUAGES.index(language)].format(**values)
+})  # fmt: skip
+say = CATALOG.say
 
 
 def hint_key(kind: str, reason: str) -> str:

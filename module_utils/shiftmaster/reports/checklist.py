@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import datetime
 
+from ..host.texts import LANGUAGES, pick
 from ..notify.text import CHECKLISTS
-from .findings import LANGUAGES, names_of, the_engine, timezone, zone_of, zone_text
+from .findings import names_of, the_engine, timezone, zone_of, zone_text
 
 GOOD, BAD, PERSON, UNKNOWN = "good", "bad", "person", "unknown"
 MARKS = {GOOD: "☑", BAD: "☒", PERSON: "☐", UNKNOWN: "？"}
@@ -68,10 +69,6 @@ SAYS = {
 }
 
 
-def say(language: str, value):
-    return value[LANGUAGES.index(language)]
-
-
 def both(value, **names) -> dict:
     """Return {en, ja} of a text in both languages, filled in."""
     return {
@@ -81,7 +78,7 @@ def both(value, **names) -> dict:
 
 
 def name_of(language: str, key: str) -> str:
-    return say(language, SAYS["names"].get(key, (key,) * len(LANGUAGES)))
+    return pick(language, SAYS["names"].get(key, (key,) * len(LANGUAGES)))
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------
@@ -153,10 +150,10 @@ def when_made(data: dict) -> str:
 
 def text_lines(data: dict, language: str, metrics: dict = None) -> list:
     """Return the checklist in words."""
-    result = ["=== ShiftMaster: %s ===" % say(language, SAYS["title"][data["period"]]), when_made(data)]
-    result += [say(language, SAYS["sum"]).format(**data["count"]), ""]
+    result = ["=== ShiftMaster: %s ===" % pick(language, SAYS["title"][data["period"]]), when_made(data)]
+    result += [pick(language, SAYS["sum"]).format(**data["count"]), ""]
     for line in data["lines"]:
-        word = say(language, SAYS["words"][line["mark"]])
+        word = pick(language, SAYS["words"][line["mark"]])
         result.append("%s %s [%s]" % (MARKS[line["mark"]], line["text"][language], word))
         if line["mark"] == PERSON:
             result.append("     %s" % line["person"][language])
@@ -166,7 +163,7 @@ def text_lines(data: dict, language: str, metrics: dict = None) -> list:
     if data.get("metrics_problem"):
         result += ["", data["metrics_problem"][language]]
     if metrics:
-        result += ["", "--- %s ---" % say(language, SAYS["kpi"])]
+        result += ["", "--- %s ---" % pick(language, SAYS["kpi"])]
         result += ["%s: %s (%s) %s" % row for row in metric_rows(metrics, language)]
         result += metric_notes(metrics, language)
     return result
@@ -193,8 +190,8 @@ def metric_rows(metrics: dict, language: str) -> list:
         if key == "mttr_seconds" and value is None and result == "met":
             shown = "–"
         else:
-            shown = say(language, SAYS["result"]["unknown"]) if value is None else form % value
-        rows.append((say(language, names), shown, promised or "–", say(language, SAYS["result"][result])))
+            shown = pick(language, SAYS["result"]["unknown"]) if value is None else form % value
+        rows.append((pick(language, names), shown, promised or "–", pick(language, SAYS["result"][result])))
     return rows
 
 
@@ -203,13 +200,13 @@ def metric_notes(metrics: dict, language: str) -> list:
     notes = []
     if metrics["missing"]:
         names = ", ".join(name_of(language, name) for name in metrics["missing"])
-        notes.append(say(language, SAYS["missing"]).format(names=names))
+        notes.append(pick(language, SAYS["missing"]).format(names=names))
     if metrics.get("unknown_seconds"):
-        notes.append(say(language, SAYS["unknown_time"]).format(hours="%.1f" % (metrics["unknown_seconds"] / 3600.0)))
+        notes.append(pick(language, SAYS["unknown_time"]).format(hours="%.1f" % (metrics["unknown_seconds"] / 3600.0)))
     if "up" not in metrics["missing"]:
-        notes.append(say(language, SAYS["cause"]) + ":" if metrics["outages"] else say(language, SAYS["no_outage"]))
+        notes.append(pick(language, SAYS["cause"]) + ":" if metrics["outages"] else pick(language, SAYS["no_outage"]))
     for outage in metrics["outages"]:
-        cause = outage["cause"] or say(language, SAYS["not_known"])
+        cause = outage["cause"] or pick(language, SAYS["not_known"])
         notes.append("  %s  %.0f min  %s" % (outage["began"], outage["seconds"] / 60.0, cause))
     return notes
 
@@ -221,11 +218,11 @@ def page(data: dict, language: str, metrics: dict = None, series: dict = None) -
     """Return the checklist as one self-contained HTML document."""
     from .findings_report import document, e, line_chart, table
 
-    title = say(language, SAYS["title"][data["period"]])
-    sums = say(language, SAYS["sum"]).format(**data["count"])
+    title = pick(language, SAYS["title"][data["period"]])
+    sums = pick(language, SAYS["sum"]).format(**data["count"])
     parts = ["<h1>ShiftMaster: %s</h1><p>%s · %s</p>" % (e(title), e(when_made(data)), e(sums))]
     for line in data["lines"]:
-        word = say(language, SAYS["words"][line["mark"]])
+        word = pick(language, SAYS["words"][line["mark"]])
         seen = [e("%s %s: %s" % (MARKS[one["mark"]], one["host"], one["evidence"][language])) for one in line["hosts"]]
         if line["mark"] == PERSON:
             seen = [e(line["person"][language])]
@@ -235,9 +232,9 @@ def page(data: dict, language: str, metrics: dict = None, series: dict = None) -
     if data.get("metrics_problem"):
         parts.append("<p>%s</p>" % e(data["metrics_problem"][language]))
     if metrics:
-        columns = list(say(language, SAYS["columns"]))
+        columns = list(pick(language, SAYS["columns"]))
         rows = [dict(zip(columns, row)) for row in metric_rows(metrics, language)]
-        parts.append("<h2>%s</h2>%s" % (e(say(language, SAYS["kpi"])), table(columns, rows)))
+        parts.append("<h2>%s</h2>%s" % (e(pick(language, SAYS["kpi"])), table(columns, rows)))
         parts += ["<p>%s</p>" % e(note) for note in metric_notes(metrics, language)]
         drawn = {name_of(language, name): points for name, points in (series or {}).items() if points}
         charts = [line_chart(name, points, data["zone"]) for name, points in drawn.items()]

@@ -43,9 +43,9 @@ from typing import Optional
 from ..health.checks import size
 from ..health.text import CONTAINER
 from ..host.printable import printable_tree
+from ..host.texts import LANGUAGES
 
 SEVERITIES = ("critical", "warning", "info")
-LANGUAGES = ("en", "ja")
 # Of one rule on one host. A host that was taken over can report a million failed units, and each finding is compared
 # with all others.
 MOST_ITEMS, MOST_FINDINGS, MOST_CHARACTERS = 1000, 20, 2000

@@ -14,12 +14,13 @@ import tarfile
 import unicodedata
 from typing import Optional
 
+from ..host.texts import Texts
 from . import findings
-from .findings import LANGUAGES, duration, size, timestamp, timezone, zone_of, zone_text
+from .findings import duration, size, timestamp, timezone, zone_of, zone_text
 
 SCHEMA = 1
 SIGNS = {"critical": "❌", "warning": "⚠️", "info": "ℹ️", "healthy": "✅"}
-SAYS = {
+SAYS = Texts({
     "title": ("ShiftMaster Diagnosis", "ShiftMaster 診断結果"),
     "made": ("Made", "作成日時"),
     "times": ("All times", "時刻の表記"),
@@ -103,34 +104,63 @@ SAYS = {
     "replication": ("Replication", "レプリケーション"),
     "databases": ("Databases: size and age of transaction ids", "データベースのサイズとトランザクション ID の経過"),
     "vacuum": ("Tables that wait longest to be frozen", "凍結待ちの長い表"),
-}
+})  # fmt: skip
+say = SAYS.say
 # Headings of tables.
-COLUMNS_JA = {
-    "host": "ホスト", "part": "項目", "status": "状態", "error": "エラー", "pid": "プロセス", "role": "ロール",
-    "database": "データベース", "application": "アプリケーション", "client": "接続元", "state": "状態",
-    "waits_for": "待機種別", "wait_event": "待機イベント", "blocked_by": "ブロック元",
-    "transaction_seconds": "トランザクション", "query_seconds": "文の経過", "state_seconds": "状態の継続",
-    "query": "文", "holds_up": "待たせている相手", "calls": "実行回数", "mean_ms": "平均(ms)", "total_ms": "合計(ms)",
-    "rows": "行数", "schema": "スキーマ", "table": "表", "bytes": "サイズ", "index_bytes": "インデックス",
-    "dead_rows": "不要行", "scans": "走査回数", "scanned_rows": "走査行数", "index_scans": "インデックス走査",
-    "index_rows": "インデックス取得行", "entries_read": "読取エントリ", "rows_fetched": "取得行",
-    "vacuumed_seconds_ago": "VACUUM からの経過", "analysed_seconds_ago": "ANALYZE からの経過",
-    "bloat_bytes": "肥大化", "index": "インデックス", "indexes": "インデックス", "constraint": "制約",
-    "standby": "スタンバイ", "sync_state": "同期方式", "lag_bytes": "遅延量", "lag_seconds": "遅延時間",
-    "name": "名前", "age": "経過トランザクション", "allowed": "接続可", "connection_limit": "接続上限",
-    "deadlocks": "デッドロック", "conflicts": "競合", "temp_bytes": "一時ファイル", "blks_hit": "ヒットブロック",
-    "blks_read": "読込ブロック",
-}  # fmt: skip
-# In English a heading is the name itself, but for these.
-COLUMNS_EN = {
-    "pid": "process", "transaction_seconds": "transaction", "query_seconds": "statement for",
-    "state_seconds": "in this state", "query": "statement", "mean_ms": "mean, ms", "total_ms": "total, ms",
-    "bytes": "size", "index_bytes": "indexes", "scanned_rows": "rows by scans", "index_rows": "rows by index",
-    "vacuumed_seconds_ago": "vacuumed ago", "analysed_seconds_ago": "analysed ago", "bloat_bytes": "bloat",
-    "sync_state": "kind", "lag_bytes": "lag", "lag_seconds": "lag, time", "age": "age, transactions",
-    "allowed": "takes connections", "temp_bytes": "temporary files", "blks_hit": "blocks from memory",
-    "blks_read": "blocks from disk",
-}  # fmt: skip
+COLUMNS = Texts({
+    "host": ("host", "ホスト"),
+    "part": ("part", "項目"),
+    "status": ("status", "状態"),
+    "error": ("error", "エラー"),
+    "pid": ("process", "プロセス"),
+    "role": ("role", "ロール"),
+    "database": ("database", "データベース"),
+    "application": ("application", "アプリケーション"),
+    "client": ("client", "接続元"),
+    "state": ("state", "状態"),
+    "waits_for": ("waits for", "待機種別"),
+    "wait_event": ("wait event", "待機イベント"),
+    "blocked_by": ("blocked by", "ブロック元"),
+    "transaction_seconds": ("transaction", "トランザクション"),
+    "query_seconds": ("statement for", "文の経過"),
+    "state_seconds": ("in this state", "状態の継続"),
+    "query": ("statement", "文"),
+    "holds_up": ("holds up", "待たせている相手"),
+    "calls": ("calls", "実行回数"),
+    "mean_ms": ("mean, ms", "平均(ms)"),
+    "total_ms": ("total, ms", "合計(ms)"),
+    "rows": ("rows", "行数"),
+    "schema": ("schema", "スキーマ"),
+    "table": ("table", "表"),
+    "bytes": ("size", "サイズ"),
+    "index_bytes": ("indexes", "インデックス"),
+    "dead_rows": ("dead rows", "不要行"),
+    "scans": ("scans", "走査回数"),
+    "scanned_rows": ("rows by scans", "走査行数"),
+    "index_scans": ("index scans", "インデックス走査"),
+    "index_rows": ("rows by index", "インデックス取得行"),
+    "entries_read": ("entries read", "読取エントリ"),
+    "rows_fetched": ("rows fetched", "取得行"),
+    "vacuumed_seconds_ago": ("vacuumed ago", "VACUUM からの経過"),
+    "analysed_seconds_ago": ("analysed ago", "ANALYZE からの経過"),
+    "bloat_bytes": ("bloat", "肥大化"),
+    "index": ("index", "インデックス"),
+    "indexes": ("indexes", "インデックス"),
+    "constraint": ("constraint", "制約"),
+    "standby": ("standby", "スタンバイ"),
+    "sync_state": ("kind", "同期方式"),
+    "lag_bytes": ("lag", "遅延量"),
+    "lag_seconds": ("lag, time", "遅延時間"),
+    "name": ("name", "名前"),
+    "age": ("age, transactions", "経過トランザクション"),
+    "allowed": ("takes connections", "接続可"),
+    "connection_limit": ("connection limit", "接続上限"),
+    "deadlocks": ("deadlocks", "デッドロック"),
+    "conflicts": ("conflicts", "競合"),
+    "temp_bytes": ("temporary files", "一時ファイル"),
+    "blks_hit": ("blocks from memory", "ヒットブロック"),
+    "blks_read": ("blocks from disk", "読込ブロック"),
+})  # fmt: skip
 DATABASE_TABLES = (
     "blockers", "activity", "slowest_on_average", "most_time_together", "tables", "bloat", "rarely_used_indexes",
     "duplicate_indexes", "invalid_indexes", "unindexed_keys", "databases", "vacuum", "replication",
@@ -151,13 +181,7 @@ TERMINAL_ROWS = 10
 
 
 def column_name(column: str, language: str) -> str:
-    if language == "ja":
-        return COLUMNS_JA.get(column, column)
-    return COLUMNS_EN.get(column) or (column.replace("_", " ") if column in COLUMNS_JA else column)
-
-
-def say(language: str, key: str, **values) -> str:
-    return SAYS[key][LANGUAGES.index(language)].format(**values)
+    return COLUMNS.say(language, column) if column in COLUMNS else column
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

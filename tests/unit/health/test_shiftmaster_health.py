@@ -6,7 +6,6 @@ import ast
 import datetime
 import json
 import os
-import string
 import threading
 import time
 from pathlib import Path
@@ -797,10 +796,6 @@ def test_the_module_returns_what_to_notify(run_module):
 # --- texts ------------------------------------------------------------------------------------------------------------
 
 
-def fields(text):
-    return sorted(name for _literal, name, _spec, _conversion in string.Formatter().parse(text) if name)
-
-
 def test_each_text_of_a_check_is_in_the_catalogue():
     output_keys = {
         node.args[0].value
@@ -810,13 +805,6 @@ def test_each_text_of_a_check_is_in_the_catalogue():
         if node.args and isinstance(node.args[0], ast.Constant)
     }
     assert "redis.plain" in output_keys and output_keys - set(health_text.CATALOG) == set()
-
-
-@offenders.each(health_text.CATALOG)
-def test_texts_of_both_languages_have_the_same_fields(key):
-    texts = health_text.CATALOG[key]
-    assert len(texts) == len(health_text.LANGUAGES)
-    assert fields(texts[0]) == fields(texts[1])
 
 
 @offenders.each(health_checks.KINDS)

@@ -488,21 +488,6 @@ def test_a_known_cause_names_the_next_command(callback, message, expected):
 
 
 @pytest.mark.parametrize(
-    ("option", "environment", "expected"),
-    [
-        (None, {}, "en"),
-        (None, {"LANG": "ja_JP.UTF-8"}, "ja"),
-        (None, {"LANG": "ja_JP.UTF-8", "LC_ALL": "C.UTF-8"}, "en"),
-        ("en", {"LANG": "ja_JP.UTF-8"}, "en"),
-        ("ja", {}, "ja"),
-        ("de", {}, "en"),
-    ],
-)
-def test_the_language(callback, option, environment, expected):
-    assert callback.language(option, environment) == expected
-
-
-@pytest.mark.parametrize(
     ("result", "expected"),
     [
         ({"msg": "a\nb"}, ["a", "b"]),

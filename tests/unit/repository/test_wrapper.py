@@ -52,7 +52,7 @@ class Copy:
             directory.mkdir(parents=True)
         for name in ("shiftmaster", "CHANGELOG.md"):
             shutil.copy(ROOT / name, self.root)
-        for name in ("cli", "inventory", "playbooks"):
+        for name in ("cli", "inventory", "module_utils", "playbooks"):
             shutil.copytree(ROOT / name, self.root / name)
         for name in ("deploy.yml", "rollback.yml"):
             shutil.copy(ROOT / name, self.root)
