@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import atexit
-import datetime
-import json
 import os
 import re
-import threading
 import time
 import zoneinfo
 from pathlib import Path
@@ -14,15 +11,23 @@ import ansible.module_utils
 from ansible import constants, context
 from ansible.playbook.task_include import TaskInclude
 from ansible.plugins.callback.default import CallbackModule as Default
-from ansible.utils.display import Display
 
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
-from ansible.module_utils.shiftmaster.health.text import CATALOG, PYTHON, SUDO
 from ansible.module_utils.shiftmaster.host.action import runnable
 from ansible.module_utils.shiftmaster.host.printable import printable_tree as printable
-from ansible.module_utils.shiftmaster.host.texts import LANGUAGES, Texts, language_of
+from ansible.module_utils.shiftmaster.host.texts import LANGUAGES, language_of
 from ansible.module_utils.shiftmaster.reports.causes import LONGEST, japanese
+from ansible.module_utils.shiftmaster.reports.run_output import Log, Screen, lines_of, message_lines, text_lines
+from ansible.module_utils.shiftmaster.reports.run_texts import (
+    HINTS,
+    HINTS_UNREACHABLE,
+    PLAYS,
+    RELEASE_FILES,
+    TEXTS,
+    phase_of,
+    phase_of_play,
+)  # fmt: skip
 
 DOCUMENTATION = """
 name: phases
@@ -54,21 +59,6 @@ options:
     ini: [{section: callback_phases, key: log_count}]
 """
 
-# The phase that a role belongs to. A role that is not named here belongs to the phase that runs, or, at the beginning
-# of a play, to one with the name of the play.
-ROLES = {
-    **dict.fromkeys(("base", "firewall"), "host"),
-    **dict(tls="certificates", postgresql="database", redis="cache", shiftmaster="application", nginx="web"),
-    **{name: name for name in ("preflight", "backup", "restore", "health", "diagnosis", "checklist")},
-    **dict.fromkeys(("alertmanager", "prometheus", "grafana"), "monitoring"),
-    **dict.fromkeys("elastic_repository elasticsearch logstash kibana filebeat log_watch".split(), "logging"),
-    "exporter": "exporters",
-}
-# The phase that a task file of a release begins. Other roles that run between them belong to it.
-RELEASE_FILES = {name: name for name in ("lock", "recover", "build", "migrate", "cutover", "finish")}
-RELEASE_FILES.update(plan="lock", rollback="choose", batch="cutover", abort="revert")
-# Plays that are one phase, whatever roles they use.
-PLAYS = {"Options": "preflight", "Preflight": "preflight", "Summary": "summary", "Status": "status"}
 # They end with an error where they found something, which is what they are for.
 REPORTS = {"health.yml", "diagnose.yml", "checklist.yml", "verify.yml", "status.yml", "history.yml"}
 # Their lines are columns, each of them in the language of the run already.
@@ -81,198 +71,6 @@ FIRST_LINES_OF_A_FAILURE = 3
 REVERT_FAILED = "The revert is not finished"
 # Actions that decide and report only: a phase of nothing else has no line.
 CONTROL = {"assert", "debug", "fail", "gather_facts", "include_vars", "set_fact", "setup"}
-# Warnings about what a new host lacks: they are in the log, and are not counted.
-USUAL_WARNINGS = re.compile(
-    r"Skipped '.*' path due to this access issue: .* is not a directory|Module remote_tmp .* did not exist"
-)
-# What to do next where the first failure matches a regular expression, in English and Japanese: of any task, and of a
-# host that cannot be reached.
-HINTS = (
-    (r"no vault secrets",
-     "put the password of {vaults} into ~/.shiftmaster.vault-password, which ./shiftmaster reads; or "
-     "--vault-password-file FILE or ANSIBLE_VAULT_PASSWORD_FILE",
-     "{vaults} のパスワードを ~/.shiftmaster.vault-password に置いてください(./shiftmaster が読みます)。または "
-     "--vault-password-file ファイル、ANSIBLE_VAULT_PASSWORD_FILE"),
-    (r"Decryption failed",
-     "{password} does not open {vaults}: put the right password there, from the copy of it",
-     "{password} では {vaults} を復号できません。控えのパスワードに置き換えてください"),
-    (r"which a run deploys that names none|The code alone cannot go back|-e shiftmaster_allow_contract=true",
-     "one of the commands above", "上のコマンドのいずれか"),
-    (SUDO, *CATALOG["hint.sudo"]),
-    (r"holds the lock",
-     "wait until that run has ended, then the same command again",
-     "その実行が終わってから、同じコマンドを再実行してください"),
-    (r"there is no tag, branch or commit ",
-     "the same command with one that is there; git ls-remote --tags with the address of the repository lists the tags",
-     "存在するものを指定して、同じコマンドを再実行してください。タグの一覧: git ls-remote --tags リポジトリ"),
-    (r"there is no release ",
-     "the same command with one that is there; ansible-playbook playbooks/status.yml lists the releases of the hosts",
-     "存在するものを指定して、同じコマンドを再実行してください。"
-     "ホストのリリース一覧: ansible-playbook playbooks/status.yml"),
-    (r"nothing was deployed here yet",
-     "deploy first: ansible-playbook deploy.yml", "先にデプロイしてください: ansible-playbook deploy.yml"),
-    (r"No space left on device",
-     "find the full disk, make room on it, then the same command: "
-     "ansible {name} --become -m ansible.builtin.command -a 'df -h'",
-     "満杯のディスクを調べ、空きを作ってから同じコマンドを再実行してください: "
-     "ansible {name} --become -m ansible.builtin.command -a 'df -h'"),
-    (r"nothing to roll back|no older release to go back to|was never live|is marked bad",
-     "deploy what is to be live: ansible-playbook deploy.yml -e shiftmaster_version=VERSION",
-     "稼働させるバージョンをデプロイしてください: ansible-playbook deploy.yml -e shiftmaster_version=バージョン"),
-    (PYTHON, *CATALOG["hint.python"]),
-    (r"Docker daemon|docker:? command not found|No such file or directory: b?'docker'",
-     "start Docker, where the demo's container {name} runs, then `make demo`; for other hosts name their inventory "
-     "(./shiftmaster -E NAME, or -i inventory/NAME)",
-     "デモのコンテナー {name} には Docker が必要です。Docker を起動し、make demo を実行してください。"
-     "他のホストはインベントリを指定してください"
-     "(./shiftmaster -E 名前、または -i inventory/名前)"),
-    (r"No such container|[Cc]ontainer .* is not running",
-     "{name} is a container that is not running: `make demo` starts the demo; for other hosts name their inventory "
-     "(./shiftmaster -E NAME, or -i inventory/NAME)",
-     "コンテナー {name} が起動していません。デモは make demo で起動します。"
-     "他のホストはインベントリを指定してください"
-     "(./shiftmaster -E 名前、または -i inventory/名前)"),
-)  # fmt: skip
-HINTS_UNREACHABLE = (
-    (r'Load key "(.+)": bad permissions',
-     "other users can read the key, so ssh ignores it: chmod 600 '{0}'",
-     "他のユーザーが読める鍵を ssh は使用しません: chmod 600 '{0}'"),
-    (r"IDENTIFICATION HAS CHANGED",
-     "the host's key has changed: a new installation, or an attack. Compare it on the console of {name}; then remove "
-     "the old one: ssh-keygen -R {host}",
-     "ホスト鍵が変わっています(再インストール、または攻撃)。{name} のコンソールで確認してから古い鍵を削除してください: "
-     "ssh-keygen -R {host}"),
-    (r"[Hh]ost key verification failed",
-     "compare the key of the host and accept it: ssh {address} true", "ホスト鍵の確認と承認: ssh {address} true"),
-    (r"Permission denied|[Tt]oo many authentication failures",
-     "let the host accept your key: ssh-copy-id {address}", "公開鍵をホストに登録してください: ssh-copy-id {address}"),
-    (r"Could not resolve hostname|Name or service not known",
-     "correct the name of {name} in the inventory, or give it ansible_host",
-     "インベントリの {name} のホスト名を修正するか、ansible_host を指定してください"),
-    (r"", "check that {name} is running and its address: ssh {address} true",
-     "{name} の稼働とアドレスの確認: ssh {address} true"),
-)  # fmt: skip
-TEXTS = Texts({
-    "preflight": ("Preflight", "事前チェック"),
-    "host": ("Host", "ホスト"),
-    "certificates": ("Certificates", "証明書"),
-    "database": ("Database", "データベース"),
-    "cache": ("Cache and broker", "キャッシュとブローカー"),
-    "application": ("Application hosts", "アプリケーションホスト"),
-    "web": ("Web server", "Web サーバー"),
-    "backup": ("Backups", "バックアップ"),
-    "exporters": ("Exporters", "エクスポーター"),
-    "monitoring": ("Monitoring", "監視"),
-    "logging": ("Logging", "ログ基盤"),
-    "restore": ("Restore", "リストア"),
-    "health": ("Health checks", "ヘルスチェック"),
-    "diagnosis": ("Diagnosis", "診断"),
-    "checklist": ("Checklist", "チェックリスト"),
-    "lock": ("Lock and plan", "ロックと計画"),
-    "recover": ("Recover", "中断した処理の復旧"),
-    "build": ("Build", "ビルド"),
-    "migrate": ("Migrate", "マイグレーション"),
-    "choose": ("Choose the release", "リリースの選択"),
-    "cutover": ("Cutover", "切り替え"),
-    "finish": ("Finish", "後処理"),
-    "revert": ("Revert", "切り戻し"),
-    "end": ("End of the run", "実行の終了"),
-    "summary": ("Summary", "概要"),
-    "status": ("Status", "状態"),
-    "interrupted": ("INTERRUPTED", "中断"),
-    "comma": (", ", "、"),
-    "unchanged": ("nothing changed", "変更なし"),
-    "change": ("1 change", "変更 1 件"),
-    "changes": ("{n} changes", "変更 {n} 件"),
-    "would_change": ("1 change to make", "変更予定 1 件"),
-    "would_changes": ("{n} changes to make", "変更予定 {n} 件"),
-    "new": ("new: {text}", "新規: {text}"),
-    "seconds": ("{n} s", "{n} 秒"),
-    "on": ("{hosts}: ", "{hosts}: "),
-    "failed": ("FAILED", "失敗"),
-    "unreachable": ("cannot be reached", "接続できません"),
-    "hidden": (
-        "the message is hidden, because it can contain secrets (no_log)",
-        "秘密情報を含む可能性があるため、メッセージは表示されません(no_log)",
-    ),
-    "warnings": ("Warnings: {n}, in the log.", "警告: {n} 件(ログを参照)"),
-    "more": ("{n} more lines or failures in the log", "残り {n} 件はログを参照"),
-    "at": ("Task:      {text}", "タスク:     {text}"),
-    "file": ("File:      {text}", "ファイル:   {text}"),
-    "live": ("Live:      version {text}", "稼働中:     バージョン {text}"),
-    "noticed": ("Failed requests: {text}", "失敗したリクエスト: {text}"),
-    "of": ("{errors} of {requests}", "{requests} 件中 {errors} 件"),
-    "never": ("0 by this run, the new release received no traffic", "この実行によるものは 0 件(切り替え前)"),
-    "log": ("Log:       {text}", "ログ:       {text}"),
-    "next": ("Next:      correct the cause and run the same command again",
-             "次の操作:   原因を修正し、同じコマンドを再実行してください"),
-    "hint": ("Next:      {text}", "次の操作:   {text}"),
-    "diagnose": ("Diagnose:  {text}", "調査:       {text}"),
-    "ended": ("This run did not finish. It stopped in: {text}", "実行は完了していません。中断した段階: {text}"),
-    "again": ("Next:      run the same command again: it finishes or reverts what was begun",
-              "次の操作:   同じコマンドを再実行してください。途中の処理を完了するか元に戻します"),
-    "found": ("Result:    {text}", "判定:       {text}"),
-})  # fmt: skip
-
-
-def phase_of(role: str, stem: str) -> str | None:
-    """The phase of a task of a role, by the name of its task file without its ending."""
-    if role == "release" and stem in RELEASE_FILES:
-        return RELEASE_FILES[stem]
-    return ROLES.get(role)
-
-
-def phase_of_play(name: str) -> str:
-    """The phase of a play's tasks that belong to no role: that of its roles where it is named so, else its name."""
-    return PLAYS.get(name) or next((key for key in ROLES.values() if TEXTS[key][0] == name), name)
-
-
-def lines_of(text) -> list[str]:
-    """Without the commands of a text that is one endless line: the regular expressions would take minutes."""
-    lines = [line.rstrip() for line in str(text).split("\n")]
-    return [printable(runnable(line) if len(line) < 20 * LONGEST else line) for line in lines]
-
-
-def message_lines(result: dict) -> list[str]:
-    """The messages of a failed result, each once; a loop's failed items one after the other."""
-    if "censored" in result:
-        return []
-    items = result["results"] if isinstance(result.get("results"), list) else []
-    failed = [item for item in items if isinstance(item, dict) and item.get("failed")]
-    if failed:
-        return list(dict.fromkeys(line for item in failed for line in message_lines(item)))
-    # Facts are gathered by modules of their own, whose messages are in theirs.
-    modules = result["failed_modules"] if isinstance(result.get("failed_modules"), dict) else {}
-    modules = [item for item in modules.values() if isinstance(item, dict)]
-    if modules:
-        return list(dict.fromkeys(line for item in modules for line in message_lines(item)))
-    message = result.get("msg") or ""
-    # A module that did not start: the reason is what the connection or the interpreter printed.
-    printed = lines_of(str(result.get("module_stderr") or "").strip())[-5:]
-    if any(printed) and str(message).startswith("Module result deserialization failed"):
-        message = ""
-    lines = [part for line in (message if isinstance(message, list) else [message]) for part in lines_of(line)]
-    lines += printed
-    if result.get("rc") and "cmd" in result:
-        lines += lines_of(str(result.get("stderr") or "").strip() or str(result.get("stdout") or "").strip())[-5:]
-    return [line for line in lines if line]
-
-
-def text_lines(message) -> list[str]:
-    """A message of a debug task as lines."""
-
-    def plain(values) -> bool:
-        return not any(isinstance(value, (dict, list, tuple)) for value in values)
-
-    if isinstance(message, (list, tuple)) and plain(message):
-        return [line for part in message for line in lines_of(part)]
-    if isinstance(message, dict):
-        values = {name: value if isinstance(value, (list, tuple)) else [value] for name, value in message.items()}
-        if all(map(plain, values.values())):
-            return text_lines([f"{name}: {'; '.join(map(str, value))}" for name, value in values.items()])
-    if isinstance(message, (dict, list)):
-        return lines_of(json.dumps(message, indent=2, ensure_ascii=False))
-    return lines_of(str(message).rstrip("\n"))
 
 
 def encrypted(path: Path) -> bool:
@@ -290,119 +88,6 @@ def after_failure(task) -> bool:
         below.add(parent._uuid)
         parent = parent._parent
     return False
-
-
-class Log:
-    """Replaces Ansible's display in the default callback: its output goes to a file."""
-
-    verbosity = 0
-
-    def __init__(self, zone=None):
-        self.zone, self.file, self.path, self.warned, self.usual = zone, None, None, set(), 0
-
-    def now(self) -> datetime.datetime:
-        return datetime.datetime.now(self.zone).astimezone(self.zone)
-
-    def open(self, directory: Path, name: str, count: int) -> None:
-        """A new file that only its owner can read. Where none can be made, the run goes on without."""
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for old in sorted(directory.glob("????????T??????-*.log"))[: -count + 1 or None]:
-                old.unlink(missing_ok=True)
-            path = directory / (f"{self.now():%Y%m%dT%H%M%S}-{name}-{os.getpid()}.log")
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self.file = os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8", errors="replace")
-            self.path = path
-        except OSError as error:
-            Display().warning(f"No log file is written: {error}")
-
-    def display(self, msg, *_args, screen_only=False, **_options):
-        # Written out line by line: what was not would be lost, or be written again by each process that Ansible forks.
-        if self.file and (not screen_only or not msg):
-            try:
-                self.file.write(f"{msg}\n")
-                self.file.flush()
-            except OSError as error:
-                # The run goes on: what failed in it is shown, and the log ends here.
-                self.file = None
-                Display().warning(f"The log ends here: {error}")
-
-    def banner(self, msg, *_args, **_options):
-        self.display(f"\n{self.now():%H:%M:%S} {msg} {'*' * max(3, 110 - len(msg))}")
-
-    def _warning(self, warning, kind="WARNING"):
-        text = f"[{kind}]: " + "\n".join(lines_of(warning.event.msg))
-        if text not in self.warned:
-            self.warned.add(text)
-            self.usual += bool(USUAL_WARNINGS.search(text))
-            self.display(text)
-
-    def _deprecated(self, warning):
-        self._warning(warning, "DEPRECATION WARNING")
-
-    def _error(self, error, stderr=False):
-        """Left out: the result contains it, too, and this one has messages of a loop's items in spite of no_log."""
-
-
-class Screen:
-    """Lines one after the other; on a terminal, below them the phase that runs, with its seconds."""
-
-    def __init__(self, display):
-        self.display, self.live, self.progress, self.stopped = display, None, None, threading.Event()
-
-    def start(self, progress) -> None:
-        """progress() is the line of the phase that runs."""
-        try:
-            from rich.console import Console
-            from rich.live import Live
-        except ImportError:  # an execution environment of AWX has no rich
-            return
-        console = Console(highlight=False, markup=False, emoji=False)
-        if not console.is_terminal or console.is_dumb_terminal:
-            return
-        self.progress = progress
-        self.live = Live(console=console, auto_refresh=False, transient=True)
-        with self.display._lock:
-            self.live.start()
-        threading.Thread(target=self._count, daemon=True).start()
-
-    def _count(self) -> None:
-        while not self.stopped.wait(1):
-            self.refresh()
-
-    def refresh(self) -> None:
-        if not self.live:
-            return
-        from rich.text import Text
-
-        # Ansible forks its workers while it holds this lock: no copy of rich's locks is ever taken while they are held.
-        with self.display._lock:
-            if self.live.is_started:
-                self.live.update(Text(self.progress(), style="dim", no_wrap=True, overflow="ellipsis"), refresh=True)
-
-    def hide(self) -> None:
-        """The task uses the terminal for a question."""
-        if self.live:
-            with self.display._lock:
-                self.live.stop()
-
-    def show(self) -> None:
-        if self.live and not self.stopped.is_set():
-            with self.display._lock:
-                self.live.start()
-
-    def line(self, text: str = "", color: str | None = None) -> None:
-        if not self.live:
-            self.display.display(text, color=color)
-            return
-        from rich.text import Text
-
-        with self.display._lock:
-            self.live.console.print(Text.from_ansi(text, style=color or ""), soft_wrap=True)
-
-    def stop(self) -> None:
-        self.stopped.set()
-        self.hide()
 
 
 class CallbackModule(Default):

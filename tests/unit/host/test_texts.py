@@ -12,7 +12,7 @@ import alerts
 import pytest
 from ansible.module_utils.shiftmaster.health import text as health
 from ansible.module_utils.shiftmaster.host.texts import LANGUAGES, Texts, language_of
-from ansible.module_utils.shiftmaster.reports import findings_report
+from ansible.module_utils.shiftmaster.reports import findings_report, run_texts
 from offenders import each
 from support import ROOT
 
@@ -30,11 +30,10 @@ def catalogues():
         own = [
             loaded("catalogue_of_cli", "cli/texts.py").TEXTS,
             loaded("catalogue_of_ctl", "roles/shiftmaster/files/shiftmasterctl").TEXTS,
-            loaded("catalogue_of_phases", "plugins/callback/phases.py").TEXTS,
         ]
     finally:
         sys.path.remove(str(ROOT / "module_utils"))
-    return [*own, alerts.SAYS, health.CATALOG, findings_report.SAYS, findings_report.COLUMNS]
+    return [*own, run_texts.TEXTS, alerts.SAYS, health.CATALOG, findings_report.SAYS, findings_report.COLUMNS]
 
 
 def fields(text):

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ansible.module_utils.shiftmaster.reports import run_texts
 from support import ROOT
 
 SECRET = "not-for-the-log"
@@ -128,10 +129,12 @@ def callback():
 
 def test_phases_are_those_of_roles_files_and_plays_that_exist(callback):
     names = re.findall(r"(?m)^- name: (.*)$", "".join(path.read_text() for path in (ROOT / "playbooks").glob("*.yml")))
-    assert set(callback.ROLES) <= {path.name for path in (ROOT / "roles").iterdir()}
+    assert set(run_texts.ROLES) <= {path.name for path in (ROOT / "roles").iterdir()}
     assert set(callback.RELEASE_FILES) <= {path.stem for path in (ROOT / "roles/release/tasks").glob("*.yml")}
     assert set(callback.PLAYS) <= set(names)
-    assert {*callback.ROLES.values(), *callback.RELEASE_FILES.values(), *callback.PLAYS.values()} <= set(callback.TEXTS)
+    assert {*run_texts.ROLES.values(), *callback.RELEASE_FILES.values(), *callback.PLAYS.values()} <= set(
+        callback.TEXTS
+    )
 
 
 def play(*tasks):

@@ -350,7 +350,7 @@ IMPERATIVES = (
     "Restart", "Restore", "Resume", "Revert", "Revoke", "Roll back", "Run", "Send", "Set", "Show", "Silence",
     "Start", "Stop", "Switch", "Test", "Unpack", "Update", "Upgrade", "Verify", "Wait", "Warn", "Write",
 )  # fmt: skip
-# Plays that are one phase on the screen have its title (plugins/callback/phases.py).
+# Plays that are one phase on the screen have its title (module_utils/shiftmaster/reports/run_texts.py).
 TITLES = {
     "Application hosts", "Backups", "Cache and broker", "Certificates", "Database", "Exporters", "Monitoring",
     "Options", "Preflight", "Restore", "Status", "Summary", "Web server",
@@ -379,7 +379,7 @@ def test_names_of_plays_and_tasks_begin_with_an_imperative():
             if not match and not (play and name in TITLES):
                 wrong.append(f"{relative(path)}: {name}")
     wrong += [f"no name begins with {verb}" for verb in IMPERATIVES if verb not in used]
-    screen = text_of(ROOT / "plugins/callback/phases.py")
+    screen = text_of(ROOT / "module_utils/shiftmaster/reports/run_texts.py")
     wrong += [f"no phase has the title {title}" for title in sorted(TITLES) if f'"{title}"' not in screen]
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
 
