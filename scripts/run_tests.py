@@ -130,16 +130,15 @@ def load_steps() -> list[Step]:
         step = Step(**{**item, "covers": flat(item.get("covers", []))})
         if step.is_scenario:
             step.covers.append(f"molecule/{step.name}/*")
+            step.needs = needs_of(step.name)
         steps.append(step)
     return steps
 
 
-def unlisted(name: str) -> Step:
-    """A scenario that the file does not list (yet): it may begin with the deployed host, and take its time."""
-    hosts = "".join(
-        path.read_text(encoding="utf-8") for path in (ROOT / "molecule" / name / "inventory").rglob("*.yml")
-    )
-    return Step(name, suites=[], needs="default" if "deployed:trixie" in hosts else "", minutes=150)
+def needs_of(scenario: str) -> str:
+    """The step that a scenario waits for: `default`, where a host begins with the state that this one leaves."""
+    inventory = (ROOT / "molecule" / scenario / "inventory").rglob("*.yml")
+    return "default" if any("deployed:trixie" in path.read_text(encoding="utf-8") for path in inventory) else ""
 
 
 def default_since() -> str:
@@ -184,7 +183,8 @@ def select(steps: list[Step], words: list[str]) -> list[Step]:
         if word in known:
             chosen.append(known[word])
         elif (ROOT / "molecule" / word / "molecule.yml").exists():
-            chosen.append(unlisted(word))
+            # It is not listed (yet), and may take its time.
+            chosen.append(Step(word, suites=[], needs=needs_of(word), minutes=150))
         else:
             sys.exit(f"ERROR: There is no step or scenario {word!r}: {', '.join(known)}.")
     return chosen

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import demo
 import inventories
 import offenders
 import pytest
@@ -288,41 +289,25 @@ def tasks_files():
     return files("roles/*/tasks/*.yml", "roles/*/handlers/*.yml")
 
 
-def registers(tasks) -> list:
-    found = []
-    for task in tasks or []:
-        found += [task["register"]] if "register" in task else []
-        for part in ("block", "rescue", "always"):
-            found += registers(task.get(part))
-    return found
-
-
 @functools.cache
 def constants():
     return {name for path in files("roles/*/vars/*.yml") for name in load(path) or {}}
 
 
-def facts(tasks) -> set:
-    found = set()
-    for task in tasks or []:
-        found |= set(task.get("ansible.builtin.set_fact", {})) - {"cacheable"}
-        for part in ("block", "rescue", "always"):
-            found |= facts(task.get(part))
-    return found
-
-
 @offenders.each(tasks_files, relative)
 def test_no_result_is_overwritten_by_another_of_the_same_name(path):
     """A task that is skipped registers, too: that it was skipped."""
-    found = registers(load(path))
+    found = [task["register"] for task in tasks_of(load(path)) if "register" in task]
     assert sorted(set(found)) == sorted(found)
 
 
 @offenders.each(tasks_files, relative)
 def test_no_fact_of_a_run_hides_a_variable_of_a_role(path):
     """A fact comes before a role's variables, in each later task: the role would read it in their place."""
-    tasks = load(path)
-    assert (facts(tasks) | set(registers(tasks))) & constants() == set()
+    found = set()
+    for task in tasks_of(load(path)):
+        found |= {task.get("register"), *task.get("ansible.builtin.set_fact", {})} - {"cacheable"}
+    assert found & constants() == set()
 
 
 @offenders.each(
@@ -384,20 +369,6 @@ def test_names_of_plays_and_tasks_begin_with_an_imperative():
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
 
 
-def test_every_scenario_has_its_step():
-    steps = load(ROOT / "scripts/steps.yml")["steps"]
-    scenarios = {path.parent.name for path in files("molecule/*/molecule.yml")}
-    assert {step["name"] for step in steps if "run" not in step} == scenarios
-    assert [step["name"] for step in steps if not step.get("proves")] == []
-    labels = {"executed on the real package", "executed on a stub", "schema-checked"}
-    assert {step["label"] for step in steps} <= labels
-    names = [step["name"] for step in steps]
-    assert len(names) == len(set(names))
-    assert [
-        step["name"] for step in steps if step.get("needs") and step["needs"] not in names[: names.index(step["name"])]
-    ] == []
-
-
 def test_files_with_an_interpreter_line_are_executable():
     scripts = [path for path in files("scripts/", ".ci/", "inventory/") if text_of(path).startswith("#!")]
     assert scripts
@@ -410,28 +381,12 @@ def test_group_variables_are_found_from_both_places():
     assert not list((ROOT / "group_vars/all").glob("*vault*"))
 
 
-def test_links_between_documents_are_valid():
-    broken = []
-    for path in files("*.md"):
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text_of(path), flags=re.S)):
-            if "://" not in target and not target.startswith("mailto:") and not (path.parent / target).exists():
-                broken.append(f"{relative(path)}: {target}")
-    assert broken == []
-
-
-def demo_script():
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "scripts" / "demo.py")
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
-    return demo
-
-
 @pytest.mark.parametrize(
     ("active", "wanted", "expected"), [('"2.1.0"\n', "", "2.1.0"), ("", "", "2.0.0"), ('"2.1.0"\n', "2.0.0", "2.0.0")]
 )
 def test_a_restarted_demo_keeps_its_version(monkeypatch, tmp_path, active, wanted, expected):
     """./shiftmaster -E demo deploy had deployed it, and make demo brought the one before back."""
-    demo, deployed = demo_script(), []
+    deployed = []
     monkeypatch.setenv("VERSION", wanted)
     monkeypatch.setattr(demo, "HOME", tmp_path)
     monkeypatch.setattr(demo, "SETTINGS", tmp_path / "settings.json")
@@ -444,7 +399,7 @@ def test_a_restarted_demo_keeps_its_version(monkeypatch, tmp_path, active, wante
 
 def test_the_demo_reaches_its_own_host_alone(monkeypatch):
     """With an exported inventory of real hosts `make demo-deploy` must not change those."""
-    demo, ran = demo_script(), []
+    ran = []
     monkeypatch.setenv("ANSIBLE_INVENTORY", "inventory/single")
     monkeypatch.setattr(
         demo.subprocess,
@@ -459,7 +414,6 @@ def test_the_demo_reaches_its_own_host_alone(monkeypatch):
 
 @pytest.mark.parametrize("command", ["up", "deploy", "diagnose", "fault"])
 def test_the_demo_of_another_clone_is_left_alone(monkeypatch, capsys, tmp_path, command):
-    demo = demo_script()
     monkeypatch.setattr(demo, "HOME", tmp_path)
     monkeypatch.setattr(demo, "SETTINGS", tmp_path / "settings.json")
     monkeypatch.setattr(demo, "pack_application", lambda: None)
@@ -479,7 +433,7 @@ def test_the_demo_of_another_clone_is_left_alone(monkeypatch, capsys, tmp_path, 
 
 def test_each_fault_of_the_demo_is_in_the_makefile():
     (line,) = re.findall(r"(?m)^demo-fault: ## .*NAME=(.*)$", (ROOT / "Makefile").read_text())
-    assert line.split(", ") == [*demo_script().FAULTS, "none"]
+    assert line.split(", ") == [*demo.FAULTS, "none"]
 
 
 def test_playbooks_set_what_the_programs_set_for_a_session_of_a_superuser():

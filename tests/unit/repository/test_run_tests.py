@@ -411,7 +411,10 @@ def test_every_pattern_matches_something(steps, tracked):
 def test_every_step_is_complete(steps):
     names = [one.name for one in steps]
     assert len(names) == len(set(names))
+    scenarios = {path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")}
+    assert {one.name for one in steps if one.is_scenario} == scenarios
     for number, one in enumerate(steps):
+        assert one.proves and one.label in ("executed on the real package", "executed on a stub", "schema-checked")
         assert one.suites and set(one.suites) <= {"test", "all", "bench"}, one.name
         assert not one.needs or one.needs in names[:number], one.name
         assert set(one.samples) <= set(names), one.name
@@ -437,10 +440,14 @@ def test_the_nightly_run_has_a_job_for_each_step(steps):
 # -- how steps run together -------------------------------------------------------------------------------------------
 
 
-def test_a_scenario_that_is_not_listed_begins_with_the_host_that_it_wants():
-    found = {name: run_tests.unlisted(name) for name in ("monitoring", "base")}
-    assert found["monitoring"].needs == "default" and found["base"].needs == ""
-    assert found["monitoring"].minutes == 150
+def test_a_scenario_begins_with_the_host_that_it_wants(clone):
+    for name, image in (("on-a-release", "deployed"), ("empty", "base")):
+        inventory = clone[0] / "molecule" / name / "inventory"
+        inventory.mkdir(parents=True)
+        (inventory.parent / "molecule.yml").touch()
+        (inventory / "hosts.yml").write_text(f"container_image: shiftmaster-ops/{image}:trixie\n")
+    found = run_tests.select([], ["on-a-release", "empty"])
+    assert [(step.needs, step.minutes) for step in found] == [("default", 150), ("", 150)]
 
 
 @pytest.mark.parametrize(
