@@ -177,9 +177,12 @@ def test_playbooks_begin_with_the_check_of_their_options(name):
     first, task = plays[0], plays[0]["tasks"][0]
     assert first["hosts"] == "all" and first["gather_facts"] is False
     assert not {"pre_tasks", "roles", "serial", "strategy"} & set(first)
-    assert task["ansible.builtin.import_role"] == {"name": "preflight", "tasks_from": "options"}
+    begin = task["ansible.builtin.import_role"].pop("tasks_from")
+    assert begin in ("options", "start") and task["ansible.builtin.import_role"] == {"name": "preflight"}
     assert task["vars"] == {"preflight_playbook": name}
     assert set(task) == {"name", "ansible.builtin.import_role", "vars"}
+    start = yaml.safe_load((ROOT / "roles/preflight/tasks/start.yml").read_text(encoding="utf-8"))
+    assert start[0]["ansible.builtin.import_tasks"] == "options.yml" and len(start[0]) == 2
     names, check = yaml.safe_load((ROOT / "roles/preflight/tasks/options.yml").read_text(encoding="utf-8"))
     assert names["run_once"] is check["run_once"] is True and names["shiftmaster_variables"]["extra_only"] is True
     assert check["shiftmaster_options"] == {
