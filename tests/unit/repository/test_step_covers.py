@@ -50,6 +50,7 @@ class Reader:
                 module = ".".join([*name.split("/")[: -len(dots)], *filter(None, [module])])
             module = (module or plain).removeprefix("ansible.")
             names |= {module, *(f"{module}.{member}" for member in re.findall(r"\w+", members))}
+        names |= {f"module_utils.{one}" for one in names}
         return {self.modules[one] for one in names if one in self.modules}
 
     def reads(self, name: str) -> set:
