@@ -423,18 +423,14 @@ def windows_of(marks: list[dict], end: float) -> dict[str, list[tuple[float, flo
     return found
 
 
-def summarize(results: list[Result], marks: list[dict], started: float, ended: float, warmup: float = 0.0) -> dict:
-    """All requests count as failed or not; those of the warm-up are left out of the latencies."""
-    measured = [result for result in results if result.t >= started + warmup or not result.ok]
-    everything = metrics(measured)
-    everything["requests"] = len(results)
+def summarize(results: list[Result], marks: list[dict], started: float, ended: float) -> dict:
     summary = {
         "started": round(started, 3),
         "seconds": round(ended - started, 2),
-        **everything,
+        **metrics(results),
         "requests_per_second": round(len(results) / (ended - started), 2) if ended > started else None,
         "by_kind": {
-            kind: metrics([r for r in measured if r.kind == kind])
+            kind: metrics([r for r in results if r.kind == kind])
             for kind in sorted({result.kind for result in results})
         },
         "versions": {},
@@ -454,8 +450,8 @@ def summarize(results: list[Result], marks: list[dict], started: float, ended: f
         def inside(result, spans=spans):
             return any(result.t <= end and result.t + result.ms / 1000 >= start for start, end in spans)
 
-        within = metrics([result for result in measured if inside(result)])
-        without = metrics([result for result in measured if not inside(result)])
+        within = metrics([result for result in results if inside(result)])
+        without = metrics([result for result in results if not inside(result)])
         ratio = None
         if within["p99_ms"] and without["p99_ms"]:
             ratio = round(within["p99_ms"] / without["p99_ms"], 3)
@@ -700,7 +696,7 @@ class Run:
                 await asyncio.wait_for(self.stop.wait(), seconds)
 
     async def after(self, connection: Connection) -> None:
-        if self.options.new_connections or connection.used >= self.options.requests_per_connection:
+        if connection.used >= self.options.requests_per_connection:
             await connection.close()
 
     async def closed_client(self, number: int) -> None:
@@ -820,7 +816,7 @@ class Run:
             "mode": f"open, {self.options.rate:g}/s" if self.options.rate else "closed",
             "repeated": self.repeated,
         }
-        summary |= summarize(self.results, marks, started, ended, self.options.warmup_seconds)
+        summary |= summarize(self.results, marks, started, ended)
         if self.fatal:
             summary["error"] = self.fatal
         summary["writes"] = (
@@ -867,13 +863,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-requests", type=int, default=1_000_000, help="end of the load by count (1000000)")
     parser.add_argument("--timeout", type=float, default=15.0, help="seconds for one request, connecting included (15)")
     parser.add_argument("--logins", type=int, default=4, help="sessions that the clients share (4)")
-    parser.add_argument("--new-connections", action="store_true", help="a new connection for every request")
     parser.add_argument("--requests-per-connection", type=int, default=500, help="then a new one (500)")
     parser.add_argument(
         "--repeat-unanswered", action="store_true",
         help="repeat once, as browsers do, where a kept connection is closed without a response",
     )  # fmt: skip
-    parser.add_argument("--warmup-seconds", type=float, default=0.0, help="left out of the latencies, not of the count")
     parser.add_argument("--marks", help="file with marks of other processes (JSON lines)")
     parser.add_argument("--results", help="file for each request's result (JSON lines)")
     parser.add_argument("--summary", help="file for the summary; it is printed in any case")

@@ -291,26 +291,12 @@ def test_a_failed_login_is_not_a_run(tmp_path, toy):
 
 def test_sigterm_ends_the_run_with_its_summary(tmp_path, toy):
     server = toy()
-    scenario = tmp_path / "scenario.json"
+    scenario, ready = tmp_path / "scenario.json", tmp_path / "ready"
     scenario.write_text(
         json.dumps({"base": f"http://127.0.0.1:{server.port}", "requests": [{"name": "page", "path": "/"}]})
     )
-    ready = tmp_path / "ready"
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            str(LOADGEN),
-            str(scenario),
-            "--seconds",
-            "50",
-            "--think-seconds",
-            "0.05",
-            "--ready-file",
-            str(ready),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    options = ("--seconds", "50", "--think-seconds", "0.05", "--ready-file", ready)
+    process = subprocess.Popen([sys.executable, LOADGEN, scenario, *options], stdout=subprocess.PIPE, text=True)
     for _ in range(200):
         if ready.exists() and server.count > 10:
             break
@@ -383,12 +369,6 @@ def test_windows_separate_the_deploy_from_the_rest():
 
 def test_a_window_without_an_end_lasts_until_the_end():
     assert loadgen.windows_of([{"t": 5.0, "name": "deploy-start"}], 9.0) == {"deploy": [(5.0, 9.0)]}
-
-
-def test_the_warm_up_is_left_out_of_latencies_but_not_of_failures():
-    results = [result(100.0, 900.0), result(100.5, 5.0, "reset"), result(103.0, 10.0)]
-    summary = loadgen.summarize(results, [], 100.0, 110.0, warmup=2.0)
-    assert (summary["requests"], summary["failed"], summary["max_ms"]) == (3, 1, 10.0)
 
 
 def test_marks_survive_a_half_written_line(tmp_path):
