@@ -114,7 +114,6 @@ copies:
 """
 
 import contextlib
-import ctypes
 import datetime
 import glob
 import json
@@ -127,10 +126,11 @@ import tempfile
 import time
 
 from ansible.module_utils.shiftmaster.host import points
-from ansible.module_utils.shiftmaster.host.bounded import Bounded
+from ansible.module_utils.shiftmaster.host.bounded import Bounded, die_with_parent
 from ansible.module_utils.shiftmaster.host.printable import lasting, printable, sized
 from ansible.module_utils.shiftmaster.host.quiet import TEXT, QuietModule, dict_of, given
 from ansible.module_utils.shiftmaster.host.safe_files import sha256
+from ansible.module_utils.shiftmaster.host.system_paths import nearest
 from ansible.module_utils.shiftmaster.release.layout import sync
 from ansible.module_utils.shiftmaster.release.releasecode import Output
 from ansible.module_utils.shiftmaster.release.state import held, write_json
@@ -298,11 +298,6 @@ def wanted_entries(listing, user, superuser, kept_schemas):
     return chosen
 
 
-def foreign_setting(line):
-    """Whether a line of a script's head is a setting that servers before 17 do not know."""
-    return line.startswith(b"SET transaction_timeout")
-
-
 def copies(directory, at=None):
     """Return the copies in a directory, oldest first."""
     at = at or now()
@@ -343,18 +338,10 @@ def prune_plan(found, keep, database, protect=()):
     ]
 
 
-def nearest(path):
-    """Return the nearest directory above a path that exists."""
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
-
-
 def _low_priority():
     """For children: give way to the application, and die with us."""
     os.nice(10)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    die_with_parent()
 
 
 class Database:
@@ -464,7 +451,7 @@ class Database:
                 writer.stdin.write(CLEAR_SQL.encode())
                 for _number in range(HEAD_LINES):
                     line = reader.stdout.readline()
-                    if not foreign_setting(line):
+                    if not line.startswith(b"SET transaction_timeout"):  # Servers before 17 do not know it.
                         writer.stdin.write(line)
                 shutil.copyfileobj(reader.stdout, writer.stdin, 1 << 18)
                 if reader.wait() != 0:
@@ -528,13 +515,9 @@ def remove_unfinished(directory):
     return [os.path.join(directory, name) for name in going]
 
 
-def open_database(params, deadline):
-    return Database(params["database"], params["password"], deadline)
-
-
 def open_source(params, deadline):
     """Open the database that is dumped, where the disk has room for it."""
-    source, directory = open_database(params, deadline), params["directory"]
+    source, directory = Database(params["database"], params["password"], deadline), params["directory"]
     disk = os.statvfs(nearest(directory))
     free = disk.f_bavail * disk.f_frsize
     if free < source.size:
@@ -630,7 +613,7 @@ def restored(params, deadline, check_mode):
     """Put a copy into the database; returns the module's result."""
     started = time.monotonic()
     path, manifest = find_copy(params["directory"], params["file"], params["database"]["name"])
-    target = open_database(params, deadline)
+    target = Database(params["database"], params["password"], deadline)
     notes = []
     if not check_mode:
         with exclusive(os.path.dirname(path)), tempfile.TemporaryDirectory(prefix="shiftmaster-restore-") as work:

@@ -130,6 +130,7 @@ import time
 from ansible.module_utils.shiftmaster.host import listeners
 from ansible.module_utils.shiftmaster.host.quiet import PATH, TEXT, QuietModule, given, list_of
 from ansible.module_utils.shiftmaster.host.safe_files import untrusted_parent
+from ansible.module_utils.shiftmaster.host.system_paths import nearest
 from ansible.module_utils.shiftmaster.release import releases
 from ansible.module_utils.shiftmaster.release.layout import Layout
 from ansible.module_utils.shiftmaster.release.state import State, StateError
@@ -267,13 +268,6 @@ def check_systemd(report, first, running):
 
 
 # ---------------------------------------------------------------------------------------------------- disk
-
-
-def nearest(path):
-    """Return the nearest directory at or above a path that exists."""
-    while not os.path.isdir(path):
-        path = os.path.dirname(path)
-    return path
 
 
 def mount_of(path):

@@ -27,7 +27,6 @@ archive and archive_sha256 (empty where none was requested), migrations (classif
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import difflib
 import hashlib
 import os
@@ -46,7 +45,7 @@ import ansible.module_utils
 # Ansible finds module_utils for modules alone.
 ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "module_utils"))
 from ansible.module_utils.shiftmaster.host import action
-from ansible.module_utils.shiftmaster.host.bounded import Bounded
+from ansible.module_utils.shiftmaster.host.bounded import Bounded, die_with_parent
 from ansible.module_utils.shiftmaster.host.printable import printable
 from ansible.module_utils.shiftmaster.release import migrations, source_checks
 from ansible.module_utils.shiftmaster.release.state import held
@@ -325,7 +324,7 @@ class Git:
                 stdout=stdout,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
                 pass_fds=() if self.lock is None else (self.lock,),
             )
         except FileNotFoundError:
@@ -355,13 +354,6 @@ class Git:
 
     def text(self, *arguments):
         return self.run(*arguments).decode(errors="replace")
-
-
-def _die_with_parent():
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    except (OSError, AttributeError):
-        pass  # Not Linux: the lock, which the child keeps, still guards the mirror.
 
 
 class Mirror:
@@ -442,11 +434,6 @@ class Mirror:
             raise Damaged(str(error))  # The repository responds, so the local copy is damaged.
         return self.listing() != before
 
-    def fetch_commit(self, revision):
-        """Request a commit that no branch or tag leads to; many servers give it."""
-        with contextlib.suppress(Failed):
-            self.git.run("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "origin", revision)
-
     def resolve(self, version):
         """Return (kind, revision, notes, fetched)."""
         digits = version.lower()
@@ -455,7 +442,9 @@ class Mirror:
             fetched = self.fetch()
             names = {name for table in names_of(self.listing()) for name in table}
             if is_full and version not in names and not self.commits(digits) and not self.published:
-                self.fetch_commit(digits)
+                # No branch or tag leads to it; many servers give it all the same.
+                with contextlib.suppress(Failed):
+                    self.git.run("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "origin", digits)
         kind, found, notes = choose(version, *names_of(self.listing()), self.commits)
         if self.published and not self.git.text("for-each-ref", "--count=1", "--contains", found):
             raise SourceError("no branch or tag of the repository leads to the commit %s" % version)

@@ -21,7 +21,6 @@ Returns directory, wheels ([{name, sha256}]) and collected (whether by this call
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
@@ -361,13 +360,6 @@ def complete(directory):
     return wheels if good else None
 
 
-@contextlib.contextmanager
-def exclusive(root, deadline):
-    """Let one run collect at a time; hosts alike wait for the first and find its collection."""
-    with held(os.path.join(root, "lock"), deadline, WheelsError("another run is still collecting wheels in %s" % root)):
-        yield
-
-
 def prune(root, mine):
     """Remove old collections; one of the last day may still be on its way to a host."""
     entries = [os.path.join(root, name) for name in os.listdir(root) if re.match(r"^[0-9a-f]{16}\Z", name)]
@@ -394,7 +386,9 @@ def run(params):
     root = os.path.join(params["cache_dir"], "wheels")
     directory = os.path.join(root, key)
     os.makedirs(root, mode=0o700, exist_ok=True)
-    with exclusive(root, deadline):
+    # Hosts alike wait for the first and find its collection.
+    busy = WheelsError("another run is still collecting wheels in %s" % root)
+    with held(os.path.join(root, "lock"), deadline, busy):
         wheels = complete(directory)
         collected = wheels is None
         if collected:

@@ -6,6 +6,8 @@ safe_files.untrusted_parent is the half that needs the host.
 
 from __future__ import annotations
 
+import os
+
 # Directories of the system that hold one directory for each program: they are none themselves.
 SHARED = frozenset(
     "/etc/ssl /home /media /mnt /opt /root /run /srv /usr/local/share /var /var/backups /var/cache /var/lib /var/lock "
@@ -40,3 +42,10 @@ def refusal(path):
     if closed and len(max((root for root in OPEN if _below(path, (root,))), key=len, default="")) <= len(closed):
         return "is or is below %s, which belongs to the system" % closed
     return ""
+
+
+def nearest(path: str) -> str:
+    """Return the nearest directory at or above a path that exists."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path

@@ -81,7 +81,7 @@ def repository(original, tmp_path):
 def inspect_version(tmp_path, repository, monkeypatch):
     """Call the module's own run(); the cache stays the same within a test."""
     # Before this function runs the process of the tests is copied, which costs more than most of git's commands.
-    monkeypatch.setattr(source, "_die_with_parent", None)
+    monkeypatch.setattr(source, "die_with_parent", None)
 
     def inspect_version(version, where=None, **more):
         params = {
