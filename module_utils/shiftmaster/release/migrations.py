@@ -251,11 +251,8 @@ class _UnknownType:
 Unknown = _UnknownType()
 
 
-class Models(dict):
-    """The fields of an app's models, as its migrations leave them: {model: {field: Field}}."""
-
-    def copy(self):
-        return Models((model, dict(fields)) for model, fields in self.items())
+# The fields of an app's models, as its migrations leave them.
+Models = Dict[str, Dict[str, Field]]
 
 
 # ------------------------------------------------------------------------------------------------------ the operations
@@ -337,7 +334,9 @@ class Reader:
                 self.add("SeparateDatabaseAndState", "", Result(CONTRACT, reason))
             else:
                 before = self.models
-                self.models = before.copy()  # Database operations leave the state alone.
+                self.models = {
+                    model: dict(fields) for model, fields in before.items()
+                }  # Database operations leave the state alone.
                 count = len(self.records)
                 self.read(database)
                 if len(self.records) == count:
@@ -801,10 +800,10 @@ def classify_app(app: str, texts: Mapping[str, str], paths: Optional[Mapping[str
         name: [part for of, part in file.replaces if of == app and part in files] for name, file in files.items()
     }
     squashed = {name: parts for name, parts in replaced.items() if parts}
-    models, plain = Models(), {name: file for name, file in files.items() if name not in squashed}
+    models, plain = {}, {name: file for name, file in files.items() if name not in squashed}
     records = [_evaluate(file, models) for file in _ordered(plain, squashed)]
     # A squashed one starts from what was before, which is not followed: strict.
-    return records + [_evaluate(files[name], Models()) for name in sorted(squashed)]
+    return records + [_evaluate(files[name], {}) for name in sorted(squashed)]
 
 
 # Other modules in a directory of this name (Django's own db/migrations, helpers) are no migrations.
@@ -1022,7 +1021,7 @@ def classify_ahead(ahead: Iterable, releases_root: str, releases: Optional[Relea
         if record is None:
             app, _, name = key(migration).partition(".")
             reasons = ["no retained release holds its file, so what it did is not known"]
-            record = _evaluate(File(app, name, ""), Models())
+            record = _evaluate(File(app, name, ""), {})
             record.update(
                 {"class": IRREVERSIBLE, "found_in": None, "reversible": False, "problems": [], "reasons": reasons}
             )
@@ -1037,7 +1036,7 @@ def plan(response: Mapping) -> List[dict]:
         known.update((key(record), record) for record in classify_app(app, texts))
     records = []
     for migration in response["pending"]:
-        record = dict(known.get(key(migration)) or _evaluate(File(migration["app"], migration["name"], ""), Models()))
+        record = dict(known.get(key(migration)) or _evaluate(File(migration["app"], migration["name"], ""), {}))
         record["atomic"] = migration["atomic"]
         # Django knows better than a reader whether an operation can be reversed.
         record["no_reverse"] = not all(operation["reversible"] for operation in migration["operations"])
