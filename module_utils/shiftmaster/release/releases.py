@@ -60,8 +60,6 @@ MAX_QUEUES, MAX_TASKS = 100, 10_000
 _NOTED = ("version", "revision", "config_sha256", "celery_application", "who", "run_id")
 # pip's attempts that another one follows.
 _RETRIES = re.compile(r"(?m)^ *WARNING: Retrying \(.*\n(?= *WARNING: Retrying \()")
-# A cache that all builds could write to, of hosts that were set up before 2026-12.
-_OLD_PIP_CACHE = "/var/cache/shiftmaster/pip"
 # Run by the build's user in its own tree: links in it lead root nowhere.
 _LINK_DIRECTORIES = """
 import os, shutil, sys
@@ -290,7 +288,6 @@ class Build:
 
     def unpack(self) -> None:
         _log_file(self.log, self.spec["log_dir"])
-        safe_files.remove_tree(_OLD_PIP_CACHE)
         source = os.path.join(self.path, "source")
         for name, owner in (("source", "build_user"), ("venv", ""), ("site", ""), ("static", "user")):
             path = os.path.join(self.path, name)

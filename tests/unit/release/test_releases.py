@@ -699,7 +699,7 @@ def test_a_release_of_another_python_is_built_again(layout, state, add, tmp_path
 
 
 @pytest.fixture
-def recorded(monkeypatch, tmp_path):
+def recorded(monkeypatch):
     """Commands of a build, recorded instead of run: {"commands", "code", "hooks"}, and the responses of its code."""
     found = types.SimpleNamespace(commands=[], code=[], files={}, response={"tasks": ["t"], "queues": ["q"]}, rc=0)
 
@@ -732,8 +732,6 @@ def recorded(monkeypatch, tmp_path):
 
     monkeypatch.setattr(releases, "run_as", run_as)
     monkeypatch.setattr(releases, "ReleaseCode", Code)
-    monkeypatch.setattr(releases, "_OLD_PIP_CACHE", str(tmp_path / "pip"))
-    (tmp_path / "pip").mkdir()
     return found
 
 
@@ -793,7 +791,7 @@ def test_the_commands_of_a_build_and_what_they_leave(layout, state, spec, record
     assert {stat.S_IMODE(entry.st_mode) for entry in recorded.owners.values()} == {0o755}
     assert {os.stat(os.path.join(path, one)).st_uid for one in owners} == {0}
     assert stat.S_IMODE(os.stat(os.path.join(path, "site/extra.py")).st_mode) == 0o644
-    assert stat.S_IMODE(os.stat(path).st_mode) == 0o755 and not os.path.exists(tmp_path / "pip")
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o755
     manifest = releases.manifest(layout, name)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", manifest.pop("created"))
     assert manifest.pop("files_sha256") == releases.fingerprint(path)

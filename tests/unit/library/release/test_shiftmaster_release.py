@@ -581,12 +581,6 @@ def test_a_suspect_release_that_is_healthy_again_is_suspect_no_longer(site, buil
         assert State(site.layout).is_suspect(ONE) == suspect
 
 
-def test_the_options_of_health_are_those_of_the_cutover(site):
-    site.run("active", release="1.0", health={"path": "/h", "host": "shift.example", "timeout_seconds": 4})
-    wanted = {"health_path": "/h", "health_host": "shift.example", "gate_timeout_seconds": 4.0}
-    assert {key: site.options[key] for key in wanted} == wanted
-
-
 def test_the_newest_live_release_of_a_version_is_selected(site):
     Path(site.layout.release(TWO), "manifest.json").write_text('{"version": "0.9", "revision": "x"}')
     assert site.run("query", release="0.9")["release"] == OLD
