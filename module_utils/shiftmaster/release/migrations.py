@@ -334,9 +334,8 @@ class Reader:
                 self.add("SeparateDatabaseAndState", "", Result(CONTRACT, reason))
             else:
                 before = self.models
-                self.models = {
-                    model: dict(fields) for model, fields in before.items()
-                }  # Database operations leave the state alone.
+                # Database operations leave the state alone.
+                self.models = {model: dict(fields) for model, fields in before.items()}
                 count = len(self.records)
                 self.read(database)
                 if len(self.records) == count:

@@ -84,18 +84,9 @@ def inspect_version(tmp_path, repository, monkeypatch):
     monkeypatch.setattr(source, "die_with_parent", None)
 
     def inspect_version(version, where=None, **more):
-        params = {
-            "version": version,
-            "published": False,
-            "cache_dir": str(tmp_path / "cache"),
-            "archive": False,
-            "exclude": [],
-            "requirements_file": "requirements.txt",
-            "application": {},
-            "timeout_seconds": 60,
-        }
-        params.update(more)
-        return source.run(source.Address(str(where or repository)), params)
+        defaults = {name: option.get("default") for name, option in source.ARGUMENTS.items()}
+        given = {"version": version, "cache_dir": str(tmp_path / "cache"), **more}
+        return source.run(source.Address(str(where or repository)), {**defaults, **given})
 
     return inspect_version
 

@@ -118,19 +118,10 @@ def collect(tmp_path, monkeypatch, forked):
                 entry = tarfile.TarInfo(name)
                 entry.size = len(text.encode())
                 packed.addfile(entry, io.BytesIO(text.encode()))
-        params = {
-            "source": "directory",
-            "directory": str(tmp_path / "wheels"),
-            "archive": str(archive),
-            "requirements_file": "requirements.txt",
-            "extra_requirements": list(extra),
-            "interpreter": host or interpreter(),
-            "environment": {},
-            "cache_dir": str(tmp_path / "cache"),
-            "timeout_seconds": 120,
-        }
-        params.update(more)
-        return wheels.run(params)
+        params = {name: option.get("default") for name, option in wheels.ARGUMENTS.items()}
+        params.update(source="directory", directory=str(tmp_path / "wheels"), archive=str(archive))
+        params.update(interpreter=host or interpreter(), cache_dir=str(tmp_path / "cache"))
+        return wheels.run({**params, "extra_requirements": list(extra), **more})
 
     return collect
 

@@ -614,7 +614,6 @@ def spec(tmp_path):
         "archive": str(archive),
         "environment": {"DB_PASSWORD": 'a"b ', "TZ": "Asia/Tokyo"},
         "files": {"site/extra.py": "y = 2\n"},
-        "site_packages": {},
         "requirements_file": "",
         "extra_requirements": [],
         "linked_directories": ["media"],
