@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import docker, play
 
-PROJECT = Path(__file__).parents[3]
 KEY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "id"
 
 
 @pytest.fixture
 def address(host):
-    name = host.backend.get_hostname()
-    done = subprocess.run(
-        ["docker", "inspect", "--format", "{{ .NetworkSettings.IPAddress }}", name],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
-    return done.stdout.strip()
+    return docker("inspect", "--format", "{{ .NetworkSettings.IPAddress }}", host.backend.get_hostname())
 
 
 @pytest.fixture
@@ -58,32 +48,8 @@ def over_ssh(host, address, tmp_path):
     )
 
     def run(playbook="lockout.yml", *inventories, **variables):
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-            "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
-            "ANSIBLE_FORCE_COLOR": "0",
-            "ANSIBLE_NOCOLOR": "1",
-        }
-        done = subprocess.run(
-            [
-                str(Path(sys.executable).parent / "ansible-playbook"),
-                *[word for inventory in inventories for word in ("-i", str(inventory))],
-                "-i",
-                str(tmp_path / "inventory.json"),
-                "--limit",
-                host.backend.get_hostname(),
-                "-e",
-                json.dumps(variables),
-                f"molecule/base/files/{playbook}",
-            ],
-            cwd=PROJECT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        return done.returncode, done.stdout + done.stderr
+        words = [word for one in (*inventories, tmp_path / "inventory.json") for word in ("-i", str(one))]
+        return play(host.backend.get_hostname(), f"molecule/base/files/{playbook}", *words, **variables)
 
     yield run
     host.check_output("rm -rf /root/.ssh")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support import play
 
-ROOT = Path(__file__).resolve().parents[3]
 NAMES = ("shift.test:443", "www.shift.test:443", "shift.test:80", "other.test:80")
 
 
@@ -59,33 +56,11 @@ class Web:
     def playbook(self, path, *arguments, **variables):
         """Run a playbook against this host. Its exit code, how much it changed, and its output."""
         name = self.host.backend.get_hostname()
-        done = subprocess.run(
-            [
-                "ansible-playbook",
-                "--inventory",
-                str(ROOT / "molecule/edge/inventory"),
-                "--limit",
-                name,
-                "--extra-vars",
-                json.dumps(variables),
-                str(ROOT / path),
-                *arguments,
-            ],
-            capture_output=True,
-            text=True,
-            timeout=180,
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
-            },
-        )
-        # molecule forces colours.
-        out = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+        words = ("--inventory", "molecule/edge/inventory", *arguments)
+        code, out = play(name, path, *words, timeout=180, **variables)
         changed = re.search(rf"{re.escape(name)} .*changed=(\d+)", out)
         return SimpleNamespace(
-            rc=done.returncode, out=out, flat=" ".join(out.split()), changed=int(changed[1]) if changed else None
+            rc=code, out=out, flat=" ".join(out.split()), changed=int(changed[1]) if changed else None
         )
 
     def converge(self, *arguments, **variables):

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-PROJECT = Path(__file__).parents[3]
-SCENARIO = PROJECT / "molecule/tls"
+from support import play
 
 
 class Site:
@@ -37,24 +32,10 @@ class Site:
 
     def run(self, *options, **variables):
         """Exit code and output of a run of the role on this host."""
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"),
-            "ANSIBLE_CACHE_PLUGIN": "ansible.builtin.memory",
-            "ANSIBLE_FORCE_COLOR": "0",
-            "ANSIBLE_NOCOLOR": "1",
-        }
-        arguments = ["-i", "molecule/tls/inventory", "-l", self.name, "-e", json.dumps(variables), *options]
-        done = subprocess.run(
-            [str(Path(sys.executable).parent / "ansible-playbook"), *arguments, "molecule/tls/files/role.yml"],
-            cwd=PROJECT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        words = ("-i", "molecule/tls/inventory", *options)
+        code, output = play(self.name, "molecule/tls/files/role.yml", *words, timeout=300, **variables)
         # Ansible breaks long lines.
-        return done.returncode, " ".join((done.stdout + done.stderr).split())
+        return code, " ".join(output.split())
 
 
 @pytest.fixture(autouse=True)
