@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import nginx_tree
 import pytest
-import yaml
 from ansible.module_utils.shiftmaster.host import configuration, probe, units
 
 MINE = grp.getgrgid(os.getegid()).gr_name
@@ -552,35 +551,6 @@ def test_only_a_process_of_nginx_is_its_master(tmp_path):
     path.write_text("nonsense")
     assert nginx_tree.master_pid(str(path)) is None
     assert nginx_tree.workers(os.getpid()) == {}
-
-
-def agree(documented, spec, place=""):
-    """The documentation and the argument spec of a module agree."""
-    assert set(documented) == set(spec), place
-    for name, option in spec.items():
-        output, where = documented[name], "%s.%s" % (place, name)
-        assert set(option) <= {"type", "default", "choices", "elements", "required", "no_log", "options"}, where
-        for key in ("type", "default", "choices", "elements", "options"):
-            if key in option or key in output and key != "options":
-                if key == "options":
-                    agree(output["suboptions"], option["options"], where)
-                else:
-                    assert output.get(key) == option.get(key), (where, key)
-        assert output.get("required", False) == option.get("required", False), where
-
-
-def test_documentation_and_argument_spec_agree(monkeypatch):
-    class Captured(Exception):
-        pass
-
-    def capture(**given):
-        agree(yaml.safe_load(nginx_tree.DOCUMENTATION)["options"], given["argument_spec"])
-        assert given["supports_check_mode"]
-        raise Captured
-
-    monkeypatch.setattr(nginx_tree, "QuietModule", capture)
-    with pytest.raises(Captured):
-        nginx_tree.main()
 
 
 def test_a_server_that_shows_no_certificate_has_another_one(monkeypatch):
