@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import socket
 import subprocess
 import threading
 import types
 from pathlib import Path
 
+import postgresql_cluster_config as pg
 import pytest
+import redis_instance_config as rd
 import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar, trust_as_template
@@ -38,24 +39,6 @@ def render(role, template, **variables):
 def settings_of(text, separator):
     pairs = [line.split(separator, 1) for line in text.splitlines() if line.strip() and not line.startswith("#")]
     return {name.strip(): value.strip() for name, value in pairs}
-
-
-def module_of(name):
-    path = ROOT / "library/service" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def pg():
-    return module_of("postgresql_cluster_config")
-
-
-@pytest.fixture(scope="module")
-def rd():
-    return module_of("redis_instance_config")
 
 
 # --- postgresql: templates ------------------------------------------------------------------------------------------
@@ -147,7 +130,7 @@ def test_no_role_owns_a_database():
     assert any("OWNER TO postgres" in query[0] and "GRANT ALL" in query[1] for query in queries)
 
 
-def test_postmaster_pid_is_read_only_when_ready(pg):
+def test_postmaster_pid_is_read_only_when_ready():
     lines = [
         "812",
         "/var/lib/postgresql/17/main",
@@ -165,7 +148,7 @@ def test_postmaster_pid_is_read_only_when_ready(pg):
     assert pg.parse_postmaster_pid("\n".join(["root:x:0:0", *lines[1:]])) is None
 
 
-def test_names_of_parameters(pg):
+def test_names_of_parameters():
     assert pg.parameter_names("# x = 1\nWork_Mem = 1MB\nport 5432\n\nwork_mem='2MB'\npg_stat_statements.max = 5") == [
         "work_mem",
         "port",
@@ -184,11 +167,11 @@ def test_names_of_parameters(pg):
         (0o600, 33, False),
     ],
 )
-def test_private_keys_follow_the_rule_of_the_server(pg, mode, owner, fine):
+def test_private_keys_follow_the_rule_of_the_server(mode, owner, fine):
     assert (pg.key_permission_problem(mode, owner, 101) is None) is fine
 
 
-def test_complaints_of_the_server_name_the_real_files(pg):
+def test_complaints_of_the_server_name_the_real_files():
     output = (
         '2026-11-25 12:00:00 GMT [1] LOG:  invalid value for parameter "work_mem": "lots"\n'
         '2026-11-25 12:00:00 GMT [1] FATAL:  configuration file "/tmp/x/postgresql.conf" contains errors\n'
@@ -273,7 +256,7 @@ def test_rules_of_the_application_name_channels_and_leave_administration_out():
 # --- redis: module --------------------------------------------------------------------------------------------------
 
 
-def test_directives_are_read_as_the_server_would(rd):
+def test_directives_are_read_as_the_server_would():
     text = '# port 1\nport 6379\nPort 6380\nbind 127.0.0.1 -::1\ntls-protocols "TLSv1.2 TLSv1.3"\n'
     assert rd.directive(text, "port") == "6380"
     assert rd.directive(text, "bind") == "127.0.0.1 -::1"
@@ -281,7 +264,7 @@ def test_directives_are_read_as_the_server_would(rd):
     assert rd.directive(text, "dir") is None
 
 
-def test_a_changed_hash_is_reported_without_its_value(rd):
+def test_a_changed_hash_is_reported_without_its_value():
     old, new = (
         f"user a on #{'1' * 64} +@all\nuser b on #{'2' * 64}",
         f"user a on #{'3' * 64} +@all\nuser b on #{'2' * 64}",
@@ -290,18 +273,18 @@ def test_a_changed_hash_is_reported_without_its_value(rd):
     assert rd.changed_passwords(old, new) == ["a"]
 
 
-def test_differences_are_found_by_the_reference_and_for_addresses_by_the_file(rd):
+def test_differences_are_found_by_the_reference_and_for_addresses_by_the_file():
     live = {"maxmemory": "1", "port": "6379", "dir": "/var/lib/redis", "daemonize": "no", "hz": "10"}
     reference = {"maxmemory": "2", "port": "0", "dir": "/tmp/x", "daemonize": "yes", "hz": "10", "newer": "1"}
     assert rd.differences(live, reference, "port 6380\ndir /var/lib/redis\n") == {"maxmemory": "2", "port": "6380"}
 
 
-def test_addresses_of_an_instance(rd):
+def test_addresses_of_an_instance():
     old, new = "port 6379\n", "port 6380\nunixsocket /run/redis/s\n"
     assert rd.addresses((new, old, None)) == ["/run/redis/s", ("127.0.0.1", 6379)]
 
 
-def test_the_administrators_password_is_sent_to_no_port_that_anybody_can_listen_on(rd, tmp_path):
+def test_the_administrators_password_is_sent_to_no_port_that_anybody_can_listen_on(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         stranger.settimeout(0.1)
         config = f"port {stranger.getsockname()[1]}\nunixsocket {tmp_path}/stopped\n"
@@ -313,7 +296,7 @@ def test_the_administrators_password_is_sent_to_no_port_that_anybody_can_listen_
         thread.join(5)
 
 
-def test_a_rejected_file_is_reported_with_the_message_of_the_server(rd):
+def test_a_rejected_file_is_reported_with_the_message_of_the_server():
     output = (
         "\n*** FATAL CONFIG FILE ERROR (Redis 8.0.2) ***\nReading the configuration file, at line 3\n"
         ">>> 'no-such-thing 1'\nBad directive or wrong number of arguments\n"
@@ -326,22 +309,22 @@ def test_a_rejected_file_is_reported_with_the_message_of_the_server(rd):
 ACL = "user default reset off\nuser admin reset on #{a} ~* &* +@all\nuser app reset on #{b} ~* +get\n"
 
 
-def digits(rd, password):
+def digits(password):
     return rd.hash_of(password)[1:]
 
 
-def test_a_previous_password_stays_where_it_is_accepted_and_is_not_restored_elsewhere(rd):
-    old = ACL.format(a=digits(rd, "admin"), b=digits(rd, "one"))
-    new = ACL.format(a=digits(rd, "admin"), b=digits(rd, "two"))
+def test_a_previous_password_stays_where_it_is_accepted_and_is_not_restored_elsewhere():
+    old = ACL.format(a=digits("admin"), b=digits("one"))
+    new = ACL.format(a=digits("admin"), b=digits("two"))
     kept = rd.with_kept_passwords(old, new, {"app": ["one", "zero"]})
-    assert kept == new.replace(f"#{digits(rd, 'two')}", f"#{digits(rd, 'two')} #{digits(rd, 'one')}")
+    assert kept == new.replace(f"#{digits('two')}", f"#{digits('two')} #{digits('one')}")
     assert rd.with_kept_passwords(kept, new, {"app": ["one"]}) == kept
     assert rd.with_kept_passwords(kept, new, {}) == new
     assert rd.with_kept_passwords("", new, {"app": ["one"]}) == new
     assert rd.with_kept_passwords(old, old, {"app": ["one"]}) == old
 
 
-def test_passwords_alone_are_set_without_loading_the_users(rd):
+def test_passwords_alone_are_set_without_loading_the_users():
     one, two = rd.hash_of("one"), rd.hash_of("two")
     live = ["user app on sanitize-payload %s ~* +get" % one, "user default off ~*"]
     assert rd.password_rules(live, live) == {}
