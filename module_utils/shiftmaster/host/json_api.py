@@ -40,7 +40,7 @@ class Api:
         self.ca_file, self.opener, self.date = ca_file, None, None
 
     def open(self, request):
-        """OSError where nothing responds; NoAnswer where the authority is missing: a host that is not set up."""
+        """OSError where nothing responds; NoResponse where the authority is missing: a host that is not set up."""
         if self.opener is None:
             handlers = [urllib.request.ProxyHandler({})]
             if self.url.startswith("https:"):
