@@ -42,6 +42,13 @@ SECRETS = {
 # For a load during which nginx is reloaded: its idle connections end then, and a client with a request on one of them
 # repeats it, as browsers do (RFC 9112, 9.3.1; HTTP/2 gets a signal). Of 60 reloads under load, 5 met such a request.
 BROWSER = "--repeat-unanswered"
+# Name and sum of each table that users write; in those of sessions and tasks the application itself does.
+USERS_ROWS = """
+SELECT string_agg(relname || ' ' || (xpath('/row/c/text()', query_to_xml(format(
+         'SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) AS c FROM %I AS t', relname),
+       false, true, '')))[1]::text, ', ' ORDER BY relname)
+FROM pg_stat_user_tables WHERE relname !~ '^(django_session|django_celery_|monitoring_)'
+"""
 # The most memory that each unit of what watches has had: of its control group where that is counted, of its process
 # elsewhere.
 PEAKS = """
@@ -282,6 +289,14 @@ class Operations:
             f"{release}/venv/bin/python manage.py " + " ".join(arguments),
             timeout=timeout,
         )
+
+    def sql(self, statement: str, database: str = "shiftmaster") -> str:
+        """Run SQL as the superuser of the database on this host."""
+        return self.shell(f"cd /; runuser -u postgres -- psql -XqAt -d {database}", stdin=statement).strip()
+
+    def primary(self) -> bool:
+        query = "cd /; runuser -u postgres -- psql -XqAt -c 'SELECT pg_is_in_recovery()'"
+        return self.shell(query, check=False).strip() == "f"
 
     def python(self, source: str, timeout: int = 120) -> str:
         """Run Python inside the live application (Django is set up)."""

@@ -21,13 +21,6 @@ class Host(Operations):
     def command(self, playbook: str, extra: dict, *arguments: str) -> list:
         return super().command(playbook, {**SETTINGS, **extra}, *arguments)
 
-    def sql(self, statement: str, database: str = "shiftmaster") -> str:
-        return self.shell(f"cd /; runuser -u postgres -- psql -XqAt -d {database}", stdin=statement).strip()
-
-    def primary(self) -> bool:
-        query = "cd /; runuser -u postgres -- psql -XqAt -c 'SELECT pg_is_in_recovery()'"
-        return self.shell(query, check=False).strip() == "f"
-
     def active(self, *units: str) -> list:
         return self.shell(f"systemctl is-active {' '.join(units)}; true").split()
 

@@ -18,15 +18,8 @@ FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
 class Host(Operations):
     """One of both; playbooks reach them under the name of the first one."""
 
-    def sql(self, statement: str) -> str:
-        return self.shell("runuser -u postgres -- psql -XqAt -d shiftmaster", stdin=statement).strip()
-
     def rows(self) -> str:
         return self.sql(ROWS)
-
-    def primary(self) -> bool:
-        query = "cd /; runuser -u postgres -- psql -XqAt -c 'SELECT pg_is_in_recovery()'"
-        return self.shell(query, check=False).strip() == "f"
 
     def application(self) -> str:
         """How many processes of the application's units run, and whether it starts at a boot."""

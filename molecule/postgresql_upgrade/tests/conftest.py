@@ -1,24 +1,14 @@
 from pathlib import Path
 
 import pytest
-from support import Operations
+from support import USERS_ROWS, Operations
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
-# Of each table its rows, of each sequence its value.
-ROWS = """
-SELECT string_agg(relname || ' ' || (xpath('/row/c/text()', query_to_xml(format(
-         'SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) AS c FROM %I AS t', relname),
-       false, true, '')))[1]::text, ', ' ORDER BY relname)
-FROM pg_stat_user_tables WHERE relname !~ '^(django_session|django_celery_|monitoring_)'
-"""
 
 
 class Host(Operations):
-    def sql(self, statement: str) -> str:
-        return self.shell("runuser -u postgres -- psql -XqAt -d shiftmaster", stdin=statement).strip()
-
     def rows(self) -> str:
-        return self.sql(ROWS)
+        return self.sql(USERS_ROWS)
 
     def major(self) -> int:
         return int(self.sql("SHOW server_version_num")) // 10000

@@ -4,27 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from support import ROOT, Operations
+from support import ROOT, USERS_ROWS, Operations
 
 INVENTORY = Path(__file__).resolve().parents[1] / "inventory"
 RUNS = "/var/backups/shiftmaster/manifests"
-# Name and content of each table that users write; in those of sessions and tasks the application itself does.
-EVERY_TABLE = """
-SELECT string_agg(relname || ' ' || (xpath('/row/c/text()', query_to_xml(format(
-         'SELECT md5(string_agg(t::text, chr(10) ORDER BY t::text)) AS c FROM %I AS t', relname),
-       false, true, '')))[1]::text, ', ' ORDER BY relname)
-FROM pg_stat_user_tables WHERE relname !~ '^(django_session|django_celery_|monitoring_)'
-"""
 EVERY_FILE = "cd /var/www/shiftmaster/shared/media && find . -type f -exec sha256sum {} + | sort -k2"
 
 
 class Host(Operations):
-    def sql(self, statement: str) -> str:
-        return self.shell("runuser -u postgres -- psql -XqAt -d shiftmaster", stdin=statement).strip()
-
     def everything(self) -> tuple[str, str]:
         """Sums of every table and of every file that users have entered."""
-        return self.sql(EVERY_TABLE), self.shell(EVERY_FILE)
+        return self.sql(USERS_ROWS), self.shell(EVERY_FILE)
 
 
 class Repository(Host):
