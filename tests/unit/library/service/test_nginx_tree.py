@@ -391,12 +391,6 @@ def test_paths_that_are_neither_file_nor_link_are_rejected(apply, nginx):
     assert result["failed"] and "neither a file nor a link" in result["msg"]
 
 
-def test_a_directory_that_is_a_file_is_refused(apply, nginx, tmp_path):
-    (tmp_path / "file").touch()
-    result = apply(directories=[{"path": str(tmp_path / "file")}])
-    assert result["failed"] and "cannot be used" in result["msg"] and content(nginx) == "old"
-
-
 def test_passwords_become_hashes_that_are_kept(apply, nginx):
     path = nginx.root / "users"
     users = [{"name": "ops", "password": "one"}]
@@ -440,6 +434,7 @@ def servers(apply, nginx):
     def change(state, server="10.0.0.1:8443", **more):
         return apply(None, state=state, server=server, marker_file=None, **more)
 
+    change.files = files
     return change
 
 
@@ -464,13 +459,9 @@ def test_a_drained_server_without_a_reason_gets_one(servers, nginx):
 
 
 def test_an_nginx_that_runs_with_other_servers_or_files_reloads(servers, apply, nginx):
-    files = [
-        {"path": str(nginx.root / "nginx.conf"), "content": "new"},
-        {"path": str(nginx.root / "servers.conf"), "content": SERVERS},
-    ]
     for location, words in (("/servers", "other servers"), ("/config", "another configuration")):
         nginx.loaded[location] = "x"
-        result = apply(files=files)
+        result = apply(files=servers.files)
         assert result["action"] == "reload" and result["reasons"] == ["the running nginx has " + words]
 
 
