@@ -40,7 +40,7 @@ class Gate(Workers):
                 self._wait_watching(slot, self.options["gate_delay_seconds"])
             result = self.deep_health(slot)
             if result.status == 200:
-                found = _release_in(result.body)
+                found = _json(result.body).get("release")
                 if found not in (None, "", target):
                     problem = "release %s responds on the socket of %s" % (found, target)
                 else:
@@ -178,10 +178,6 @@ def _json(body) -> dict:
     except (ValueError, TypeError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def _release_in(body) -> Optional[str]:
-    return _json(body).get("release")
 
 
 def _failed_checks(body) -> str:

@@ -71,14 +71,11 @@ class Layout:
             return []
 
     def active_slot(self) -> Optional[str]:
-        slot = os.path.basename(self._link())
-        return slot if slot in SLOTS else None
-
-    def _link(self) -> str:
         try:
-            return os.readlink(self.active)
+            slot = os.path.basename(os.readlink(self.active))
         except OSError:
-            return ""
+            return None
+        return slot if slot in SLOTS else None
 
     def idle_slot(self) -> str:
         return "green" if self.active_slot() == "blue" else "blue"

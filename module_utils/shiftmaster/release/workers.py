@@ -106,16 +106,17 @@ class Workers(Slots):
 
     def old_tasks(self) -> list:
         """Return the tasks of the live release that the target does not know."""
-        source, target = self._t("from"), self._t("to")
+        return sorted(self._unknown_tasks(self._t("from"), self._t("to")))
+
+    def _unknown_tasks(self, source: Optional[str], target: str) -> set:
         known = set(releases.manifest(self.layout, target).get("tasks", []))
-        return sorted(set(releases.manifest(self.layout, source).get("tasks", [])) - known) if source else []
+        return set(releases.manifest(self.layout, source).get("tasks", [])) - known if source else set()
 
     def _pass_tasks(self, source, source_slot, target, target_slot) -> None:
         """End one slot's background work and begin the other's."""
         if not self.options["celery_application"]:
             return
-        known = set(releases.manifest(self.layout, target).get("tasks", []))
-        unknown = set(releases.manifest(self.layout, source).get("tasks", [])) - known if source else set()
+        unknown = self._unknown_tasks(source, target)
         if source_slot is not None:
             self._stop(source_slot, ("beat",))
             state = units.active_state(units.unit("worker", source_slot))
