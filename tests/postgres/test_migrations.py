@@ -45,6 +45,7 @@ class Migration(migrations.Migration):
 """
 INITIAL = """migrations.CreateModel("Roster", [("id", models.BigAutoField(primary_key=True)),
     ("month", models.CharField(max_length=7))])"""
+ADD_EXTRA = 'migrations.AddField("roster", "extra", models.TextField(null=True))'
 ADD_NOTE = 'migrations.AddField("roster", "note", models.TextField(null=True))'
 DROP_MONTH = 'migrations.RemoveField("roster", "month")'
 INDEX = 'AddIndexConcurrently("roster", models.Index(fields=["month"], name="roster_month"))'
@@ -252,7 +253,7 @@ def test_plan_and_apply_twice(site):
 
 def test_contract_is_refused_until_allowed(site):
     site.run("apply", site.release(1, BASE))
-    release = site.release(2, dict(BASE, **{"shifts/0003_drop": migration(DROP_MONTH, "0002_note")}))
+    release = site.release(2, {**BASE, "shifts/0003_drop": migration(DROP_MONTH, "0002_note")})
     message, _ = site.refused("apply", release)
     assert "shifts.0003_drop (contract: RemoveField roster.month" in message
     assert "month" in site.columns()
@@ -302,15 +303,10 @@ FAILS = 'migrations.RunSQL("SELECT no_such_column FROM shifts_roster", migration
 def test_a_failing_atomic_migration_is_rolled_back_and_those_before_it_stay(site):
     release = site.release(
         1,
-        dict(
-            BASE,
-            **{
-                "shifts/0003_fails": migration(
-                    "%s, %s" % ('migrations.AddField("roster", "extra", models.TextField(null=True))', FAILS),
-                    "0002_note",
-                ),
-            },
-        ),
+        {
+            **BASE,
+            "shifts/0003_fails": migration(f"{ADD_EXTRA}, {FAILS}", "0002_note"),
+        },
     )
     message, details = site.refused("apply", release, first_deploy=True)
     failure = details["failure"]
@@ -323,7 +319,7 @@ def test_a_failing_atomic_migration_is_rolled_back_and_those_before_it_stay(site
 
 def test_a_failing_migration_outside_a_transaction_is_reported_as_half_applied(site):
     operations = 'migrations.AddField("roster", "extra", models.TextField(null=True)), %s, %s' % (INDEX, FAILS)
-    release = site.release(1, dict(BASE, **{"shifts/0003_half": migration(operations, "0002_note", atomic=False)}))
+    release = site.release(1, {**BASE, "shifts/0003_half": migration(operations, "0002_note", atomic=False)})
     message, details = site.refused("apply", release, first_deploy=True)
     failure = details["failure"]
     assert failure["half_applied"] and "may be half applied" in message
@@ -338,16 +334,14 @@ def test_a_failing_migration_outside_a_transaction_is_reported_as_half_applied(s
 def test_an_existing_column_gets_a_hint(site):
     release = site.release(
         1,
-        dict(
-            BASE,
-            **{
-                "shifts/0003_again": migration(
-                    'migrations.SeparateDatabaseAndState(database_operations=[migrations.AddField("roster", "note",'
-                    " models.TextField(null=True))])",
-                    "0002_note",
-                )
-            },
-        ),
+        {
+            **BASE,
+            "shifts/0003_again": migration(
+                'migrations.SeparateDatabaseAndState(database_operations=[migrations.AddField("roster", "note",'
+                " models.TextField(null=True))])",
+                "0002_note",
+            ),
+        },
     )
     message, details = site.refused("apply", release, first_deploy=True)
     assert details["failure"]["sqlstate"] == "42701" and "migrate --fake" in message
@@ -395,14 +389,10 @@ def test_a_held_migration_lock_ends_the_wait_and_names_its_holder(site):
 
 
 def test_two_at_once_apply_once(site):
-    slow = dict(
-        BASE,
-        **{
-            "shifts/0003_slow": migration(
-                'migrations.RunSQL("SELECT pg_sleep(2)", migrations.RunSQL.noop)', "0002_note"
-            )
-        },
-    )
+    slow = {
+        **BASE,
+        "shifts/0003_slow": migration('migrations.RunSQL("SELECT pg_sleep(2)", migrations.RunSQL.noop)', "0002_note"),
+    }
     release = site.release(1, slow)
     first = site.start(release)
     site.wait_for("pg_sleep")
@@ -448,7 +438,7 @@ def test_timeouts_apply_to_a_connection_that_the_application_opens_again(site):
 
 def test_an_index_is_built_concurrently_under_the_lock_while_another_run_waits(site):
     site.run("apply", site.release(1, BASE))
-    release = site.release(2, dict(BASE, **{"shifts/0003_index": migration(INDEX, "0002_note", atomic=False)}))
+    release = site.release(2, {**BASE, "shifts/0003_index": migration(INDEX, "0002_note", atomic=False)})
     with site.session("a long report") as session:
         session("BEGIN")
         session("INSERT INTO shifts_roster (month) VALUES ('2025-07')")
@@ -467,7 +457,7 @@ def test_an_index_that_a_killed_run_has_built_is_built_again(site):
     """A run that dies after it, in a later operation of the same migration, has recorded nothing."""
     site.run("apply", site.release(1, BASE))
     site.sql("CREATE INDEX roster_month ON shifts_roster (id)")
-    release = site.release(2, dict(BASE, **{"shifts/0003_index": migration(INDEX, "0002_note", atomic=False)}))
+    release = site.release(2, {**BASE, "shifts/0003_index": migration(INDEX, "0002_note", atomic=False)})
     result = site.run("apply", release)
     assert (result["done"], result["repaired"]) == (
         ["shifts.0003_index"], ["dropped the index roster_month of an earlier run"],
@@ -540,16 +530,14 @@ def test_a_pooler_is_recognised_and_refused(site):
 
 def test_killed_in_a_migration_the_next_run_converges(site):
     site.run("apply", site.release(1, BASE))
-    files = dict(
-        BASE,
-        **{
-            "shifts/0003_slow": migration(
-                'migrations.AddField("roster", "extra", models.TextField(null=True)),'
-                ' migrations.RunSQL("SELECT pg_sleep(300)", migrations.RunSQL.noop)',
-                "0002_note",
-            )
-        },
-    )
+    files = {
+        **BASE,
+        "shifts/0003_slow": migration(
+            'migrations.AddField("roster", "extra", models.TextField(null=True)),'
+            ' migrations.RunSQL("SELECT pg_sleep(300)", migrations.RunSQL.noop)',
+            "0002_note",
+        ),
+    }
     child = site.start(site.release(2, files))
     site.wait_for("pg_sleep(300)")
     kill(child)
@@ -590,7 +578,7 @@ def test_a_run_ends_when_its_parent_has_ended(site):
 )
 def test_killed_while_it_builds_an_index_the_next_run_repairs_it(site, index):
     site.run("apply", site.release(1, BASE))
-    release = site.release(2, dict(BASE, **{"shifts/0003_index": migration(index, "0002_note", atomic=False)}))
+    release = site.release(2, {**BASE, "shifts/0003_index": migration(index, "0002_note", atomic=False)})
     with site.session("a long report") as session:
         session("BEGIN")
         session("INSERT INTO shifts_roster (month) VALUES ('2025-07')")
@@ -620,7 +608,7 @@ STEPS = (
     """migrations.CreateModel("Swap", [("id", models.BigAutoField(primary_key=True)),
     ("roster", models.ForeignKey("shifts.roster", models.CASCADE))])""",
     "migrations.RunPython(perhaps_die, perhaps_die)",
-    ADD_NOTE.replace('"note"', '"extra"'),
+    ADD_EXTRA,
     'migrations.RunSQL("CREATE INDEX CONCURRENTLY by_hand ON shifts_roster (extra)", "DROP INDEX by_hand")',
     "migrations.RunPython(perhaps_die, perhaps_die)",
     """migrations.SeparateDatabaseAndState([migrations.RunSQL("CREATE TABLE plain (id int)", "DROP TABLE plain"),
@@ -763,7 +751,7 @@ def test_code_with_a_half_reverted_migration_does_not_fit(site):
     old = site.release(1, BASE)
     files = {
         "shifts/0003_half": migration(
-            f'migrations.RunSQL("SELECT 1", "SELECT no_such_column"), {ADD_NOTE.replace("note", "extra")}',
+            f'migrations.RunSQL("SELECT 1", "SELECT no_such_column"), {ADD_EXTRA}',
             "0002_note",
             atomic=False,
         )
@@ -812,40 +800,34 @@ def test_a_failed_operation_outside_a_transaction_leaves_nothing_and_is_repeated
 
 def two_apps():
     """shifts.0003 and staff.0001 depend on each other's neighbours: staff.0001 on shifts.0003, shifts.0004 on it."""
-    return dict(
-        BASE,
-        **{
-            "shifts/0003_extra": migration(
-                'migrations.AddField("roster", "extra", models.TextField(null=True))', "0002_note"
-            ),
-            "staff/0001_initial": migration(
-                'migrations.CreateModel("Nurse", [("id", models.BigAutoField(primary_key=True)),'
-                ' ("roster", models.ForeignKey("shifts.roster", models.CASCADE))])',
-                [("shifts", "0003_extra")],
-            ),
-            "shifts/0004_last": migration(
-                'migrations.AddField("roster", "head", models.ForeignKey("staff.nurse", models.SET_NULL, null=True,'
-                ' related_name="+"))',
-                [("shifts", "0003_extra"), ("staff", "0001_initial")],
-            ),
-        },
-    )
+    return {
+        **BASE,
+        "shifts/0003_extra": migration(ADD_EXTRA, "0002_note"),
+        "staff/0001_initial": migration(
+            'migrations.CreateModel("Nurse", [("id", models.BigAutoField(primary_key=True)),'
+            ' ("roster", models.ForeignKey("shifts.roster", models.CASCADE))])',
+            [("shifts", "0003_extra")],
+        ),
+        "shifts/0004_last": migration(
+            'migrations.AddField("roster", "head", models.ForeignKey("staff.nurse", models.SET_NULL, null=True,'
+            ' related_name="+"))',
+            [("shifts", "0003_extra"), ("staff", "0001_initial")],
+        ),
+    }
 
 
 def test_compare_finds_what_migrate_check_does_not(site):
-    old = site.release(1, dict(BASE, **{"staff/0000_none": migration("")}))
+    old = site.release(1, {**BASE, "staff/0000_none": migration("")})
     site.run("apply", old)
     new = site.release(
         2,
-        dict(
-            two_apps(),
-            **{
-                "staff/0000_none": migration(""),
-                "staff/0001_initial": two_apps()["staff/0001_initial"].replace(
-                    "('shifts', '0003_extra')", "('shifts', '0003_extra'), ('staff', '0000_none')"
-                ),
-            },
-        ),
+        {
+            **two_apps(),
+            "staff/0000_none": migration(""),
+            "staff/0001_initial": two_apps()["staff/0001_initial"].replace(
+                "('shifts', '0003_extra')", "('shifts', '0003_extra'), ('staff', '0000_none')"
+            ),
+        },
     )
     site.run("apply", new)
     assert ReleaseCode(old, None).manage([["migrate", "--check"]]).rc == 0  # Django sees nothing of it.
@@ -859,7 +841,7 @@ def test_compare_finds_what_migrate_check_does_not(site):
 
 def test_compare_refuses_after_a_contract_migration_and_a_missing_file(site):
     old = site.release(1, BASE)
-    new = site.release(2, dict(BASE, **{"shifts/0003_drop": migration(DROP_MONTH, "0002_note")}))
+    new = site.release(2, {**BASE, "shifts/0003_drop": migration(DROP_MONTH, "0002_note")})
     site.run("apply", new, first_deploy=True)
     result = site.run("compare", new, old)
     assert not result["safe_to_rollback"]
@@ -876,7 +858,7 @@ def test_compare_refuses_after_a_contract_migration_and_a_missing_file(site):
 
 def test_compare_reads_files_where_the_old_code_does_not_run(site):
     old = site.release(1, BASE)
-    new = site.release(2, dict(BASE, **{"shifts/0003_drop": migration(DROP_MONTH, "0002_note")}))
+    new = site.release(2, {**BASE, "shifts/0003_drop": migration(DROP_MONTH, "0002_note")})
     site.run("apply", new, first_deploy=True)
     Path(old, "source", "settings.py").write_text("raise RuntimeError('broken')\n")
     result = site.run("compare", new, old)
@@ -902,17 +884,13 @@ def test_reverse_refuses_an_irreversible_migration_before_it_begins(site):
     old = site.release(1, BASE)
     new = site.release(
         2,
-        dict(
-            BASE,
-            **{
-                "shifts/0003_once": migration(
-                    'migrations.RunSQL("UPDATE shifts_roster SET month = NULL WHERE false")', "0002_note"
-                ),
-                "shifts/0004_extra": migration(
-                    'migrations.AddField("roster", "extra", models.TextField(null=True))', "0003_once"
-                ),
-            },
-        ),
+        {
+            **BASE,
+            "shifts/0003_once": migration(
+                'migrations.RunSQL("UPDATE shifts_roster SET month = NULL WHERE false")', "0002_note"
+            ),
+            "shifts/0004_extra": migration(ADD_EXTRA, "0003_once"),
+        },
     )
     site.run("apply", new, first_deploy=True)
     compare = site.run("compare", new, old)
@@ -927,17 +905,13 @@ def test_a_failed_reverse_reports_what_it_has_reversed(site):
     old = site.release(1, BASE)
     new = site.release(
         2,
-        dict(
-            BASE,
-            **{
-                "shifts/0003_bad_way_back": migration(
-                    'migrations.RunSQL("SELECT 1", "SELECT no_such_column")', "0002_note"
-                ),
-                "shifts/0004_extra": migration(
-                    'migrations.AddField("roster", "extra", models.TextField(null=True))', "0003_bad_way_back"
-                ),
-            },
-        ),
+        {
+            **BASE,
+            "shifts/0003_bad_way_back": migration(
+                'migrations.RunSQL("SELECT 1", "SELECT no_such_column")', "0002_note"
+            ),
+            "shifts/0004_extra": migration(ADD_EXTRA, "0003_bad_way_back"),
+        },
     )
     site.run("apply", new, first_deploy=True)
     message, details = site.refused("reverse", new, old)
@@ -957,7 +931,7 @@ class Migration(migrations.Migration):
 
 def test_a_squashed_migration_is_no_difference_in_either_direction(site):
     old = site.release(1, BASE)
-    both = site.release(2, dict(BASE, **{"shifts/0001_squashed": SQUASHED}))
+    both = site.release(2, {**BASE, "shifts/0001_squashed": SQUASHED})
     only = site.release(3, {"shifts/0001_squashed": SQUASHED})
     site.run("apply", old)
     assert site.run("plan", both)["pending"] == [] and site.run("plan", only)["pending"] == []
@@ -984,7 +958,7 @@ def test_a_squashed_migration_is_unapplied_by_the_release_that_holds_it(site):
     """Another release has the files of what it replaces, and not its own."""
     other = {"staff/0000_none": migration("")}
     site.release(1, dict(BASE, **other))
-    new = site.release(3, dict(other, **{"shifts/0001_squashed": SQUASHED}))
+    new = site.release(3, {**other, "shifts/0001_squashed": SQUASHED})
     older = site.release(0, other)
     site.run("apply", new)
     assert site.run("reverse", new, older)["done"] == ["shifts.0001_squashed"] and site.columns() == set()
