@@ -96,24 +96,6 @@ def availability(up: list, start: float, end: float, step: float) -> dict:
     }
 
 
-def quantile(share: float, buckets: dict) -> Optional[float]:
-    """Return the quantile of a histogram {upper bound: cumulative count}, as Prometheus estimates it."""
-    bounds = sorted(buckets)
-    total = buckets[bounds[-1]] if bounds else 0
-    if not total:
-        return None
-    rank, below, before = share * total, 0.0, 0.0
-    for bound in bounds:
-        if buckets[bound] >= rank:
-            if bound == float("inf"):
-                # Nothing is known beyond the last bound.
-                break
-            inside = buckets[bound] - below
-            return before + (bound - before) * ((rank - below) / inside) if inside else bound
-        below, before = buckets[bound], bound
-    return before
-
-
 def causes(found: list, alerts: list, margin: float = 300.0) -> list:
     """Return each outage with the alerts that fired around it, the first one first: what it was, as far as it was seen.
 
@@ -169,7 +151,7 @@ def alerts_of(series: list, step: float) -> list:
 def month(data: dict, start: float, end: float, step: float, targets: Optional[dict] = None) -> dict:
     """Return the report of a month.
 
-    data: up (samples of 0 and 1), requests and errors (samples of increases a step), buckets ({bound: count}),
+    data: up (samples of 0 and 1), requests and errors (samples of increases a step), p95_seconds,
     database_seconds (sum of time), database_statements (count), alerts ([{name, component, start, end}]). Each may be
     absent: its metric is None then, and named in `missing`.
     """
@@ -195,10 +177,10 @@ def month(data: dict, start: float, end: float, step: float, targets: Optional[d
     else:
         missing.append("requests")
         metrics.update(requests=None, requests_per_second=None, error_percent=None)
-    p95 = quantile(0.95, data.get("buckets") or {})
+    p95 = data.get("p95_seconds")
     metrics["p95_seconds"] = None if p95 is None else round(p95, 4)
     if p95 is None:
-        missing.append("buckets")
+        missing.append("response_times")
     statements = data.get("database_statements")
     metrics["database_seconds"] = round(data["database_seconds"] / statements, 5) if statements else None
     if not statements:

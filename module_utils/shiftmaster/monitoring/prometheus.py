@@ -124,18 +124,10 @@ def month(server: Prometheus, start: float, end: float, step: float = 60.0) -> d
 
     data = {name: server.samples(query, start, end, step) for name, query in QUERIES.items()}
     length = "%ds" % int(end - start)
-    data["buckets"] = {
-        float(labels["le"].replace("+Inf", "inf")): value
-        for labels, value in server.now(
-            "sum by (le) (increase(nginx_http_request_duration_seconds_bucket{%s}[%s]))" % (SITE, length), end
-        )
-    }
-    others = '{datname!~"template.*|postgres"}'
-    data["database_seconds"] = server.value(
-        "sum(increase(pg_stat_statements_seconds_total%s[%s]))" % (others, length), end
-    )
-    data["database_statements"] = server.value(
-        "sum(increase(pg_stat_statements_calls_total%s[%s]))" % (others, length), end
-    )
+    buckets = "increase(nginx_http_request_duration_seconds_bucket{%s}[%s])" % (SITE, length)
+    data["p95_seconds"] = server.value("histogram_quantile(0.95, sum by (le) (%s))" % buckets, end)
+    for name, counted in (("database_seconds", "seconds"), ("database_statements", "calls")):
+        statements = 'pg_stat_statements_%s_total{datname!~"template.*|postgres"}' % counted
+        data[name] = server.value("sum(increase(%s[%s]))" % (statements, length), end)
     data["alerts"] = kpi.alerts_of(server.over('ALERTS{alertstate="firing"}', start, end, step), step)
     return data

@@ -62,7 +62,7 @@ SAYS = {
     "names": {
         "up": ("availability", "可用性"),
         "requests": ("requests", "リクエスト数"),
-        "buckets": ("response times", "応答時間"),
+        "response_times": ("response times", "応答時間"),
         "database_seconds": ("database response time", "データベース応答"),
         "availability_percent": ("Availability, %", "可用性(%)"),
     },
