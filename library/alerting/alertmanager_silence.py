@@ -90,7 +90,8 @@ problem: {description: Why it could not., returned: "when it could not, and O(re
 import re
 
 from ansible.module_utils.shiftmaster.host.quiet import TEXT, QuietModule, given, list_of
-from ansible.module_utils.shiftmaster.monitoring.alertmanager import ARGUMENTS, Api, Failed, format_time, parse_time
+from ansible.module_utils.shiftmaster.monitoring.alertmanager import ARGUMENTS, Api, Failed, format_time
+from ansible.module_utils.shiftmaster.monitoring.metrics import timestamp_of
 
 CREATED_BY, LONGEST_SECONDS = "ansible", 7200
 # What both Go and Python read alike. Something like [[:alpha:]] or \pL means another thing in Python, so that the
@@ -196,10 +197,10 @@ def plan(silences, params, now):
         return ours and one["createdBy"] == CREATED_BY and comparable(one["matchers"]) == comparable(wanted)
 
     mine = [one for one in living(silences) if ours(one)]
-    mine.sort(key=lambda one: parse_time(one["endsAt"]))
+    mine.sort(key=lambda one: timestamp_of(one["endsAt"]))
     present = mine[-1] if mine else None
     # A minute less is the same silence: a task that is repeated at once requests a slightly later end.
-    if present and parse_time(present["endsAt"]) >= ends - min(60, params["duration_seconds"] / 2):
+    if present and timestamp_of(present["endsAt"]) >= ends - min(60, params["duration_seconds"] / 2):
         return None, present
     starts = present["startsAt"] if present else format_time(now)
     body = {"matchers": wanted, "startsAt": starts, "endsAt": format_time(ends)}

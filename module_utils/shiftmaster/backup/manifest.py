@@ -18,6 +18,7 @@ import re
 import time
 from typing import Iterable, NamedTuple, Optional
 
+from ..monitoring.metrics import exposition, labels
 from ..release.state import write_json
 
 FORMAT = 1
@@ -417,14 +418,9 @@ def metrics(
                         ("next_run_timestamp_seconds", next_run)):  # fmt: skip
         if value is not None:
             values["shiftmaster_backup_" + name, ""] = value
-    lines = []
-    for metric, text in HELP.items():
-        series = sorted((kind, value) for (name, kind), value in values.items() if name == metric)
-        if series:
-            lines += ["# HELP %s %s" % (metric, text), "# TYPE %s gauge" % metric]
-            for kind, value in series:
-                lines.append("%s%s %d" % (metric, '{kind="%s"}' % escaped(kind) if kind else "", value))
-    return "\n".join(lines) + "\n" if lines else ""
+    return exposition(
+        HELP, {(name, labels(kind=kind) if kind else ""): int(value) for (name, kind), value in values.items()}
+    )
 
 
 def with_failed_run(text: str) -> str:
@@ -435,8 +431,3 @@ def with_failed_run(text: str) -> str:
     others = [line for line in lines if line.startswith(name) and not line.startswith(name + '{kind="run"}')]
     rest = [line for line in lines if not line.startswith(name)]
     return "\n".join([*rest, *head, *others, name + '{kind="run"} 1']) + "\n"
-
-
-def escaped(value: str) -> str:
-    """Return a label's value as the text format wants it."""
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

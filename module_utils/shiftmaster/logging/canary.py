@@ -15,6 +15,13 @@ from ..host import safe_files
 from ..host.json_api import Api, Failed, quoted
 
 LOGGER = "shiftmaster.canary"
+SUCCESS, TIMESTAMP = "shiftmaster_log_canary_success", "shiftmaster_log_canary_timestamp_seconds"
+SECONDS = "shiftmaster_log_canary_seconds"
+HELP = {
+    SUCCESS: "Whether the last line that was looked for was found in time, and once.",
+    TIMESTAMP: "When it was looked for.",
+    SECONDS: "How long the last line that was found took to be searchable.",
+}
 # Beyond it the file begins again; what was in it has long been read.
 MAX_BYTES = 1048576
 
@@ -63,23 +70,12 @@ def measure(api, path: str, stream: str, number: str, timeout: float, pause: flo
         time.sleep(pause)
 
 
-def metrics(result: dict, now: float) -> str:
-    """Return what the node exporter reads."""
-    lines = [
-        "# HELP shiftmaster_log_canary_success Whether the last line that was looked for was found in time, and once.",
-        "# TYPE shiftmaster_log_canary_success gauge",
-        "shiftmaster_log_canary_success %d" % (result["count"] == 1),
-        "# HELP shiftmaster_log_canary_timestamp_seconds When it was looked for.",
-        "# TYPE shiftmaster_log_canary_timestamp_seconds gauge",
-        "shiftmaster_log_canary_timestamp_seconds %d" % now,
-    ]
+def metrics(result: dict, now: float) -> dict:
+    """Return {(metric, labels): value} of what measure() returns."""
+    values = {(SUCCESS, ""): int(result["count"] == 1), (TIMESTAMP, ""): int(now)}
     if result["seconds"] is not None:
-        lines += [
-            "# HELP shiftmaster_log_canary_seconds How long the last line that was found took to be searchable.",
-            "# TYPE shiftmaster_log_canary_seconds gauge",
-            "shiftmaster_log_canary_seconds %g" % result["seconds"],
-        ]
-    return "\n".join(lines) + "\n"
+        values[SECONDS, ""] = result["seconds"]
+    return values
 
 
 __all__ = ["Api", "Failed", "found", "line", "measure", "metrics", "write"]

@@ -12,25 +12,25 @@ import sys
 import time
 import uuid
 
-from ..host import safe_files
 from ..host.json_api import Api, Failed
+from ..monitoring import metrics
 from . import canary
 from .elastic import cluster_health
 
 HELP = {
-    "shiftmaster_logstash_up": ("gauge", "Whether Logstash responds."),
-    "shiftmaster_logstash_queue_bytes": ("gauge", "What its queue holds on the disk."),
-    "shiftmaster_logstash_queue_max_bytes": ("gauge", "What its queue can hold."),
-    "shiftmaster_logstash_events_out_total": ("counter", "Events that Elasticsearch has taken, or rejected for good."),
-    "shiftmaster_logstash_dead_letter_bytes": ("gauge", "What Elasticsearch has rejected for good."),
-    "shiftmaster_filebeat_up": ("gauge", "Whether Filebeat responds."),
-    "shiftmaster_filebeat_events_acknowledged_total": ("counter", "Events that Logstash has taken."),
-    "shiftmaster_elasticsearch_up": ("gauge", "Whether Elasticsearch responds."),
-    "shiftmaster_elasticsearch_status": ("gauge", "Health of the cluster: 0 green, 1 yellow, 2 red."),
-    "shiftmaster_elasticsearch_disk_used_ratio": ("gauge", "Share of the fullest node's disk that is used."),
-    "shiftmaster_elasticsearch_shards_ratio": ("gauge", "Share of the shards that the cluster may have."),
-    "shiftmaster_elasticsearch_lifecycle_errors": ("gauge", "Indexes whose lifecycle does not go on."),
-    "shiftmaster_elasticsearch_ignored_events": ("gauge", "Events of the last day of which a field has another type."),
+    "shiftmaster_logstash_up": "Whether Logstash responds.",
+    "shiftmaster_logstash_queue_bytes": "What its queue holds on the disk.",
+    "shiftmaster_logstash_queue_max_bytes": "What its queue can hold.",
+    "shiftmaster_logstash_events_out_total": "Events that Elasticsearch has taken, or rejected for good.",
+    "shiftmaster_logstash_dead_letter_bytes": "What Elasticsearch has rejected for good.",
+    "shiftmaster_filebeat_up": "Whether Filebeat responds.",
+    "shiftmaster_filebeat_events_acknowledged_total": "Events that Logstash has taken.",
+    "shiftmaster_elasticsearch_up": "Whether Elasticsearch responds.",
+    "shiftmaster_elasticsearch_status": "Health of the cluster: 0 green, 1 yellow, 2 red.",
+    "shiftmaster_elasticsearch_disk_used_ratio": "Share of the fullest node's disk that is used.",
+    "shiftmaster_elasticsearch_shards_ratio": "Share of the shards that the cluster may have.",
+    "shiftmaster_elasticsearch_lifecycle_errors": "Indexes whose lifecycle does not go on.",
+    "shiftmaster_elasticsearch_ignored_events": "Events of the last day of which a field has another type.",
 }
 STATUS = {"green": 0, "yellow": 1, "red": 2}
 SHARDS_PER_NODE = 1000
@@ -85,15 +85,7 @@ def queried(part: str, api) -> dict:
         return {up: 0}
 
 
-def text_of(metrics: dict) -> str:
-    lines = []
-    for name, value in metrics.items():
-        kind, words = HELP[name]
-        lines += ["# HELP %s %s" % (name, words), "# TYPE %s %s" % (name, kind), "%s %s" % (name, value)]
-    return "\n".join(lines) + "\n" if lines else ""
-
-
-def watched_line(config: dict) -> str:
+def watched_line(config: dict) -> dict:
     """Return the metrics of the line that is written and looked for."""
     api = Api(config["url"], config["ca_file"], (config["user"], config["password"]), timeout=10)
     try:
@@ -104,19 +96,17 @@ def watched_line(config: dict) -> str:
     return canary.metrics(result, time.time())
 
 
-def write(path: str, text: str) -> None:
-    safe_files.write(path, text.encode(), 0o644)
-
-
 def main(path: str) -> int:
     with open(path, encoding="utf-8") as stream:
         config = json.load(stream)
-    metrics = {}
+    found = {}
     for part, given in config["parts"].items():
         login = (given["user"], given["password"]) if given.get("user") else None
-        metrics.update(queried(part, Api(given["url"], given.get("ca_file"), login, timeout=10)))
+        values = queried(part, Api(given["url"], given.get("ca_file"), login, timeout=10))
+        found.update(((name, ""), value) for name, value in values.items())
     # The parts first: the line may take its time.
-    write(os.path.join(config["directory"], "shiftmaster_logging.prom"), text_of(metrics))
+    metrics.write(os.path.join(config["directory"], "shiftmaster_logging.prom"), HELP, found)
     if config.get("canary"):
-        write(os.path.join(config["directory"], "shiftmaster_log_canary.prom"), watched_line(config["canary"]))
+        path = os.path.join(config["directory"], "shiftmaster_log_canary.prom")
+        metrics.write(path, canary.HELP, watched_line(config["canary"]))
     return 0

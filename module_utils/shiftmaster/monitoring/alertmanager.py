@@ -2,7 +2,6 @@
 
 import datetime
 import email.utils
-import re
 import time
 
 from ..host import json_api
@@ -16,14 +15,6 @@ ARGUMENTS = {
     "ca_file": {"type": "path"},
     "timeout_seconds": {"type": "int", "default": 5},
 }
-
-
-def parse_time(text):
-    """Seconds of RFC 3339, as Alertmanager writes it (with up to nine digits after the point)."""
-    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)$", text)
-    if not match:
-        raise ValueError("%r is no time" % text)
-    return datetime.datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00")).timestamp()
 
 
 def format_time(seconds):

@@ -16,6 +16,8 @@ import sys
 import time
 
 from ..host import probe, redundancy, safe_files
+from . import metrics
+from .metrics import labels
 
 UPDATES_SECONDS = 3600
 CHECKED = "shiftmaster_host_updates_checked_timestamp_seconds"
@@ -172,9 +174,6 @@ def collect(config: dict, before: str) -> dict:
     if fetched:
         found["shiftmaster_host_package_lists_timestamp_seconds", ""] = round(fetched)
 
-    def label(name, value):
-        return "%s=%s" % (name, json.dumps(value, ensure_ascii=False))
-
     def updates():
         try:
             found.update(_updates(before, now))
@@ -183,24 +182,24 @@ def collect(config: dict, before: str) -> dict:
             print("updates: %s" % error, file=sys.stderr)
 
     def of_name_server(address):
-        found[NAME_SERVER, label("server", address)] = int(name_server(address, 4.0, 3)["responds"])
+        found[NAME_SERVER, labels(server=address)] = int(name_server(address, 4.0, 3)["responds"])
 
     def of_mail_server(server):
-        found[MAIL_SERVER, label("server", server)] = int(greets(server))
+        found[MAIL_SERVER, labels(server=server)] = int(greets(server))
 
     def of_listener(one):
         for how, end in certificate_ends(one).items():
-            found[CERTIFICATE, label("listener", one["name"]) + "," + label("of", how)] = int(end)
+            found[CERTIFICATE, labels(listener=one["name"], of=how)] = int(end)
 
     for task, (success, age) in task_ages().items():
-        found[TASK_SUCCESS, label("task", task)], found[TASK_MAX_AGE, label("task", task)] = success, age
+        found[TASK_SUCCESS, labels(task=task)], found[TASK_MAX_AGE, labels(task=task)] = success, age
     for device, errors in filesystem_errors().items():
-        found[FILESYSTEM_ERRORS, label("device", device)] = errors
+        found[FILESYSTEM_ERRORS, labels(device=device)] = errors
     if config.get("virtual_address"):
-        found[ADDRESS, label("address", config["virtual_address"])] = int(redundancy.holds(config["virtual_address"]))
+        found[ADDRESS, labels(address=config["virtual_address"])] = int(redundancy.holds(config["virtual_address"]))
     calls = [(updates,)] + [(of_listener, one) for one in config["listeners"]]
     for server in config["mail_servers"]:
-        found[MAIL_SERVER, label("server", server)] = 0
+        found[MAIL_SERVER, labels(server=server)] = 0
         calls.append((of_mail_server, server))
     with contextlib.suppress(OSError):
         text = safe_files.read_text("/etc/resolv.conf", 65536)
@@ -209,18 +208,9 @@ def collect(config: dict, before: str) -> dict:
     return dict(found)
 
 
-def text_of(found: dict) -> str:
-    lines = []
-    for name, words in HELP.items():
-        mine = sorted((labels, value) for (metric, labels), value in found.items() if metric == name)
-        lines += ["# HELP %s %s" % (name, words), "# TYPE %s gauge" % name] if mine else []
-        lines += ["%s%s %s" % (name, "{%s}" % labels if labels else "", value) for labels, value in mine]
-    return "\n".join(lines) + "\n"
-
-
 def main(path: str, config: str) -> int:
     before = ""
     with contextlib.suppress(OSError):
         before = safe_files.read_text(path, 65536)
-    safe_files.write(path, text_of(collect(json.loads(config), before)).encode(), 0o644)
+    metrics.write(path, HELP, collect(json.loads(config), before))
     return 0

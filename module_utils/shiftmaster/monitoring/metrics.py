@@ -1,11 +1,41 @@
-"""What a service responds over HTTP: its metrics, and Prometheus' targets."""
+"""Metrics as text, and what a service responds over HTTP: its metrics, and Prometheus' targets."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
-import time
-from calendar import timegm
+
+from ..host import safe_files
+
+
+def labels(**values: str) -> str:
+    """Return labels as the text format wants them."""
+    escaped = {"\\": "\\\\", '"': '\\"', "\n": "\\n"}
+    return ",".join(
+        '%s="%s"' % (name, "".join(escaped.get(character, character) for character in value))
+        for name, value in values.items()
+    )
+
+
+def exposition(described: dict, values: dict) -> str:
+    """Return the text format of {(metric, labels): value}; described has the help of each metric, in their order.
+
+    Counters are those whose name ends with _total.
+    """
+    lines = []
+    for name, words in described.items():
+        mine = sorted((labels, value) for (metric, labels), value in values.items() if metric == name)
+        if mine:
+            kind = "counter" if name.endswith("_total") else "gauge"
+            lines += ["# HELP %s %s" % (name, words), "# TYPE %s %s" % (name, kind)]
+        lines += ["%s%s %s" % (name, "{%s}" % labels if labels else "", value) for labels, value in mine]
+    return "".join(line + "\n" for line in lines)
+
+
+def write(path: str, described: dict, values: dict) -> None:
+    """Replace a file of node exporter's textfile collector."""
+    safe_files.write(path, exposition(described, values).encode(), 0o644)
 
 
 def value_of(text: str, metric: str):
@@ -41,14 +71,11 @@ def seconds_of(text, default=0.0) -> float:
 
 def timestamp_of(text) -> float:
     """Return the seconds since 1970 of Go's times: 2026-11-26T13:20:05.491234567+09:00; 0 where there is none."""
-    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(?:Z|([+-])(\d\d):(\d\d))$", text or "")
-    if not match or match.group(1) < "1970":
+    match = re.match(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)$", text or "")
+    if not match:
         return 0.0
-    found = timegm(time.strptime(match.group(1), "%Y-%m-%dT%H:%M:%S")) + float(match.group(2) or 0)
-    if match.group(3):
-        offset = int(match.group(4)) * 3600 + int(match.group(5)) * 60
-        found -= offset if match.group(3) == "+" else -offset
-    return found
+    whole = datetime.datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00")).timestamp()
+    return max(0.0, whole + float(match[2] or 0))
 
 
 def targets_of(text: str) -> dict:

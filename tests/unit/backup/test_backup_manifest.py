@@ -486,10 +486,6 @@ def test_the_names_are_those_that_monitoring_queries():
     assert kinds and kinds == {kind for kind in manifests.KINDS.values() if kind not in manifests.WITHOUT_AGE}
 
 
-def test_labels_are_escaped():
-    assert manifests.escaped('a"b\\c\nd') == 'a\\"b\\\\c\\nd'
-
-
 def test_the_same_problem_of_many_backups_is_one_line():
     manifest = good_run()
     rest = "can be restored up to segment A only: 1 are missing or damaged: B"
@@ -637,7 +633,3 @@ def test_each_metric_has_its_help_and_type_once_before_its_series():
     assert sorted(set(text.splitlines()) - set(failed.splitlines())) == ['shiftmaster_backup_failed{kind="run"} 0']
     assert manifests.metrics([], not_begun=5).endswith('\nshiftmaster_backup_failed{kind="run"} 1\n')
     assert manifests.metrics([]) == ""
-
-
-def test_a_label_is_escaped_as_the_text_format_wants_it():
-    assert manifests.escaped('a\\b"c\nd') == 'a\\\\b\\"c\\nd'

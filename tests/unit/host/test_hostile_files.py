@@ -17,7 +17,8 @@ import shiftmaster_migrations
 from ansible.module_utils.shiftmaster.diagnosis import application, database, disk, host, logs, network
 from ansible.module_utils.shiftmaster.health import checks, engine
 from ansible.module_utils.shiftmaster.host import configuration, units
-from ansible.module_utils.shiftmaster.logging import canary, log_watch
+from ansible.module_utils.shiftmaster.logging import canary
+from ansible.module_utils.shiftmaster.monitoring import metrics
 from ansible.module_utils.shiftmaster.notify import text as notify_text
 from ansible.module_utils.shiftmaster.release import cutover, releasecode, releases, slots, state, watch, workers
 from ansible.module_utils.shiftmaster.release.layout import Layout
@@ -165,7 +166,7 @@ def test_metrics_and_the_queue_of_a_cutover_overwrite_nothing_of_root(place, mon
     made = cutover.Cutover(Layout(str(place.tmp / "app")), None, {"logs": []})
     for name, write in (
         ("worker-blue.env", lambda path: made._hold_worker("blue")),
-        ("shiftmaster.prom", lambda path: log_watch.write(path, "new")),
+        ("shiftmaster.prom", lambda path: metrics.write(path, {"up": "Up"}, {("up", ""): 1})),
     ):
         path = attack(place, name)
         in_time(lambda write=write, path=path: write(path))
@@ -178,7 +179,7 @@ def test_metrics_overwrite_nothing_through_the_name_of_their_temporary_file(plac
     (place.root / "victim").write_text(CONTENT)
     for name in (".x.prom.new", "x.prom.%d.new" % os.getpid()):
         (place.theirs / name).symlink_to(place.root / "victim")
-    log_watch.write(str(place.theirs / "x.prom"), "new")
+    metrics.write(str(place.theirs / "x.prom"), {"up": "Up"}, {("up", ""): 1})
     assert (place.root / "victim").read_text() == CONTENT
     assert stat.S_IMODE(os.stat(place.theirs / "x.prom").st_mode) == 0o644
 

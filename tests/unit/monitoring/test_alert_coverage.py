@@ -123,7 +123,8 @@ def test_each_metric_that_this_repository_writes_is_used_or_has_a_reason():
                 for path in (
                     "module_utils/shiftmaster/backup/manifest.py", "module_utils/shiftmaster/logging/canary.py",
                     "module_utils/shiftmaster/logging/log_watch.py", "roles/health/templates/health.prom.j2",
-                    "roles/exporter/files/container_metrics.py", "module_utils/shiftmaster/monitoring/host_metrics.py",
+                    "module_utils/shiftmaster/monitoring/container_metrics.py",
+                    "module_utils/shiftmaster/monitoring/host_metrics.py",
                 )
             ),
         )

@@ -14,8 +14,13 @@ import time
 import pytest
 from ansible.module_utils.shiftmaster.host import probe
 from ansible.module_utils.shiftmaster.monitoring import host_metrics
+from ansible.module_utils.shiftmaster.monitoring.metrics import exposition
 
 NONE = {"listeners": [], "mail_servers": []}
+
+
+def text_of(found):
+    return exposition(host_metrics.HELP, found)
 
 
 @contextlib.contextmanager
@@ -48,15 +53,15 @@ def elsewhere(monkeypatch):
 def test_updates_are_counted_once_an_hour(monkeypatch, elsewhere):
     counts = iter([2, 5])
     monkeypatch.setattr(host_metrics, "pending_updates", lambda: {"security": next(counts)})
-    text = host_metrics.text_of(host_metrics.collect(NONE, ""))
+    text = text_of(host_metrics.collect(NONE, ""))
     assert f"\n{host_metrics.UPDATES} 2\n" in text
-    again = host_metrics.text_of(host_metrics.collect(NONE, text))
+    again = text_of(host_metrics.collect(NONE, text))
     assert f"\n{host_metrics.UPDATES} 2\n" in again
     now = time.time()
     for moved in (3601, -60):  # Also after a clock was put back.
         monkeypatch.setattr(host_metrics.time, "time", lambda moved=moved: now + moved)
         monkeypatch.setattr(host_metrics, "pending_updates", lambda: {"security": 5})
-        assert f"\n{host_metrics.UPDATES} 5\n" in host_metrics.text_of(host_metrics.collect(NONE, again))
+        assert f"\n{host_metrics.UPDATES} 5\n" in text_of(host_metrics.collect(NONE, again))
 
 
 def test_without_apt_the_other_metrics_are_written(monkeypatch, elsewhere, capsys):
@@ -64,7 +69,7 @@ def test_without_apt_the_other_metrics_are_written(monkeypatch, elsewhere, capsy
         raise probe.ProbeError("error", "apt", "E: dpkg was interrupted")
 
     monkeypatch.setattr(host_metrics, "pending_updates", fails)
-    text = host_metrics.text_of(host_metrics.collect(NONE, ""))
+    text = text_of(host_metrics.collect(NONE, ""))
     assert "shiftmaster_host_reboot_required 0\n" in text and f"\n{host_metrics.UPDATES} -1\n" in text
     # That does not count as a result: the next run counts again.
     monkeypatch.setattr(host_metrics, "pending_updates", lambda: {"security": 3})
@@ -172,7 +177,7 @@ def test_errors_of_a_file_system_are_exported(tmp_path, monkeypatch, elsewhere):
     found = host_metrics.filesystem_errors(lambda path: str(tmp_path) + path)
     assert found == {"sda1": 0, "dm-0": 7}
     monkeypatch.setattr(host_metrics, "filesystem_errors", lambda: found)
-    text = host_metrics.text_of(host_metrics.collect(NONE, ""))
+    text = text_of(host_metrics.collect(NONE, ""))
     assert '\nshiftmaster_host_filesystem_errors{device="dm-0"} 7\n' in text
 
 
@@ -198,6 +203,6 @@ def test_a_scheduled_task_is_as_old_as_its_last_success(tmp_path):
 
 def test_scheduled_tasks_are_exported(monkeypatch, elsewhere):
     monkeypatch.setattr(host_metrics, "task_ages", lambda: {"report": (1000, 3600)})
-    text = host_metrics.text_of(host_metrics.collect(NONE, ""))
+    text = text_of(host_metrics.collect(NONE, ""))
     assert 'shiftmaster_host_task_success_timestamp_seconds{task="report"} 1000\n' in text
     assert 'shiftmaster_host_task_max_age_seconds{task="report"} 3600\n' in text

@@ -37,3 +37,15 @@ def test_a_socket_is_queried_as_nginx_writes_it(tmp_path):
         server.shutdown()
     with pytest.raises(OSError):
         prometheus.get(f"http://unix:{path}:/metrics", timeout=1)
+
+
+def test_metrics_are_written_as_prometheus_reads_them():
+    described = {"size_bytes": "How large", "runs_total": "How many", "absent": "Nothing"}
+    name = metrics.labels(name='a"b\\c\nd', kind="x")
+    values = {("size_bytes", name): 1.5, ("runs_total", ""): 3, ("size_bytes", 'name="a"'): 2}
+    assert metrics.exposition(described, values).splitlines() == [
+        "# HELP size_bytes How large", "# TYPE size_bytes gauge", 'size_bytes{name="a"} 2',
+        'size_bytes{name="a\\"b\\\\c\\nd",kind="x"} 1.5', "# HELP runs_total How many", "# TYPE runs_total counter",
+        "runs_total 3",
+    ]  # fmt: skip
+    assert metrics.exposition(described, {}) == ""

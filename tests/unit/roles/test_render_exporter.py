@@ -271,14 +271,18 @@ def test_on_debian_12_a_query_detects_a_standby():
     assert set(yaml.safe_load(render("queries.yml.j2", "postgres"))) == {"pg_lock", "pg_checksum"}
 
 
-def test_containers_are_read_in_less_time_than_the_interval():
-    service = settings(render("container.service.j2"))
-    assert words(render("container.service.j2")) == [
-        "/usr/local/sbin/shiftmaster-container-metrics", "--socket", "/run/docker.sock",
-        "--output", "/var/lib/prometheus/node-exporter/shiftmaster_containers.prom", "--timeout", "10",
+def test_containers_are_read_while_the_node_exporter_runs_in_less_time_than_the_interval():
+    given = {"exporter_instances": [{"name": "node"}, {"name": "container"}]}
+    files = {one["path"].rpartition("/")[2]: one["content"] for one in value("__exporter_unit_files", "node", **given)}
+    wanted = "shiftmaster-host-metrics.timer shiftmaster-container-metrics.timer"
+    assert settings(files["shiftmaster.conf"])["Wants"] == [wanted]
+    service = settings(files["shiftmaster-container-metrics.service"])
+    assert words(files["shiftmaster-container-metrics.service"]) == [
+        "/usr/local/sbin/shiftmaster-container-metrics", "/run/docker.sock",
+        "/var/lib/prometheus/node-exporter/shiftmaster_containers.prom",
     ]  # fmt: skip
     assert service["TimeoutStartSec"] == ["15s"] and service["CapabilityBoundingSet"] == [""]
-    assert settings(render("container.timer.j2"))["OnUnitActiveSec"] == ["15s"]
+    assert settings(files["shiftmaster-container-metrics.timer"])["OnUnitActiveSec"] == ["15s"]
 
 
 def test_metrics_of_the_host_are_written_while_the_node_exporter_runs():
