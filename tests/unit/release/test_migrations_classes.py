@@ -162,29 +162,24 @@ def test_an_annotation_decides_what_cannot_be_known(comment, extra):
     assert not record["reversible"] and record["reasons"] == ["it has no reverse code"]
 
 
-def test_an_annotation_can_be_graver():
-    assert (
-        evaluate(
-            'migrations.AddField("roster", "note", models.TextField(null=True))', comment="# shiftmaster: contract"
-        )["class"]
-        == "contract"
-    )
-    record = evaluate('migrations.RunSQL("SELECT 1", "SELECT 2")', comment="# shiftmaster: irreversible")
-    assert record["class"] == "irreversible" and not record["reversible"]
+ADD = 'migrations.AddField("roster", "note", models.TextField(null=True))'
+SQL = 'migrations.RunSQL("SELECT 1", "SELECT 2")'
 
 
-def test_the_stricter_of_two_annotations_counts():
-    record = evaluate(
-        'migrations.RunSQL("SELECT 1", "SELECT 2")', '    shiftmaster_class = "contract"\n', "# shiftmaster: expand"
-    )
-    assert record["class"] == "contract"
-
-
-def test_a_wrong_annotation_is_a_contract_and_named():
-    record = evaluate(
-        'migrations.AddField("roster", "note", models.TextField(null=True))', comment="# shiftmaster: expnad"
-    )
-    assert record["class"] == "contract" and "'expnad'" in record["reasons"][0]
+@pytest.mark.parametrize(
+    ("operations", "comment", "extra", "kind", "reason"),
+    [
+        (ADD, "contract", "", "contract", ""),
+        (SQL, "irreversible", "", "irreversible", ""),
+        (SQL, "expand", '    shiftmaster_class = "contract"\n', "contract", ""),
+        (ADD, "expnad", "", "contract", "'expnad'"),
+    ],
+    ids=["graver", "irreversible", "the stricter of two", "wrong"],
+)
+def test_an_annotation_makes_no_migration_safer(operations, comment, extra, kind, reason):
+    record = evaluate(operations, extra, "# shiftmaster: " + comment)
+    assert record["class"] == kind and record["reversible"] == (kind != "irreversible")
+    assert reason in "".join(record["reasons"][:1])
 
 
 def test_an_annotation_in_a_string_is_ignored():
