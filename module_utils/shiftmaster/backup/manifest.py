@@ -9,7 +9,6 @@ file carries the checksum of its own content, so that a damaged one is rejected;
 from __future__ import annotations
 
 import calendar
-import contextlib
 import copy
 import hashlib
 import json
@@ -286,14 +285,6 @@ def checksum(manifest: dict) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def _rename(manifest: dict) -> None:
-    """Give what versions before 1.0.0 wrote today's name. Their backups are kept for years."""
-    with contextlib.suppress(AttributeError, KeyError, TypeError):
-        wal = manifest["parts"]["database"]["wal"]
-        if "proven" in wal:
-            wal["verified"] = wal.pop("proven")
-
-
 def write(path: str, manifest: dict) -> None:
     """Replace the file atomically, mode 0600. A manifest that is not valid is not written."""
     found = validate(manifest)
@@ -314,7 +305,6 @@ def read(path: str) -> dict:
         raise ManifestError("%s is damaged: it is not JSON (%s)" % (path, error)) from error
     if not isinstance(manifest, dict) or manifest.get("sha256") != checksum(manifest):
         raise ManifestError("%s is damaged: its checksum is not that of its content" % path)
-    _rename(manifest)
     found = validate(manifest)
     if found:
         raise ManifestError("%s is not a manifest of this version: %s" % (path, "; ".join(found)))

@@ -243,7 +243,7 @@ def database_here(host: Host, request: dict) -> dict:
         packed, count = request.get("received_archive"), request.get("received_segments", 0)
         received_dir = unpack_received(host, packed, count) if packed else ""
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
-        _mark(data, kept_data, FETCHING)
+        _mark(kept_data, FETCHING)
         try:
             if os.path.exists(data):
                 _move(host, data, kept_data)
@@ -260,7 +260,7 @@ def database_here(host: Host, request: dict) -> dict:
             # and lead the next restore astray (tried).
             to_the_end = [] if chosen.arguments else ["--type=standby"]
             _fetch(host, chosen, data, *to_the_end, *_wal_of(host, chosen, data, received_dir))
-            _mark(data, kept_data, STARTED)
+            _mark(kept_data, STARTED)
             host.run("starting PostgreSQL", "systemctl", "start", unit_of(host), timeout=_limit(host))
             if to_the_end:
                 _wait_for_end_of_archive(host, request, log, offset)
@@ -318,7 +318,7 @@ def _limit(host: Host) -> float:
     return host.options["recovery_timeout_seconds"]
 
 
-def _mark(data: str, kept_data: str, phase: str) -> None:
+def _mark(kept_data: str, phase: str) -> None:
     """Note where what was there is quarantined, before it is, and how far that went.
 
     A directory that is half removed, or half brought back, looks like a database that came up. It is on the disk at
@@ -327,8 +327,8 @@ def _mark(data: str, kept_data: str, phase: str) -> None:
     safe_files.write(MARKER, ("%s\n%s" % (kept_data, phase)).encode(), 0o600)
 
 
-def _marked(data: str) -> tuple:
-    """Where what was there is quarantined, and the phase; "" where an older version has noted it."""
+def _marked() -> tuple:
+    """Where what was there is quarantined, and the phase."""
     kept_data, _, phase = safe_files.read_text(MARKER).partition("\n")
     return kept_data, phase
 
@@ -356,14 +356,14 @@ def _undo_a_killed_one(host: Host, data: str) -> None:
     """Bring back what a restore had quarantined that did not come to its end. PostgreSQL is stopped."""
     if not os.path.exists(MARKER):
         return
-    kept_data, _phase = _marked(data)
+    kept_data, _phase = _marked()
     if os.path.exists(kept_data) and not os.path.exists(kept_data + ".part"):
         if os.path.lexists(data):
             # The disk may be full, and have no room for the marker. Half removed it must not count as one that came up.
             host.as_postgres("removing pg_control", "rm", "--force", os.path.join(data, "global", "pg_control"))
             os.sync()
             _empty(host, data)
-        _mark(data, kept_data, UNDOING)
+        _mark(kept_data, UNDOING)
         try:
             # Onto the empty directory.
             safe_files.rename(kept_data, os.path.basename(data))
@@ -391,8 +391,8 @@ def _recover(host: Host, data: str) -> None:
     # Only where it runs: at boot its start waits for us, and would be called off.
     if _state(host) not in ("inactive", "failed"):
         host.run("stopping PostgreSQL", "systemctl", "stop", unit_of(host), timeout=600)
-    kept_data, phase = _marked(data)
-    if os.path.exists(kept_data) and phase in (STARTED, "") and _came_up(data):
+    kept_data, phase = _marked()
+    if os.path.exists(kept_data) and phase == STARTED and _came_up(data):
         os.unlink(MARKER)
         why = "was ended after its database had come up: that is in its place, and what it has replaced is kept in %s"
         host.log("a restore " + why % kept_data)
@@ -429,7 +429,7 @@ def undo(host: Host, request_id: str) -> None:
     data = host.database["data"]
     with alone(host, "what is left of restore %s" % request_id, host.options["lock_wait_seconds"]):
         try:
-            ours = _marked(data)[0].endswith(".before-%s" % request_id)
+            ours = _marked()[0].endswith(".before-%s" % request_id)
         except FileNotFoundError:
             return  # It has ended by itself.
         if ours:

@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     verified: bool  # Whether exactly this end has been restored before.
     size_bytes: int
     seconds: int  # How long its test restore took, 0 where it is not known.
-    stanza: str = ""  # Of the backup; "" in a plan of an earlier version, which knew one alone.
+    stanza: str = ""  # Of the backup; "" is today's.
     timeline: int = 0  # That the recovery follows; 0 where the archive does not show it.
 
     def recovery(self) -> list:

@@ -158,7 +158,7 @@ class Place:
         for directory, text in ((self.data, "new"), (self.aside, "old")):
             (directory / "global").mkdir(parents=True)
             (directory / "global" / "pg_control").write_text(text)
-        self.marker.write_text(str(self.aside))
+        self.marker.write_text("%s\n%s" % (self.aside, restore.STARTED))
         backup_server.database["data"] = str(self.data)
         backup_server.options["log_file"] = str(tmp_path / "log")
         self.words, self.state = [], "active\n"
@@ -256,7 +256,7 @@ def test_a_restore_that_filled_the_disk_is_reverted(backup_server, place, monkey
 @pytest.mark.parametrize(("phase", "there"), [("fetching", "old"), ("started", "new"), ("undoing", "old")])
 def test_only_a_database_that_was_started_counts_as_restored(backup_server, place, phase, there):
     """Where it cannot be renamed, the previous directory is half copied when it is quarantined by copying."""
-    restore._mark(str(place.data), str(place.aside), phase)
+    restore._mark(str(place.aside), phase)
     restore._recover(backup_server, str(place.data))
     assert place.content() == there and not place.marker.exists()
 
