@@ -413,7 +413,7 @@ pre{padding:.5rem;white-space:pre-wrap}dl{display:grid;grid-template-columns:max
 dt{font-weight:bold}dd{margin:0}dd,li{overflow-wrap:anywhere}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}td,th{border:1px solid var(--edge);padding:.2rem .5rem;text-align:left;vertical-align:top}
 td.number{text-align:right;font-variant-numeric:tabular-nums}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(16rem,1fr));gap:1rem}metric{margin:0}figcaption{font-size:.9rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(16rem,1fr));gap:1rem}figure{margin:0}figcaption{font-size:.9rem}
 svg{width:100%;height:auto;display:block}svg text{font-size:11px;fill:currentColor}
 .bar{display:grid;grid-template-columns:minmax(8rem,1fr) 2fr 4rem;gap:.5rem;align-items:center;font-size:.9rem}
 @media(max-width:40rem){dl{grid-template-columns:1fr}.bar{grid-template-columns:1fr 4rem}.bar svg{grid-column:1/-1;grid-row:2}body{padding:.5rem}}
@@ -614,11 +614,11 @@ def line_chart(title: str, points: list, zone: dict, top: Optional[float] = None
         return datetime.datetime.fromtimestamp(at, timezone(zone)).strftime(form)
 
     return (
-        '<metric><figcaption>%s</figcaption><svg viewBox="0 0 300 100" role="img" aria-label="%s: max %g">'
+        '<figure><figcaption>%s</figcaption><svg viewBox="0 0 300 100" role="img" aria-label="%s: max %g">'
         '<path d="M45 10V80H295" fill="none" stroke="currentColor" stroke-width=".7"/>'
         '<polyline points="%s" fill="none" stroke="currentColor" stroke-width="1.5"/>'
         '<text x="41" y="18" text-anchor="end">%s</text><text x="41" y="82" text-anchor="end">0</text>'
-        '<text x="45" y="95">%s</text><text x="295" y="95" text-anchor="end">%s</text></svg></metric>'
+        '<text x="45" y="95">%s</text><text x="295" y="95" text-anchor="end">%s</text></svg></figure>'
         % (e(title), e(title), largest, coordinates, e(short(top)), clock(first), clock(last))
     )  # fmt: skip
 
