@@ -117,11 +117,11 @@ class CallbackModule(Default):
         return japanese(line) if self.language == "ja" else line
 
     def _duration(self, seconds: float) -> str:
-        verbose = int(seconds + 0.5)
-        if verbose < 60:
-            return self.text("seconds", n=verbose)
-        minutes = f"{verbose // 60}:{verbose % 60:02d}"
-        return minutes if verbose < 3600 else f"{verbose // 3600}:{verbose // 60 % 60:02d}:{verbose % 60:02d}"
+        whole = int(seconds + 0.5)
+        if whole < 60:
+            return self.text("seconds", n=whole)
+        minutes = f"{whole // 60}:{whole % 60:02d}"
+        return minutes if whole < 3600 else f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
     # Phases
 

@@ -35,7 +35,7 @@ class Message(NamedTuple):
 
 class Outcome(NamedTuple):
     status: str
-    detail: tuple = ()  # of Said
+    detail: tuple = ()  # of Message
     reason: str = ""  # chooses the hint
     data: dict = {}  # noqa: RUF012 - never written to
     error: str = ""
@@ -550,7 +550,7 @@ def check_disk(options: dict, context: Context) -> Outcome:
 
 def evaluate_disks(mounts: list, warning: Optional[float], critical: Optional[float]) -> Outcome:
     """Evaluate space and inodes of all mounts; the worst one gives the hint."""
-    findings = []  # (status, Said, reason, path)
+    findings = []  # (status, Message, reason, path)
     for mount in mounts:
         path = mount["path"]
         if "error" in mount:
