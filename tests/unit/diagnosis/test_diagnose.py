@@ -15,7 +15,6 @@ from types import SimpleNamespace
 
 import pytest
 import shiftmaster_diagnose
-import yaml
 from ansible.module_utils.shiftmaster.diagnosis import (
     application,
     database,
@@ -32,22 +31,6 @@ from ansible.module_utils.shiftmaster.diagnosis.setting import PARTS, Setting, s
 from ansible.module_utils.shiftmaster.host import probe
 
 # --- the module --------------------------------------------------------------------------------------------------------
-
-
-def test_documentation_and_argument_spec_agree():
-    documented = yaml.safe_load(shiftmaster_diagnose.DOCUMENTATION)["options"]
-
-    def compare(documented, spec, path):
-        assert set(documented) == set(spec), path
-        for name, option in spec.items():
-            text, where = documented[name], f"{path}.{name}"
-            for key in ("type", "default", "choices", "elements"):
-                assert text.get(key) == option.get(key), (where, key)
-            assert text.get("required", False) == option.get("required", False), where
-            if "options" in option:
-                compare(text["suboptions"], option["options"], where)
-
-    compare(documented, shiftmaster_diagnose.argument_spec(), "")
 
 
 def parameters(**more):

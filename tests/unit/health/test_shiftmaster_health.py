@@ -31,29 +31,6 @@ def options(kind, **more):
     return engine.complete(dict({"name": kind, "kind": kind}, **more))
 
 
-# --- documentation and argument spec ----------------------------------------------------------------------------------
-
-
-def test_documentation_and_argument_spec_agree():
-    documented = yaml.safe_load(shiftmaster_health.DOCUMENTATION)["options"]
-
-    def compare(documented, spec, path):
-        assert set(documented) == set(spec), path
-        for name, option in spec.items():
-            text = documented[name]
-            where = "%s.%s" % (path, name)
-            assert text["type"] == option["type"], where
-            assert text.get("default") == option.get("default"), where
-            assert text.get("required", False) == option.get("required", False), where
-            assert text.get("choices") == option.get("choices"), where
-            assert text.get("elements") == option.get("elements"), where
-            if "options" in option:
-                compare(text["suboptions"], option["options"], where)
-
-    compare(documented, shiftmaster_health.argument_spec(), "")
-    assert yaml.safe_load(shiftmaster_health.EXAMPLES) and yaml.safe_load(shiftmaster_health.RETURN)
-
-
 def test_no_parameter_accepts_a_password():
     assert not [name for name in shiftmaster_health.CHECK_OPTIONS if "password" in name or "token" in name]
 
@@ -801,7 +778,7 @@ def test_each_text_of_a_check_is_in_the_catalogue():
         node.args[0].value
         for module in (health_checks, engine)
         for node in ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("message", "Said")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("message", "Message")
         if node.args and isinstance(node.args[0], ast.Constant)
     }
     assert "redis.plain" in output_keys and output_keys - set(health_text.CATALOG) == set()

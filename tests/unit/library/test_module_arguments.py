@@ -28,6 +28,7 @@ def arguments_of(path, monkeypatch):
     try:
         module.main()
     except Taken as taken:
+        assert yaml.safe_load(module.EXAMPLES) and yaml.safe_load(module.RETURN)
         return taken.args[0], yaml.safe_load(module.DOCUMENTATION).get("options") or {}
     raise AssertionError("main() makes no AnsibleModule")
 

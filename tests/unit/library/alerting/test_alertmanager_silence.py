@@ -236,21 +236,6 @@ def test_times_are_those_of_alertmanager():
     assert module.timestamp_of("2026-01-31T08:00:00.5Z") == module.timestamp_of("2026-01-31T17:00:00+09:00") + 0.5
 
 
-def test_documentation_and_argument_spec_agree():
-    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
-
-    def compare(documented, spec):
-        assert set(documented) == set(spec)
-        for name, option in spec.items():
-            for key in ("type", "default", "choices", "elements", "required"):
-                assert documented[name].get(key) == option.get(key), (name, key)
-            if "options" in option:
-                compare(documented[name]["suboptions"], option["options"])
-
-    compare(documented, module.argument_spec())
-    assert yaml.safe_load(module.EXAMPLES) and yaml.safe_load(module.RETURN)
-
-
 # --- the calls of role notify -----------------------------------------------------------------------------------------
 
 
