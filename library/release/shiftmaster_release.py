@@ -350,11 +350,10 @@ class Operation:
 
     def one(self, wanted):
         """Return the directory name of the one release that a person means."""
-        found = releases.resolve(self.layout, wanted)
-        if not found:
+        found = releases.choose(self.layout, self.state, wanted)
+        if found is None:
             raise Refused("there is no release %s on this host; there are: %s" % (wanted, self.listing() or "none"))
-        live = [name for name in found if self.state.was_live(name) and self.state.status(name) != "bad"]
-        return (live or found)[-1]
+        return found
 
     def listing(self):
         def status(entry):

@@ -206,6 +206,13 @@ def resolve(layout: Layout, wanted: str) -> list:
     return found
 
 
+def choose(layout: Layout, state: State, wanted: str) -> Optional[str]:
+    """Return the one release that a person means, of several the newest that was live and is not bad."""
+    found = resolve(layout, wanted)
+    live = [name for name in found if state.was_live(name) and state.status(name) != "bad"]
+    return next(reversed(live or found), None)
+
+
 class Build:
     """One build. spec holds, all required:
 
