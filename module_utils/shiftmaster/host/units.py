@@ -40,10 +40,20 @@ def systemctl(*arguments, timeout: float = 90) -> str:
     return done.stdout.decode(errors="replace")
 
 
-def transient(name: str, description: str, properties) -> list:
-    """Return the words that run a command, to be appended, in a transient unit, and wait for its end."""
+def transient(name: str, description: str, properties, terminal: bool = False) -> list:
+    """Return the words that run a command, to be appended, in a transient unit, and wait for its end.
+
+    terminal: the command gets a terminal of its own, which is connected to that of this process.
+    """
     # By default the description is the command, which may hold a secret.
-    words = ["--quiet", "--pipe", "--wait", "--collect", "--service-type=exec", "--unit=" + name]
+    words = [
+        "--quiet",
+        "--pty" if terminal else "--pipe",
+        "--wait",
+        "--collect",
+        "--service-type=exec",
+        "--unit=" + name,
+    ]
     return [*SYSTEMD_RUN, *words, "--description=" + description, *("--property=" + line for line in properties), "--"]
 
 

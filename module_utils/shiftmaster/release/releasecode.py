@@ -53,6 +53,20 @@ for words in json.loads(sys.argv[1]):
 # process that ends within some milliseconds: the status of the one that has made the namespace.
 _STATUS = "@@shiftmaster-status@@ "
 _REPORTING = ("/bin/sh", "-c", '"$@"; code=$?; printf "\\n%s%d" "$0" $code >&2; exit $code', _STATUS)
+# The same for a command on a terminal: it does not end within milliseconds.
+_LASTING = ("/bin/sh", "-c", '"$@"; code=$?; sleep 0.1; exit $code', "sh")
+# Before a command of manage.py. PGOPTIONS has no effect where the application's settings have options.
+_READ_ONLY = """
+from django.db.backends.signals import connection_created
+def read_only(connection, **_more):
+    with connection.cursor() as cursor:
+        cursor.execute("SET default_transaction_read_only = on")
+connection_created.connect(read_only, weak=False)
+"""
+_OF_SYSTEMD_RUN = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+_ENDS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+# How long a person may work in one session.
+_SESSION_SECONDS = 24 * 3600
 # The code of systemd-run for a unit that a signal has ended.
 _SIGNALLED = 255
 _SIGNALLED_HINT = (
@@ -112,6 +126,59 @@ class Output(threading.Thread):
         return (self._head + gap + b"".join(self._tail)).decode(errors="replace")
 
 
+def _in_memory(env: dict) -> int:
+    """Return the descriptor of a file in memory that holds an environment."""
+    descriptor = os.memfd_create("environment", os.MFD_CLOEXEC)
+    os.write(descriptor, envfile.render(env).encode())
+    return descriptor
+
+
+def _in_unit(user, argv, descriptor, cwd, kind, seconds, nice=False, writable=(), terminal=False) -> tuple:
+    """Return the name of a transient unit and the command that runs argv there; see Process.
+
+    Raises KeyError where there is no such user.
+    """
+    pwd.getpwnam(user)
+    name = "shiftmaster-%s-%d-%d.service" % (kind, os.getpid(), next(_counter))
+    properties = [
+        "User=" + user,
+        # systemd's manager reads it before it starts the command.
+        "EnvironmentFile=/proc/%d/fd/%d" % (os.getpid(), descriptor),
+        "WorkingDirectory=" + (cwd or "/"),
+        # With the main process everything else of the unit ends, at once.
+        "KillSignal=SIGKILL",
+        "RuntimeMaxSec=%d" % (seconds + _GRACE_SECONDS),
+        *(_NICE if nice else ()),
+        *("ReadWritePaths=" + path for path in writable),
+    ]
+    words = units.transient(name, "ShiftMaster: " + kind, properties, terminal)
+    # systemd would fill in variables.
+    return name, words + [word.replace("$", "$$") for word in argv]
+
+
+def _ended(number: int, _frame) -> None:
+    # A terminal that goes away sends several.
+    for one in _ENDS:
+        signal.signal(one, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def _wait(child) -> int:
+    """Return the code of a process, which is killed where nobody reads the output of this one any more."""
+    reader = select.poll()
+    # Without events, poll() reports an error or a hang-up.
+    reader.register(1, 0)
+    try:
+        while not any(event & (select.POLLERR | select.POLLHUP) for _, event in reader.poll(0)):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(0.5)
+        return 128 + signal.SIGHUP
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
 class Process:
     """A command at work as a user (None: as this process), with exactly this environment.
 
@@ -124,26 +191,11 @@ class Process:
         self.unit, descriptor = "", None
         try:
             if user is not None and os.geteuid() == 0:
-                pwd.getpwnam(user)  # Raises KeyError where there is no such user.
                 os.stat(argv[0] if os.path.isabs(argv[0]) else "/")  # systemd would report it as any other end.
-                self.unit = "shiftmaster-%s-%d-%d.service" % (kind, os.getpid(), next(_counter))
-                descriptor = os.memfd_create("environment", os.MFD_CLOEXEC)
-                os.write(descriptor, envfile.render(env).encode())
-                properties = [
-                    "User=" + user,
-                    # systemd's manager reads it before it starts the command.
-                    "EnvironmentFile=/proc/%d/fd/%d" % (os.getpid(), descriptor),
-                    "WorkingDirectory=" + (cwd or "/"),
-                    # With the main process everything else of the unit ends, at once.
-                    "KillSignal=SIGKILL",
-                    "RuntimeMaxSec=%d" % (seconds + _GRACE_SECONDS),
-                    *(_NICE if nice else ()),
-                    *("ReadWritePaths=" + path for path in writable),
-                ]
-                words = units.transient(self.unit, "ShiftMaster: " + kind, properties)
-                # systemd would fill in variables.
-                argv = words + [word.replace("$", "$$") for word in (*(_REPORTING if reports else ()), *argv)]
-                env, cwd = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}, "/"
+                descriptor = _in_memory(env)
+                command = (*(_REPORTING if reports else ()), *argv)
+                self.unit, argv = _in_unit(user, command, descriptor, cwd, kind, seconds, nice, writable)
+                env, cwd = _OF_SYSTEMD_RUN, "/"
             pipes = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             self.child = subprocess.Popen(argv, env=env, cwd=cwd, start_new_session=True, **pipes)
         except (OSError, ValueError) as error:
@@ -290,6 +342,35 @@ class ReleaseCode:
     def shell(self, command: str, extra_env=None, **options) -> Completed:
         """Run a command of the site, which may hold a secret."""
         return self.run(_SHELL, extra_env=dict(extra_env or {}, SHIFTMASTER_COMMAND=command), **options)
+
+    def attach(self, words, extra_env=None, read_only=False) -> int:
+        """Run a command of manage.py on the terminal, or the streams, of this process; returns its status.
+
+        In the sandbox of other code of the release. It ends with this process, when the terminal or the reader of the
+        output goes away, and after a day. read_only: transactions on connections of Django reject writes.
+        """
+        terminal = os.isatty(0) and os.isatty(1)
+        environ = self.environ({"TERM": os.environ.get("TERM", "dumb"), **(extra_env or {})})
+        command = (*_LASTING, self.python, "-c", _READ_ONLY * read_only + _MANAGE, json.dumps([words]))
+        descriptor = _in_memory(environ)
+        source = os.path.join(self.path, "source")
+        try:
+            name, argv = _in_unit(self.user, command, descriptor, source, "code", _SESSION_SECONDS, terminal=terminal)
+            ends = {number: signal.signal(number, _ended) for number in _ENDS}
+            try:
+                code = _wait(subprocess.Popen(argv, env={**_OF_SYSTEMD_RUN, "TERM": environ["TERM"]}, cwd="/"))
+            finally:
+                # It may still run: what has ended systemd-run does not end the unit.
+                command = ("systemctl", "kill", "--signal=KILL", name)
+                subprocess.run(command, capture_output=True, check=False, timeout=30)
+                for number, before in ends.items():
+                    signal.signal(number, before)
+            # 255 is ssh's code for a connection that broke.
+            return 128 + signal.SIGKILL if code == _SIGNALLED else 128 - code if code < 0 else code
+        except (OSError, KeyError) as error:
+            raise ReleaseCodeError("%s could not be started: %s" % (words[0], error)) from error
+        finally:
+            os.close(descriptor)
 
     def manage(self, commands, **options) -> Completed:
         """Run commands of manage.py (lists of words) in one process, until one fails; no manage.py is needed."""

@@ -208,3 +208,76 @@ def test_the_version_is_that_of_the_last_complete_run(program, tmp_path, capsys,
     assert program.version() == 1
     fact.write_text(json.dumps({"version": "1.0.0", "revision": "abc", "actions": []}))
     assert program.version() == 0 and capsys.readouterr().out == "ShiftMaster operations 1.0.0 (abc)\n"
+
+
+@pytest.fixture
+def people(program, monkeypatch, tmp_path, capsys):
+    """Runs the program with two releases; returns its code, what was attached, the audit log and standard error."""
+    attached = []
+
+    class Code:
+        def __init__(self, path, user):
+            self.start = [path.rpartition("/")[2], user]
+
+        def attach(self, words, extra_env=None, read_only=False):
+            attached.append((*self.start, words, extra_env or {}, read_only))
+            return 7
+
+    for name, version in (("20261201T000000Z-aaaaaaaaaa", "2.0.0"), ("20261202T000000Z-bbbbbbbbbb", "2.1.0")):
+        (tmp_path / "releases" / name).mkdir(parents=True)
+        (tmp_path / "releases" / name / "manifest.json").write_text(json.dumps({"version": version}))
+    (tmp_path / "shared/state").mkdir(parents=True)
+    (tmp_path / "options").write_text(json.dumps({"root": str(tmp_path), "user": "shiftmaster"}))
+    monkeypatch.setattr(program, "OPTIONS", str(tmp_path / "options"))
+    monkeypatch.setattr(program, "ReleaseCode", Code)
+    monkeypatch.setattr(program.Layout, "current", lambda self: "20261202T000000Z-bbbbbbbbbb")
+
+    def run(*words):
+        attached.clear()
+        monkeypatch.setattr(program.sys, "argv", ["shiftmasterctl", *words])
+        code, log = program.main(), tmp_path / "shared/state/audit.jsonl"
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return code, list(attached), lines, capsys.readouterr().err
+
+    return run
+
+
+def test_each_verb_of_a_person_starts_its_command_in_a_release(people):
+    live, before = "20261202T000000Z-bbbbbbbbbb", "20261201T000000Z-aaaaaaaaaa"
+    cases = {
+        ("manage", "check"): (live, ["check"], False),
+        ("manage", "--release", "2.0.0", "check", "--deploy"): (before, ["check", "--deploy"], False),
+        ("manage", "--release", before, "check"): (before, ["check"], False),
+        ("shell",): (live, ["shell"], False),
+        ("shell", "--read-only"): (live, ["shell"], True),
+        ("db",): (live, ["dbshell"], False),
+    }
+    for words, (release, expected, read_only) in cases.items():
+        code, ((name, user, found, _, reads),), _, _ = people(*words)
+        assert (code, name, user, found, reads) == (7, release, "shiftmaster", expected, read_only), words
+
+
+def test_db_has_the_timeout_of_a_person_and_keeps_no_history(people):
+    found = {words: people(*words)[1][0][3] for words in (("db",), ("db", "--write"))}
+    for words, env in found.items():
+        assert "statement_timeout=300s" in env["PGOPTIONS"] and env["PSQL_HISTORY"] == "/dev/null"
+        assert ("default_transaction_read_only=on" in env["PGOPTIONS"]) == (words == ("db",))
+
+
+def test_the_audit_log_has_who_and_the_command_without_its_arguments(people):
+    _, _, (entry,), err = people("--by", "sato@vm", "manage", "changepassword", "SECRET")
+    assert (entry["event"], entry["who"], entry["reason"]) == ("access", "sato@vm", "manage: changepassword")
+    assert "SECRET" not in json.dumps(entry) + err
+
+
+def test_bad_words_are_one_sentence_and_start_nothing(people):
+    cases = {
+        ("manage",): "showmigrations",
+        ("manage", "--release", "2.0.O", "check"): "did you mean 2.0.0?",
+        ("manage", "--release"): "needs a command",
+        ("shell", "--write"): "--read-only",
+        ("db", "--read-only"): "--write",
+    }
+    for words, expected in cases.items():
+        code, attached, audited, err = people(*words)
+        assert (code, attached, audited, len(err.splitlines())) == (2, [], [], 1) and expected in err, words
