@@ -15,7 +15,7 @@ from .texts import fail, say
 from .verbs import play
 
 # The order of the help; further verbs follow by their names.
-FIRST = ("init", *(form.split()[0] for form in play.FORMS), "grow", "keys")
+FIRST = ("init", *(form.split()[0] for form in play.FORMS), "grow", "keys", "ssh", "manage", "shell", "db")
 
 
 def version() -> str:

@@ -79,6 +79,19 @@ TEXTS = Texts({
         "the fingerprints of the backups' keys; then compare keys that are typed from the safe",
         "バックアップの鍵のフィンガープリントを表示し、金庫の用紙から入力した鍵と照合",
     ),
+    "ssh [HOST] [COMMAND]": (
+        "a terminal on a host, without a name on the first application host; or a command there as root",
+        "ホストの端末 (省略時は最初のアプリケーションホスト)、または root でのコマンド実行",
+    ),
+    "manage ARGUMENTS": (
+        "a command of Django in the live release, e.g. manage createsuperuser (--host HOST, --release NAME)",
+        "稼働中のリリースで Django のコマンドを実行 (例: manage createsuperuser。--host HOST、--release NAME)",
+    ),
+    "shell [--read-only]": ("Django's shell in the live release", "稼働中のリリースの Django シェル"),
+    "db [--write]": (
+        "psql as the application's login, read-only without --write",
+        "アプリケーションのログインでの psql。--write がなければ読み取り専用",
+    ),
     "NAME": (
         "any other playbooks/NAME.yml: verify, patch, rotate, ...",
         "その他の playbooks/NAME.yml: verify, patch, rotate など",
@@ -111,6 +124,29 @@ TEXTS = Texts({
     "value_missing": (
         "{command} needs a value, {form}: {summary}.",
         "{command} には値 {form} が必要です: {summary}。",
+    ),
+    "no_host": ("There is no host in group {group}.", "グループ {group} にホストがありません。"),
+    "host_unknown": (
+        "There is no host {name}. {meant}There are {known}.",
+        "ホスト {name} はありません。{meant}存在するホスト: {known}。",
+    ),
+    "host_unnamed": ("--host needs the name of a host.", "--host にはホスト名が必要です。"),
+    "connection_unknown": (
+        "{host} is reached by the connection {kind}; this command supports ssh, docker and local.",
+        "{host} の接続方式は {kind} です。このコマンドは ssh、docker、local に対応しています。",
+    ),
+    "host_unreachable": (
+        "{host} cannot be reached, or the connection broke.",
+        "{host} に接続できないか、接続が切れました。",
+    ),
+    "word_unknown": (
+        "{command} has no {word}. {meant}It takes: {known}.",
+        "{command} に {word} はありません。{meant}使用できるもの: {known}。",
+    ),
+    "program_missing": ("{program} is not installed.", "{program} がインストールされていません。"),
+    "manage_usage": (
+        "manage needs a command of Django, e.g. ./shiftmaster manage showmigrations.",
+        "manage には Django のコマンドが必要です (例: ./shiftmaster manage showmigrations)。",
     ),
     "interrupted": (
         "\nInterrupted. What is live (the same command again finishes or reverts the {command}):",
