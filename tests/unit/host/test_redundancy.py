@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from ansible.module_utils.shiftmaster.health import checks
 from ansible.module_utils.shiftmaster.host import probe, redundancy
-from ansible.module_utils.shiftmaster.monitoring import host_metrics
+from ansible.module_utils.shiftmaster.monitoring import host_metrics, metrics
 
 ROUTES = """Iface	Destination	Gateway 	Flags	RefCnt	Use	Metric	Mask		MTU	Window	IRTT
 ens18	00000000	0100140A	0003	0	0	0	00000000	0	0	0
@@ -90,4 +90,5 @@ def test_the_metric_of_the_address(monkeypatch):
     monkeypatch.setattr(host_metrics, "pending_updates", lambda: {"security": 0})
     found = host_metrics.collect({"listeners": [], "mail_servers": [], "virtual_address": "127.0.0.1"}, "")
     assert found[host_metrics.ADDRESS, 'address="127.0.0.1"'] == 1
-    assert 'shiftmaster_host_virtual_address_held{address="127.0.0.1"} 1' in host_metrics.text_of(found)
+    text = metrics.exposition(host_metrics.HELP, found)
+    assert 'shiftmaster_host_virtual_address_held{address="127.0.0.1"} 1' in text
